@@ -1,0 +1,57 @@
+"""Package definition of tfppo: dependencies, extras and metadata. Tool settings: pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).resolve().parent / "README.md"
+
+TENSORFLOW_RANGE = ">=2.21,<2.22"
+
+INSTALL_REQUIRES = [
+    f"tensorflow{TENSORFLOW_RANGE}",
+    "keras>=3.15.1,<3.16",
+    "keras-hub>=0.32,<0.33",
+    "tensorflow-text>=2.21.1,<2.22",
+    "tensorflow-datasets>=4.9.10,<4.10",
+    "importlib_resources",  # tensorflow-datasets imports it, but declares it for Python < 3.9 only
+    f"tensorboard{TENSORFLOW_RANGE}",
+    "absl-py>=2.1",
+    "ml-collections>=1.1,<2",
+    "numpy",
+    "tokenizers>=0.21",
+    "vaderSentiment==3.3.2",  # exact: its lexicon is the default reward, so it fixes the scores
+    "tqdm",
+    "matplotlib",
+]
+
+TEST_REQUIRES = ["pytest>=8", "dill"]
+
+EXTRAS_REQUIRE = {
+    "test": TEST_REQUIRES,
+    # The range of ruff is also in .ci/run and pyproject.toml: another one formats differently.
+    "dev": [*TEST_REQUIRES, "ruff>=0.17,<0.18", "build"],
+    "gpu": [f"tensorflow[and-cuda]{TENSORFLOW_RANGE}"],
+}
+
+setup(
+    name="tfppo",
+    version="0.1.0",
+    description="PPO fine-tuning of Transformer language models in TensorFlow and Keras",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["tfppo", "tfppo.*"]),
+    python_requires=">=3.11",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    zip_safe=False,
+)
