@@ -1,0 +1,74 @@
+"""Packs documents into sequences of one length for language-model training.
+
+Documents of different lengths stand side by side in a sequence; each has a segment number and positions of its own, so
+that none sees another and every document is trained exactly as it will be sampled: from its own first position on.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tfppo.data.sources import Example
+
+
+class PackedSequences(NamedTuple):
+    """N sequences of L positions; segment 0 is padding."""
+
+    inputs: np.ndarray  # [N, L] int32
+    targets: np.ndarray  # [N, L] int32, the token after each input
+    weights: np.ndarray  # [N, L] float32, 1 where the target counts
+    segment_ids: np.ndarray  # [N, L] int32
+    positions: np.ndarray  # [N, L] int32
+
+
+def encode_documents(examples: list[Example], tokenizer) -> list[tuple[list[int], int]]:
+    """Each example as (token ids between start token and EOS, number of leading targets that do not count).
+
+    Where the data has prompts, only the response's tokens count (supervised fine-tuning).
+    """
+    texts = tokenizer.encode_batch([example.text for example in examples])
+    prompts = tokenizer.encode_batch([example.prompt or "" for example in examples])
+    eos = tokenizer.eos_id
+    return [([eos, *prompt, *text, eos], len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def pack(documents: list[tuple[list[int], int]], length: int) -> PackedSequences:
+    """Packs documents into as few sequences as first-fit, longest first, finds.
+
+    A document of more than `length` tokens is cut into pieces; each piece starts at position 0.
+    """
+    pieces = []  # (inputs, targets, number of leading targets without weight)
+    for ids, skip in documents:
+        for start in range(0, len(ids) - 1, length):
+            piece = ids[start : start + length + 1]
+            pieces.append((piece[:-1], piece[1:], max(skip - start, 0)))
+    order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i][0]))
+    rows, open_rows = [], [[] for _ in range(length + 1)]  # open_rows[room]: rows with that much room
+    for i in order:
+        size = len(pieces[i][0])
+        room = next((room for room in range(size, length + 1) if open_rows[room]), None)
+        row = open_rows[room].pop() if room is not None else []
+        if room is None:
+            rows.append(row)
+            room = length
+        row.append(pieces[i])
+        open_rows[room - size].append(row)
+    return _lay_out(rows, length)
+
+
+def _lay_out(rows, length):
+    packed = PackedSequences(*(np.zeros([len(rows), length], dtype) for dtype in _DTYPES))
+    for number, row in enumerate(rows):
+        start = 0
+        for segment, (inputs, targets, skip) in enumerate(row, start=1):
+            place = slice(start, start + len(inputs))
+            packed.inputs[number, place] = inputs
+            packed.targets[number, place] = targets
+            packed.weights[number, start + skip : place.stop] = 1.0
+            packed.segment_ids[number, place] = segment
+            packed.positions[number, place] = np.arange(len(inputs))
+            start = place.stop
+    return packed
+
+
+_DTYPES = (np.int32, np.int32, np.float32, np.int32, np.int32)
