@@ -1,0 +1,67 @@
+"""A model on disk: one folder with `model.keras` and the tokenizer that belongs to it."""
+
+import shutil
+from pathlib import Path
+
+import keras
+
+from tfppo.errors import UserError
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
+from tfppo.text.tokenizer import Tokenizer
+
+_MODEL_FILE = "model.keras"
+
+
+def save_model(model, tokenizer: Tokenizer, folder):
+    """Writes a LanguageModel or a Policy with its tokenizer; a folder that was there is replaced as a whole."""
+    folder = Path(folder)
+    fresh = folder.with_name(folder.name + ".saving")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    tokenizer.save(fresh / "tokenizer")
+    model.save(fresh / _MODEL_FILE)
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _load(folder):
+    path = Path(folder) / _MODEL_FILE
+    if not path.is_file():
+        raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with train_lm.py")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {str(error).splitlines()[0]}") from error
+    return model, Tokenizer.load(Path(folder) / "tokenizer")
+
+
+def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokenizer]:
+    """The language model in a folder (the actor, where it holds a policy), under the given dtype policy, dropout off.
+
+    Raises: UserError where there is none or it cannot be read.
+    """
+    model, tokenizer = _load(folder)
+    actor = model.language_model if isinstance(model, Policy) else model
+    return copy_language_model(actor, dtype), tokenizer
+
+
+def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
+    """The policy in a folder; a language model becomes a policy whose values are 0. Raises: UserError."""
+    model, tokenizer = _load(folder)
+    if not isinstance(model, Policy):
+        return Policy(copy_language_model(model, dtype)), tokenizer
+    policy = Policy(copy_language_model(model.language_model, dtype), model.separate_critic)
+    policy.set_weights(model.get_weights())
+    return policy, tokenizer
+
+
+def copy_language_model(model: LanguageModel, dtype) -> LanguageModel:
+    """A copy with the same weights under another dtype policy."""
+    copy = LanguageModel.from_config({**model.get_config(), "dtype": dtype})
+    copy.set_weights(model.get_weights())
+    return copy

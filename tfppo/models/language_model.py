@@ -1,0 +1,67 @@
+"""The language model: a Transformer whose output embedding is its input embedding."""
+
+import keras
+import tensorflow as tf
+
+from tfppo.models.transformer import MASKED_SCORE, Transformer
+from tfppo.ops.shapes import size_of
+
+
+@keras.saving.register_keras_serializable(package="tfppo")
+class LanguageModel(keras.Model):
+    """Token ids [B, T] to next-token logits [B, T, V] in float32, with tied embeddings.
+
+    The PAD token gets a logit of -1e9 everywhere: it is never sampled, and never has a share in a probability.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size,
+        num_layers,
+        num_heads,
+        hidden_dim,
+        intermediate_dim,
+        max_sequence_length,
+        dropout=0.0,
+        pad_id=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.trunk = Transformer(
+            vocabulary_size,
+            num_layers,
+            num_heads,
+            hidden_dim,
+            intermediate_dim,
+            max_sequence_length,
+            dropout,
+            dtype=self.dtype_policy,
+            name="trunk",
+        )
+        self.pad_id = pad_id
+        self.built = True
+
+    @property
+    def max_sequence_length(self):
+        """The number of positions that the model knows."""
+        return self.trunk.sizes["max_sequence_length"]
+
+    def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None):
+        """Logits [B, T, V]; the arguments are the trunk's."""
+        return self.logits(self.trunk(token_ids, padding_mask, segment_ids, positions, dropout_seed))
+
+    def response_logits(self, prompt_ids, prompt_mask, response_ids, response_mask):
+        """Logits [B, R, V] of the states in which each response token was chosen; the arguments are the trunk's."""
+        return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
+
+    def logits(self, hidden):
+        """Next-token logits [..., V] of hidden states [..., D], in float32 under every dtype policy."""
+        embedding = tf.cast(self.trunk.token_embedding, tf.float32)
+        flat = tf.reshape(tf.cast(hidden, tf.float32), [-1, embedding.shape[1]])
+        logits = tf.matmul(flat, embedding, transpose_b=True)
+        logits = tf.nn.bias_add(logits, MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0]))
+        leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
+        return tf.reshape(logits, [*leading, embedding.shape[0]])
+
+    def get_config(self):
+        return {**super().get_config(), **self.trunk.sizes, "pad_id": self.pad_id}

@@ -1,0 +1,83 @@
+"""The policy: a language model that also tells the value of every state."""
+
+import keras
+import tensorflow as tf
+
+from tfppo.models.transformer import Transformer
+
+
+@keras.saving.register_keras_serializable(package="tfppo")
+class Policy(keras.Model):
+    """Actor and critic. The value head starts at 0, on the shared trunk or on a critic trunk of its own.
+
+    Args:
+        language_model: the actor.
+        separate_critic: whether the critic has a trunk of its own, which starts as a copy of the actor's.
+    """
+
+    def __init__(self, language_model, separate_critic=False, **kwargs):
+        super().__init__(dtype=language_model.dtype_policy, **kwargs)
+        self.language_model = language_model
+        self.separate_critic = separate_critic
+        self.critic = None
+        if separate_critic:
+            trunk = language_model.trunk
+            self.critic = Transformer.from_config({**trunk.get_config(), "name": "critic"})
+            self.critic.set_weights(trunk.get_weights())
+        hidden_dim = language_model.trunk.sizes["hidden_dim"]
+        self.value_kernel = self.add_weight(
+            shape=[hidden_dim, 1], initializer="zeros", name="value_kernel", dtype="float32", autocast=False
+        )
+        self.value_bias = self.add_weight(
+            shape=[1], initializer="zeros", name="value_bias", dtype="float32", autocast=False
+        )
+        self.built = True
+
+    def call(self, token_ids, padding_mask=None):
+        """Logits [B, T, V] of the next token and values [B, T] of the state, at every position."""
+        hidden = self.language_model.trunk(token_ids, padding_mask)
+        critic_hidden = self.critic(token_ids, padding_mask) if self.critic else hidden
+        return self.language_model.logits(hidden), self._values(critic_hidden)
+
+    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask):
+        """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
+
+        Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R].
+        """
+        batch = (prompt_ids, prompt_mask, response_ids, response_mask)
+        hidden = self.language_model.trunk.response_states(*batch)
+        critic_hidden = self.critic.response_states(*batch) if self.critic else hidden
+        return self.language_model.logits(hidden), self._values(critic_hidden)
+
+    def prefill(self, prompt_ids, prompt_mask, cache_length):
+        """Logits [B, V] and values [B] after a prompt padded on the left, and the cache to go on from there."""
+        hidden, cache = self.language_model.trunk.prefill(prompt_ids, prompt_mask, cache_length)
+        critic_hidden, critic_cache = hidden, []
+        if self.critic:
+            critic_hidden, critic_cache = self.critic.prefill(prompt_ids, prompt_mask, cache_length)
+        return self.language_model.logits(hidden[:, -1]), self._values(critic_hidden[:, -1]), (cache, critic_cache)
+
+    def decode_step(self, token_ids, positions, index, visible, cache):
+        """Logits [B, V] and values [B] after one more token a row; the arguments are the trunk's."""
+        cache, critic_cache = cache
+        hidden, cache = self.language_model.trunk.decode_step(token_ids, positions, index, visible, cache)
+        critic_hidden = hidden
+        if self.critic:
+            critic_hidden, critic_cache = self.critic.decode_step(token_ids, positions, index, visible, critic_cache)
+        return self.language_model.logits(hidden), self._values(critic_hidden), (cache, critic_cache)
+
+    def _values(self, hidden):
+        hidden = tf.cast(hidden, tf.float32)
+        return tf.squeeze(tf.tensordot(hidden, tf.convert_to_tensor(self.value_kernel), 1), -1) + self.value_bias[0]
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "language_model": keras.saving.serialize_keras_object(self.language_model),
+            "separate_critic": self.separate_critic,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        language_model = keras.saving.deserialize_keras_object(config.pop("language_model"))
+        return cls(language_model, **config)

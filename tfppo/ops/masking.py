@@ -1,0 +1,52 @@
+"""Masked statistics, whitening and positions. Padding never enters a sum."""
+
+import tensorflow as tf
+
+
+def masked_sum(values, mask, axis=None):
+    """Sum over the positions where `mask` is 1; whatever stands elsewhere (NaN too) is left out."""
+    return tf.reduce_sum(tf.where(mask > 0, values, tf.zeros_like(values)), axis=axis)
+
+
+def masked_mean(values, mask, axis=None):
+    """Mean over the positions where `mask` is 1; 0 where there is none."""
+    return tf.math.divide_no_nan(masked_sum(values, mask, axis), tf.reduce_sum(mask, axis=axis))
+
+
+def masked_moments(values, mask):
+    """Mean and biased variance (divided by n, not n - 1) over the positions where `mask` is 1."""
+    mean = masked_mean(values, mask)
+    return mean, masked_mean(tf.square(values - mean), mask)
+
+
+def whiten(values, mask, *, shift_mean):
+    """Scale to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean is kept.
+
+    The variance is the biased one and enters as rsqrt(variance + 1e-8) (Ziegler et al. 2019). Padding becomes 0.
+
+    Args: values [B, R]; mask [B, R]. Returns [B, R].
+    """
+    mean, variance = masked_moments(values, mask)
+    whitened = (values - mean) * tf.math.rsqrt(variance + 1e-8)
+    if not shift_mean:
+        whitened += mean
+    return tf.where(mask > 0, whitened, tf.zeros_like(whitened))
+
+
+def positions_from_mask(mask):
+    """Positions that padding does not shift: the number of real tokens before each one.
+
+    Args: mask [B, T]. Returns int32 [B, T]; for two pads and three tokens 0, 0, 0, 1, 2.
+    """
+    mask = tf.cast(mask, tf.int32)
+    return tf.cumsum(mask, axis=1) - mask
+
+
+def last_token_one_hot(mask):
+    """1 at the last real token of each row, 0 elsewhere; an empty row is all 0.
+
+    Args: mask [B, R], padded on the right. Returns float32 [B, R].
+    """
+    mask = tf.cast(mask, tf.float32)
+    following = tf.concat([mask[:, 1:], tf.zeros_like(mask[:, :1])], axis=1)
+    return mask * (1.0 - following)

@@ -1,0 +1,9 @@
+"""Sizes of tensors."""
+
+import tensorflow as tf
+
+
+def size_of(tensor, axis):
+    """The size of an axis: a Python int where the graph knows it, else a scalar tensor."""
+    static = tensor.shape[axis]
+    return tf.shape(tensor)[axis] if static is None else static
