@@ -151,11 +151,7 @@ def test_only_the_cli_touches_flags(module):
 @pytest.mark.parametrize("module", [m for m in LIBRARY if is_within(m, "tfppo.ops")])
 def test_ops_import_neither_keras_nor_config(module):
     keras = {"keras", "keras_hub"}  # as a component, so that tensorflow.keras counts too
-    forbidden = [
-        name
-        for name in IMPORTS[module]
-        if keras & set(name.split(".")) or is_within(name, "tfppo.config")
-    ]
+    forbidden = [name for name in IMPORTS[module] if keras & set(name.split(".")) or is_within(name, "tfppo.config")]
     assert forbidden == []
 
 

@@ -1,0 +1,60 @@
+"""Replicas: which devices to use, and how rows of a batch are shared among them.
+
+One code path for one device and many. Every replica sees the whole (small) rollout and takes its own rows of it, so
+what is computed does not depend on the number of replicas; only gradients and statistics are summed over them.
+"""
+
+import tensorflow as tf
+
+from tfppo.errors import UserError
+
+
+def make_strategy(num_replicas=0):
+    """MirroredStrategy over the GPUs, or over logical CPU devices where there is none.
+
+    Args: num_replicas: 0 takes every GPU, or one CPU.
+    Raises: UserError where there are fewer GPUs than asked for.
+    """
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if gpus:
+        if num_replicas > len(gpus):
+            raise UserError(
+                f"num_replicas is {num_replicas}, but there are {len(gpus)} GPUs; lower it or use 0 for all"
+            )
+        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[: num_replicas or None]])
+    count = max(num_replicas, 1)
+    if count > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+
+
+def share_of_replica(rows):
+    """This replica's equal, contiguous share of tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
+
+    Call it inside `strategy.run`. N must divide B.
+    """
+    context = tf.distribute.get_replica_context()
+    count, index = context.num_replicas_in_sync, context.replica_id_in_sync_group
+
+    def share(tensor):
+        return tf.reshape(tensor, [count, tensor.shape[0] // count, *tensor.shape[1:]])[index]
+
+    return tf.nest.map_structure(share, rows)
+
+
+def map_rows(strategy, fn, *rows):
+    """fn over the rows of a batch, shared among the replicas and put together again, in the order of the rows.
+
+    Call it inside a `tf.function`. Args: rows: tensors [B, ...]; fn maps [B/N, ...] to a nest of [B/N, ...].
+    """
+    results = strategy.run(lambda *whole: fn(*share_of_replica(whole)), rows)
+    parts = strategy.experimental_local_results(results)
+    return tf.nest.map_structure(lambda *local: tf.concat(local, axis=0), *parts)
+
+
+def check_divides(strategy, name, value):
+    """Raises UserError unless the number of replicas divides a batch size."""
+    count = strategy.num_replicas_in_sync
+    if value % count:
+        raise UserError(f"{name} is {value}; the number of replicas, {count}, must divide it")

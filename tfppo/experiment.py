@@ -1,0 +1,189 @@
+"""The stages of an experiment, each from a validated Config and a run's folder.
+
+WORKDIR/
+    config.json          the validated configuration of the last command
+    lm/                  the best language model with its tokenizer
+    policy/              the policy that PPO made, with the tokenizer
+    checkpoints/         of PPO; lm_checkpoints/ of the language model
+    ppo.jsonl, ppo/      metrics of PPO, and the same for TensorBoard; likewise lm_training
+    evaluation.json      the last evaluation
+    reward_over_kl.png   the picture of the PPO run
+    export/1, 2, ...     SavedModels
+"""
+
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+from absl import logging
+
+from tfppo import export
+from tfppo.charts import plot_reward_over_kl
+from tfppo.config import Config, validate_ppo_sampling
+from tfppo.data.packing import encode_documents, pack
+from tfppo.data.prompts import PromptSet, encode_prompts, pad_left
+from tfppo.data.sources import load_examples
+from tfppo.distribute import make_strategy
+from tfppo.errors import UserError
+from tfppo.evaluation import Evaluation, evaluate, write_evaluation
+from tfppo.learner import Learner
+from tfppo.lm_trainer import LmTrainer
+from tfppo.metrics import read_metrics
+from tfppo.models.folder import copy_language_model, load_language_model, load_policy, save_model
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
+from tfppo.rewards.loading import load_reward
+from tfppo.rollout import RolloutCollector, Sampler
+from tfppo.seeds import seed_for
+from tfppo.text.tokenizer import Tokenizer
+from tfppo.trainer import PpoTrainer
+
+
+def open_workdir(config: Config, workdir) -> Path:
+    """Makes the run's folder and writes the configuration to it.
+
+    Raises: UserError where the folder cannot be written.
+    """
+    folder = Path(workdir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(config.to_json())
+    except OSError as error:
+        raise UserError(f"--workdir {str(workdir)!r} cannot be written: {error.strerror}; choose another") from error
+    return folder
+
+
+class Experiment:
+    """One configuration in one folder, on one set of devices."""
+
+    def __init__(self, config: Config, workdir):
+        self.config = config.validate()
+        self.folder = open_workdir(config, workdir)
+        self.strategy = make_strategy(config.num_replicas)
+        keras.utils.set_random_seed(config.seed)
+
+    def examples(self, split):
+        """The texts of a split. Raises: UserError where there is none."""
+        data = self.config.data
+        return load_examples(
+            data.source,
+            split,
+            text_feature=data.text_feature,
+            prompt_feature=data.prompt_feature,
+            data_dir=data.data_dir,
+        )
+
+    def prompts(self, split, tokenizer) -> PromptSet:
+        """The prompts of a split. Raises: UserError where there is none, or one is too long."""
+        data, seed = self.config.data, self.config.seed
+        encoded = encode_prompts(self.examples(split), tokenizer, data, seed)
+        return PromptSet(encoded, tokenizer, data.max_prompt_tokens, seed)
+
+    def train_lm(self):
+        """Trains a tokenizer and a language model on the texts; WORKDIR/lm holds the best one afterwards."""
+        config, sizes = self.config, self.config.model
+        train, validation = self.examples("train"), self.examples("validation")
+        tokenizer = Tokenizer.train([f"{e.prompt or ''}{e.text}" for e in train], sizes.vocabulary_size)
+        packed = [pack(encode_documents(part, tokenizer), sizes.max_sequence_length) for part in (train, validation)]
+        with self.strategy.scope():
+            model = LanguageModel(
+                tokenizer.vocabulary_size,
+                sizes.num_layers,
+                sizes.num_heads,
+                sizes.hidden_dim,
+                sizes.intermediate_dim,
+                sizes.max_sequence_length,
+                sizes.dropout,
+                pad_id=tokenizer.pad_id,
+                dtype=config.lm.dtype,
+            )
+        num_words = sum(len(example.text.split()) for example in validation)
+        LmTrainer(config.lm, config.seed, model, tokenizer, *packed, num_words, self.strategy, self.folder).train()
+
+    def language_model_folder(self) -> Path:
+        """The folder of the model that PPO starts from, which is also its reference."""
+        return Path(self.config.language_model) if self.config.language_model else self.folder / "lm"
+
+    def train_ppo(self):
+        """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
+        config = self.config
+        validate_ppo_sampling(config.sampling)
+        reward_fn = load_reward(config.reward)
+        with self.strategy.scope():
+            ref_model, tokenizer = load_language_model(self.language_model_folder(), config.ppo.dtype)
+            ref_model.trainable = False
+            policy = Policy(copy_language_model(ref_model, config.ppo.dtype), config.ppo.separate_critic)
+        self.check_positions(ref_model)
+        collector = RolloutCollector(
+            policy, ref_model, config.sampling, tokenizer=tokenizer, reward_fn=reward_fn, strategy=self.strategy
+        )
+        learner = Learner(policy, config.ppo, self.strategy, config.sampling.temperature)
+        prompts = self.prompts("train", tokenizer)
+        PpoTrainer(config, collector, learner, prompts, self.folder).train()
+        save_model(policy, tokenizer, self.folder / "policy")
+        plot_reward_over_kl(read_metrics(self.folder / "ppo.jsonl"), self.folder / "reward_over_kl.png")
+
+    def evaluate(self, model_folder) -> Evaluation:
+        """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from."""
+        config = self.config
+        reward_fn = load_reward(config.reward)
+        policy, tokenizer = load_policy(model_folder)
+        ref_model, _ = load_language_model(self.language_model_folder())
+        self.check_positions(ref_model)
+        return evaluate(
+            policy,
+            ref_model,
+            self.prompts("test", tokenizer).sample(config.evaluation.num_prompts),
+            config.sampling,
+            tokenizer=tokenizer,
+            reward_fn=reward_fn,
+            strategy=self.strategy,
+            seed=config.seed,
+            batch_size=config.evaluation.batch_size,
+        )
+
+    def generate(self, model_folder, prompts: list[str]) -> list[str]:
+        """One continuation a prompt, by the model in a folder (None: the policy, or the language model before PPO).
+
+        Raises: UserError where there is no model, or a prompt is longer than the model has room for.
+        """
+        sampling = self.config.sampling
+        if model_folder is None:
+            policy_folder = self.folder / "policy"
+            model_folder = policy_folder if policy_folder.exists() else self.language_model_folder()
+        policy, tokenizer = load_policy(model_folder)
+        rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
+        room = policy.language_model.max_sequence_length - sampling.response_length
+        for prompt, row in zip(prompts, rows, strict=True):
+            if len(row) > room:
+                raise UserError(
+                    f"the prompt {prompt!r:.120} has {len(row) - 1} tokens; beside sampling.response_length "
+                    f"{sampling.response_length} the model has room for {room - 1}; shorten one of them"
+                )
+        batch = pad_left(rows, tokenizer.pad_id, max(map(len, rows)))
+        sampler = Sampler(
+            policy, sampling, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=tf.distribute.get_strategy()
+        )
+        samples = sampler(batch, seed_for(self.config.seed, "generate"))
+        return tokenizer.decode_batch(samples.response_ids.numpy())
+
+    def write_evaluation(self, figures):
+        """Keeps the figures of an evaluation as WORKDIR/evaluation.json."""
+        write_evaluation(self.folder / "evaluation.json", figures)
+
+    def export(self, model_folder) -> Path:
+        """Exports the model in a folder as the next version under WORKDIR/export."""
+        policy, tokenizer = load_policy(model_folder)
+        path = export.export_policy(policy, tokenizer, self.config.sampling, self.folder / "export")
+        logging.info("exported to %s", path)
+        return path
+
+    def check_positions(self, model):
+        """Raises UserError where prompt and response are longer than the model has positions."""
+        longest = 1 + self.config.data.max_prompt_tokens + self.config.sampling.response_length
+        if longest > model.max_sequence_length:
+            raise UserError(
+                f"sampling.response_length is {self.config.sampling.response_length}: with a start token and "
+                f"data.max_prompt_tokens {self.config.data.max_prompt_tokens} that is {longest} positions, and the "
+                f"model in {str(self.language_model_folder())!r} has {model.max_sequence_length}; lower one of them"
+            )

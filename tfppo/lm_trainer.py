@@ -1,0 +1,173 @@
+"""Language-model training: next-token prediction over packed sequences, until held-out perplexity stops falling."""
+
+import math
+import time
+from contextlib import closing
+
+import numpy as np
+import tensorflow as tf
+
+from tfppo.checkpoint import CheckpointKeeper
+from tfppo.config import LmConfig
+from tfppo.data.packing import PackedSequences
+from tfppo.distribute import check_divides, share_of_replica
+from tfppo.interrupt import Interrupted, StopRequest
+from tfppo.metrics import MetricsWriter
+from tfppo.models.folder import save_model
+from tfppo.ops.logprobs import token_logprobs
+from tfppo.ops.masking import masked_sum
+from tfppo.optimization import AdamW, gradients_of, optimize
+from tfppo.progress import progress_bar
+from tfppo.seeds import seed_for, stream_indices
+
+
+def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
+    """Sum of -log P(target) over the targets that count, in nats: a scalar."""
+    logits = model(batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed)
+    return masked_sum(-token_logprobs(logits, batch.targets), batch.weights)
+
+
+def scheduled_learning_rate(config: LmConfig, step):
+    """Linear warmup to the peak, then cosine or linear decay to 0 at the last step."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / (config.num_steps - config.warmup_steps)
+    share = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.learning_rate * share
+
+
+class LmTrainer:
+    """Trains a language model and keeps the best one, by held-out loss, in a model folder.
+
+    Args:
+        model: built in the strategy's scope.
+        num_words: of the held-out texts; the perplexity a word is taken over them.
+        folder: of the run: checkpoints, metrics, and `lm`, the best model with its tokenizer.
+    """
+
+    def __init__(self, config: LmConfig, seed, model, tokenizer, train, validation, num_words, strategy, folder):
+        check_divides(strategy, "lm.batch_size", config.batch_size)
+        self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
+        self.train_data, self.validation, self.num_words = train, validation, num_words
+        self.strategy, self.folder = strategy, folder
+        with strategy.scope():
+            self.optimizer = AdamW(
+                config.learning_rate, weight_decay=config.weight_decay, beta_2=config.adam_beta2, epsilon=1e-8
+            )
+            not_matrices = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
+            self.optimizer.exclude_from_weight_decay(var_list=not_matrices)
+            self.optimizer.build(model.trainable_variables)
+        self._gradients = tf.function(self._gradients_eagerly, jit_compile=config.jit_compile)
+        self._update = tf.function(self._update_eagerly)
+        self._evaluate = tf.function(
+            lambda batch: negative_log_likelihood(model, batch), jit_compile=config.jit_compile
+        )
+        self.keeper = CheckpointKeeper(
+            folder / "lm_checkpoints",
+            model=model,
+            optimizer=self.optimizer,
+            scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
+            keep=config.keep_checkpoints,
+        )
+
+    def train(self):
+        """Runs to the last step or the early stop, from the last checkpoint where there is one.
+
+        Raises: Interrupted after a request to stop, with everything saved.
+        """
+        config = self.config
+        done = self.keeper.restore()
+        best, waited = self.keeper.scalars["best_loss"], int(self.keeper.scalars["evaluations_without_improvement"])
+        metrics = MetricsWriter(self.folder / "lm_training", resume_step=done)
+        bar = progress_bar(total=config.num_steps, done=done, description="language model")
+        with StopRequest() as stop, closing(metrics), bar:
+            for step in range(done, config.num_steps):
+                if config.patience and waited >= config.patience:
+                    bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
+                    break
+                started = time.perf_counter()
+                self.optimizer.learning_rate.assign(scheduled_learning_rate(config, step))
+                batch = self.batch(step)
+                loss, norm = self._update(batch, seed_for(self.seed, "dropout", step))
+                scalars = {
+                    "lm/loss": float(loss),
+                    "lm/gradient_norm": float(norm),
+                    "lm/learning_rate": scheduled_learning_rate(config, step),
+                    "lm/tokens_per_second": (batch.segment_ids > 0).sum() / (time.perf_counter() - started),
+                }
+                finished = step + 1
+                due = finished % config.eval_every == 0 or finished == config.num_steps
+                if due:
+                    held_out = self.evaluate()
+                    scalars.update(held_out)
+                    waited = 0 if held_out["lm/validation_loss"] < best else waited + 1
+                    if not waited:
+                        best = held_out["lm/validation_loss"]
+                        save_model(self.model, self.tokenizer, self.folder / "lm")
+                self.report(metrics, bar, finished, scalars)
+                if due or stop.requested:
+                    metrics.flush()
+                    self.keeper.save(finished, best_loss=best, evaluations_without_improvement=waited)
+                if stop.requested and finished < config.num_steps:
+                    raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
+
+    def batch(self, step) -> PackedSequences:
+        """The step-th batch of an endless stream of sequences, in a new order each epoch."""
+        size = self.config.batch_size
+        indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
+        return PackedSequences(*(array[indices] for array in self.train_data))
+
+    def evaluate(self) -> dict[str, float]:
+        """Held-out loss, and perplexity a token and a word."""
+        total, count, size = 0.0, float(self.validation.weights.sum()), 4 * self.config.batch_size
+        for start in range(0, len(self.validation.inputs), size):
+            part = PackedSequences(*(_pad_rows(array[start : start + size], size) for array in self.validation))
+            total += float(self._evaluate(part))
+        return {
+            "lm/validation_loss": total / count,
+            "lm/validation_perplexity": math.exp(total / count),
+            "lm/validation_word_perplexity": math.exp(min(total / self.num_words, 700.0)),
+        }
+
+    def report(self, metrics, bar, finished, scalars):
+        """Writes one step's figures."""
+        metrics.write(finished, scalars)
+        bar.update()
+        shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['lm/tokens_per_second']:.0f}"}
+        if "lm/validation_perplexity" in scalars:
+            bar.write(
+                f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
+                f"{scalars['lm/validation_word_perplexity']:.0f} a word"
+            )
+        bar.set_postfix(shown)
+
+    def _update_eagerly(self, batch, dropout_seed):
+        num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)
+        loss, norm, _ = optimize(
+            self.strategy,
+            self.optimizer,
+            self._replica_gradients,
+            (batch, num_tokens, dropout_seed),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        return loss, norm
+
+    def _replica_gradients(self, batch, num_tokens, dropout_seed):
+        # Replicas drop out different units.
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = dropout_seed + tf.stack([tf.cast(replica, tf.int32), 0])
+        return self._gradients(share_of_replica(batch), num_tokens, seed)
+
+    def _gradients_eagerly(self, batch, num_tokens, dropout_seed):
+        variables = [variable.value for variable in self.model.trainable_variables]
+
+        def loss_fn():
+            loss = negative_log_likelihood(self.model, batch, dropout_seed) / num_tokens
+            return loss, loss
+
+        return gradients_of(loss_fn, variables)
+
+
+def _pad_rows(array, size):
+    """Rows of padding (segment 0, weight 0) up to one size, so that nothing is traced twice."""
+    return np.pad(array, [(0, size - len(array)), (0, 0)])

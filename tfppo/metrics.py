@@ -1,0 +1,115 @@
+"""What a run says of itself: a JSONL file, which is the record of truth, and the same in TensorBoard.
+
+`TAGS` explains every scalar once.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.plugins.histogram import summary_v2 as histogram_summary
+from tensorboard.plugins.scalar import summary_v2 as scalar_summary
+from tensorboard.plugins.text import summary_v2 as text_summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+TAGS = {
+    "objective/kl": "KL of policy to reference, nats a response: mean over the batch of the summed log-ratio",
+    "objective/kl_coef": "weight of the KL penalty in the reward",
+    "objective/entropy": "minus the log-probability of a response, in nats: mean over the batch",
+    "objective/score": "raw output of the reward function, mean over the batch",
+    "objective/rlhf_reward": "score minus kl_coef times KL: what PPO maximises",
+    "loss/policy": "clipped surrogate loss, mean over tokens",
+    "loss/value": "clipped squared error of the critic, halved, mean over tokens",
+    "loss/total": "policy loss plus value_coef times value loss",
+    "policy/approx_kl": "half the mean squared log-ratio of the new policy to the one that sampled",
+    "policy/clip_fraction": "share of tokens whose ratio is outside the clip range",
+    "policy/entropy": "entropy of the next-token distribution, nats a token",
+    "policy/ratio": "mean probability ratio of the new policy to the one that sampled",
+    "policy/first_ratio_error": "largest |ratio - 1| on the first minibatch, where it must be 0 up to rounding",
+    "policy/gradient_norm": "norm of the gradient before clipping",
+    "policy/steps_taken": "share of optimizer steps taken; the others had a gradient that was not finite",
+    "policy/learning_rate": "learning rate of this update",
+    "value/clip_fraction": "share of tokens whose value moved by more than the value clip range",
+    "value/explained_variance": "1 - mean squared error of the values / variance of the returns",
+    "value/mean": "mean value while sampling",
+    "response/length": "mean number of tokens in a response, the stop token included",
+    "response/stopped": "share of responses that ended with the stop token",
+    "time/rollout": "seconds to sample, score and look the reference up",
+    "time/update": "seconds of the update",
+    "time/tokens_per_second": "response tokens an iteration over the seconds of the iteration",
+    "lm/loss": "training loss, nats a token",
+    "lm/learning_rate": "learning rate",
+    "lm/gradient_norm": "norm of the gradient before clipping",
+    "lm/tokens_per_second": "real tokens trained on a second",
+    "lm/validation_loss": "held-out loss, nats a token",
+    "lm/validation_perplexity": "held-out perplexity a token",
+    "lm/validation_word_perplexity": "held-out perplexity a word: exp(total loss / number of words)",
+}
+
+
+class MetricsWriter:
+    """Writes the scalars, histograms and texts of each step.
+
+    Args:
+        folder: of the event files; the JSONL file stands beside it, under its name.
+        resume_step: number of steps done; what an earlier, longer run wrote past it is dropped from both records.
+    """
+
+    def __init__(self, folder, resume_step=0):
+        folder = Path(folder)
+        self.path = folder.with_suffix(".jsonl")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
+        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self._file = self.path.open("a")
+        self._events = EventFileWriter(str(folder))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+
+    def write(self, step: int, scalars: dict, histograms=None, texts=None):
+        """One step's scalars {tag: number}, histograms {tag: array} and texts {tag: rows of cells}.
+
+        Raises: KeyError for a scalar that TAGS does not explain.
+        """
+        values = []
+        for tag, value in scalars.items():
+            values += scalar_summary.scalar_pb(tag, float(value), TAGS[tag]).value
+        for tag, data in (histograms or {}).items():
+            values += histogram_summary.histogram_pb(tag, np.asarray(data, np.float64)).value
+        for tag, rows in (texts or {}).items():
+            table = np.array([[_as_code(cell) for cell in row] for row in rows])
+            values += text_summary.text_pb(tag, table).value
+        self._events.add_event(
+            event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+        )
+        row = {"step": step, **{tag: float(value) for tag, value in scalars.items()}}
+        self._file.write(json.dumps(row) + "\n")
+
+    def flush(self):
+        """Brings everything written so far to disk."""
+        self._file.flush()
+        self._events.flush()
+
+    def close(self):
+        """Flushes and closes both records."""
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path) -> list[dict]:
+    """The rows of a JSONL record; a last line that was cut off is left out, and no file means no rows."""
+    path = Path(path)
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _as_code(text):
+    # TensorBoard renders Markdown; as code, a sample's own asterisks and tags stay what they are.
+    return "`" + str(text).replace("`", "'").replace("\n", " ") + "`"

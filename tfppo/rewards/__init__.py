@@ -1,0 +1,1 @@
+"""Reward functions: plain callables (prompts, responses) -> scores, all lists of one length."""

@@ -1,0 +1,15 @@
+"""Sentiment by the VADER lexicon (Hutto and Gilbert 2014): the default reward."""
+
+import functools
+
+
+@functools.cache
+def _analyzer():
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
+
+
+def vader_sentiment(prompts, responses):
+    """Compound sentiment of each response, from -1 (most negative) to 1 (most positive); prompts do not count."""
+    return [_analyzer().polarity_scores(response)["compound"] for response in responses]

@@ -1,0 +1,27 @@
+"""Exports a policy as a SavedModel that continues strings, for TensorFlow Serving or plain TensorFlow.
+
+    python tools/export.py --config=configs/movie_snippets.py --workdir=runs/movies
+
+Writes WORKDIR/export/1, and the next number at every further call.
+"""
+
+from pathlib import Path
+
+from tfppo import cli
+
+CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
+
+
+def main(config, workdir, flags):
+    from tfppo.experiment import Experiment
+
+    experiment = Experiment(config, workdir)
+    print(f"SavedModel: {experiment.export(flags.model or experiment.folder / 'policy')}")
+
+
+def define_flags(flags):
+    flags.DEFINE_string("model", None, "Folder of the model to export; default WORKDIR/policy.")
+
+
+if __name__ == "__main__":
+    cli.run(main, default_config=str(CONFIG), define_flags=define_flags)

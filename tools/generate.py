@@ -1,0 +1,30 @@
+"""Continues prompts with a trained model.
+
+    python tools/generate.py --workdir=runs/movies --prompt="The film is" --prompt="A story of"
+
+Prints one continuation a prompt; the same --config.seed gives the same text.
+"""
+
+from pathlib import Path
+
+from tfppo import cli
+
+CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
+
+
+def main(config, workdir, flags):
+    from tfppo.experiment import Experiment
+
+    experiment = Experiment(config, workdir)
+    prompts = flags.prompt or [""]
+    for prompt, response in zip(prompts, experiment.generate(flags.model, prompts), strict=True):
+        print(f"{prompt}|{response}")
+
+
+def define_flags(flags):
+    flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
+    flags.DEFINE_string("model", None, "Folder of the model; default WORKDIR/policy, or WORKDIR/lm before PPO.")
+
+
+if __name__ == "__main__":
+    cli.run(main, default_config=str(CONFIG), define_flags=define_flags)

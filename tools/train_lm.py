@@ -1,0 +1,23 @@
+"""Trains a tokenizer and a language model; supervised fine-tuning where the data has prompts.
+
+    python tools/train_lm.py --config=configs/movie_snippets.py --workdir=runs/movies
+
+Leaves the best model, by held-out loss, in WORKDIR/lm. Run the same command again to go on after an interruption.
+"""
+
+from pathlib import Path
+
+from tfppo import cli
+
+CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
+
+
+def main(config, workdir, flags):
+    from tfppo.experiment import Experiment
+
+    Experiment(config, workdir).train_lm()
+    print(f"language model: {workdir}/lm")
+
+
+if __name__ == "__main__":
+    cli.run(main, default_config=str(CONFIG))
