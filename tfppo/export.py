@@ -3,7 +3,7 @@
 Signatures:
     generate (also serving_default)  prompt string [B] -> completion string [B], num_tokens int32 [B]
     generate_seeded                  the same with seed int64 [B]: equal prompt and seed, equal completion
-    score                            prompt, response string [B] -> token_ids int32 [B, R], mask, logprobs, values [B, R]
+    score                            prompt, response string [B] -> token_ids, mask, logprobs, values [B, R]
 
 Tokenizer, KV-cached sampling and decoding are inside; all of it plain TensorFlow ops, with nothing for XLA to compile.
 """

@@ -14,7 +14,7 @@ def encode_prompts(examples: list[Example], tokenizer, config: DataConfig, seed:
     """Token ids of the prompts of examples, each behind the start token (EOS, which ends the text before).
 
     A prompt that the data names is taken whole. From a text without one, the first min_prompt_tokens to
-    max_prompt_tokens tokens are taken (how many is drawn for each), and texts that are no longer than that are left out.
+    max_prompt_tokens tokens are taken (how many is drawn for each); texts that are no longer are left out.
 
     Raises: UserError where a given prompt is longer than max_prompt_tokens, or no prompt is left.
     """

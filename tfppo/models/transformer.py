@@ -254,7 +254,7 @@ class Transformer(keras.layers.Layer):
         return self(token_ids, mask)[:, size_of(prompt_ids, 1) - 1 :]
 
     def prefill(self, token_ids, padding_mask, cache_length):
-        """Hidden states [B, T, D] of a prompt padded on the left, and a cache with room for `cache_length` positions."""
+        """Hidden states [B, T, D] of a prompt padded on the left, and a cache of `cache_length` positions."""
         attention_mask = causal_mask(tf.cast(padding_mask, tf.int32))
         x = self._embed(token_ids, positions_from_mask(padding_mask))
         room = cache_length - size_of(token_ids, 1)
