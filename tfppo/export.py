@@ -95,6 +95,11 @@ class ServedPolicy(tf.Module):
 
     def _complete(self, prompt, uniforms):
         sampling = self._sampling
+        # The sampler's buffers cannot be empty: an empty batch is sampled as one empty prompt, and cut off again.
+        rows = tf.size(prompt)
+        spare = tf.cast(rows == 0, tf.int32)
+        prompt = tf.concat([prompt, tf.fill([spare], "")], axis=0)
+        uniforms = tf.pad(uniforms, [[0, spare], [0, 0]])
         prompt_ids, prompt_mask = self._encode_prompts(prompt, self._max_prompt)
         samples = sample(
             self._policy,
@@ -108,8 +113,8 @@ class ServedPolicy(tf.Module):
             top_p=sampling.top_p,
         )
         return {
-            "completion": self._tokenizer.detokenize(samples.response_ids, samples.response_mask),
-            "num_tokens": tf.cast(tf.reduce_sum(samples.response_mask, axis=1), tf.int32),
+            "completion": self._tokenizer.detokenize(samples.response_ids, samples.response_mask)[:rows],
+            "num_tokens": tf.cast(tf.reduce_sum(samples.response_mask, axis=1), tf.int32)[:rows],
         }
 
     def _encode_prompts(self, prompt, room):

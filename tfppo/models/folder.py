@@ -1,6 +1,8 @@
 """A model on disk: one folder with `model.keras` and the tokenizer that belongs to it."""
 
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 
 import keras
@@ -35,8 +37,11 @@ def _load(folder):
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with train_lm.py")
     try:
         model = keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {str(error).splitlines()[0]}") from error
+    except (ValueError, TypeError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {reason}") from error
+    if not isinstance(model, (LanguageModel, Policy)):
+        raise UserError(f"{str(path)!r} cannot be read as a tfppo model: it holds a {type(model).__name__}")
     return model, Tokenizer.load(Path(folder) / "tokenizer")
 
 

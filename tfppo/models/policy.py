@@ -79,5 +79,5 @@ class Policy(keras.Model):
 
     @classmethod
     def from_config(cls, config):
-        language_model = keras.saving.deserialize_keras_object(config.pop("language_model"))
-        return cls(language_model, **config)
+        language_model = keras.saving.deserialize_keras_object(config["language_model"])
+        return cls(**{**config, "language_model": language_model})

@@ -1,0 +1,131 @@
+"""Prompts: their lengths, their padding and an order that depends on the step alone."""
+
+import numpy as np
+import pytest
+
+from tfppo.config import DataConfig
+from tfppo.data.prompts import PromptSet, encode_prompts, pad_left
+from tfppo.data.sources import Example
+from tfppo.errors import UserError
+from tfppo.text.tokenizer import Tokenizer
+
+EOS, PAD = 1, 0
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer([])  # a token a byte: the byte b is 2 + b
+
+
+def byte_ids(text):
+    return [2 + byte for byte in text.encode()]
+
+
+def config(shortest=4, longest=8):
+    return DataConfig(min_prompt_tokens=shortest, max_prompt_tokens=longest)
+
+
+def test_prompts_are_the_starts_of_texts(tokenizer):
+    texts = [f"{number:04d} and so on, and on" for number in range(2000)]
+    prompts = encode_prompts([Example(text) for text in texts], tokenizer, config(), seed=0)
+    assert len(prompts) == 2000
+    for text, prompt in zip(texts, prompts, strict=True):
+        assert prompt == [EOS, *byte_ids(text)[: len(prompt) - 1]]
+    counts = np.bincount([len(prompt) - 1 for prompt in prompts], minlength=10)
+    # 5 lengths, both ends included: 400 of each, sigma 17.9.
+    assert counts[:4].sum() == counts[9:].sum() == 0
+    assert np.abs(counts[4:9] - 400).max() < 4 * 17.9
+
+
+def test_a_single_length(tokenizer):
+    prompts = encode_prompts([Example("abcdefgh")] * 5, tokenizer, config(3, 3), seed=1)
+    assert prompts == [[EOS, *byte_ids("abc")]] * 5
+
+
+def test_texts_that_leave_nothing_to_write_are_left_out(tokenizer):
+    texts = ["abcd", "abcde", "ab", "abcdef"]
+    prompts = encode_prompts([Example(text) for text in texts], tokenizer, config(4, 4), seed=0)
+    assert prompts == [[EOS, *byte_ids("abcd")]] * 2
+
+
+def test_given_prompts_are_taken_whole(tokenizer):
+    examples = [Example("the response", prompt="12345678"), Example("", prompt="a"), Example("r", prompt="")]
+    assert encode_prompts(examples, tokenizer, config(4, 8), seed=0) == [
+        [EOS, *byte_ids("12345678")],
+        [EOS, *byte_ids("a")],
+        [EOS],
+    ]
+
+
+def test_a_given_prompt_that_is_too_long_is_named(tokenizer):
+    with pytest.raises(UserError, match="data.max_prompt_tokens is 8, but the prompt '123456789' has 9 tokens"):
+        encode_prompts([Example("r", prompt="123456789")], tokenizer, config(), seed=0)
+
+
+def test_no_prompt_at_all_is_an_error(tokenizer):
+    with pytest.raises(UserError, match="yields no prompt.*data.min_prompt_tokens 4"):
+        encode_prompts([Example("abc"), Example("abcd")], tokenizer, config(4, 4), seed=0)
+
+
+def test_the_seed_decides_the_lengths(tokenizer):
+    examples = [Example("a long enough text")] * 40
+    first, again, other = (encode_prompts(examples, tokenizer, config(), seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_left_padding_by_hand():
+    prompts = pad_left([[1, 5], [1, 6, 7], [1]], PAD, 4)
+    assert prompts.prompt_ids.numpy().tolist() == [[0, 0, 1, 5], [0, 1, 6, 7], [0, 0, 0, 1]]
+    assert prompts.prompt_mask.numpy().tolist() == [[0, 0, 1, 1], [0, 1, 1, 1], [0, 0, 0, 1]]
+    assert prompts.prompt_ids.dtype == prompts.prompt_mask.dtype == "int32"
+    full = pad_left([[1, 2, 3]], PAD, 3)
+    assert full.prompt_ids.numpy().tolist() == [[1, 2, 3]] and full.prompt_mask.numpy().tolist() == [[1, 1, 1]]
+
+
+class TestPromptSet:
+    def make(self, tokenizer, count=10, seed=0):
+        return PromptSet([[EOS, 100 + number] for number in range(count)], tokenizer, 3, seed)
+
+    def numbers(self, prompts):
+        assert prompts.prompt_ids.shape[1] == 4
+        assert (prompts.prompt_ids[:, :3].numpy() == [PAD, PAD, EOS]).all()
+        assert (prompts.prompt_mask.numpy() == [0, 0, 1, 1]).all()
+        return (prompts.prompt_ids[:, 3].numpy() - 100).tolist()
+
+    def stream(self, prompts, steps, size=4):
+        return [number for step in steps for number in self.numbers(prompts.batch(step, size))]
+
+    def test_every_epoch_has_every_prompt_once_in_a_new_order(self, tokenizer):
+        stream = self.stream(self.make(tokenizer), range(10))  # 40 draws of 10 prompts
+        epochs = [stream[start : start + 10] for start in range(0, 40, 10)]
+        assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) == 4
+        assert list(range(10)) not in epochs
+
+    def test_a_batch_depends_on_its_step_alone(self, tokenizer):
+        in_order = self.stream(self.make(tokenizer), range(8))
+        prompts = self.make(tokenizer)
+        backwards = [self.stream(prompts, [step]) for step in reversed(range(8))]
+        assert [number for batch in reversed(backwards) for number in batch] == in_order
+
+    def test_the_stream_does_not_depend_on_the_batch_size(self, tokenizer):
+        prompts = self.make(tokenizer)
+        assert self.stream(prompts, range(6), size=4) == self.stream(prompts, range(3), size=8)
+
+    def test_the_seed_decides_the_order(self, tokenizer):
+        first, again, other = (self.stream(self.make(tokenizer, seed=seed), range(5)) for seed in (1, 1, 2))
+        assert first == again != other
+
+    def test_a_batch_larger_than_the_set(self, tokenizer):
+        assert sorted(self.stream(self.make(tokenizer, count=3), [0], size=9)) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+    def test_a_fixed_choice(self, tokenizer):
+        prompts = self.make(tokenizer)
+        chosen = [number for batch in prompts.sample(6).batches(4) for number in self.numbers(batch)]
+        again = [number for batch in self.make(tokenizer).sample(6).batches(4) for number in self.numbers(batch)]
+        assert chosen == again and len(prompts.sample(6)) == len(set(chosen)) == 6
+        assert len(prompts.sample(99)) == len(prompts) == 10
+
+    def test_all_in_order(self, tokenizer):
+        batches = [self.numbers(batch) for batch in self.make(tokenizer).batches(4)]
+        assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
