@@ -9,7 +9,6 @@ from absl import logging
 
 from tfppo.errors import UserError
 
-_MANIFEST = "manifest.json"
 # What damaged files raise: see the error classes of TensorFlow's checkpoint reader.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
 
@@ -19,7 +18,7 @@ class CheckpointKeeper:
 
     Args:
         folder: where the checkpoints go.
-        model: its variables' names and shapes are kept beside the checkpoints, and compared before one is read.
+        model: its variables' names and shapes are kept beside each checkpoint, and compared before it is read.
         scalars: names and first values of the numbers that belong to the state; see `scalars`.
     """
 
@@ -42,8 +41,14 @@ class CheckpointKeeper:
         for name, value in scalars.items():
             self._scalars[name].assign(value)
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / _MANIFEST).write_text(json.dumps(self._describe(), indent=1))
+        # First the manifest, whole or not at all: so there is no checkpoint without one.
+        fresh = self._folder / "manifest.tmp"
+        fresh.write_text(json.dumps(self._describe(), indent=1))
+        fresh.replace(self._manifest(step))
         self._manager.save(checkpoint_number=step)
+        for manifest in self._folder.glob("ckpt-*.json"):
+            if not manifest.with_suffix(".index").exists():
+                manifest.unlink()
 
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read; returns the number of steps done, 0 where there is none.
@@ -52,29 +57,31 @@ class CheckpointKeeper:
         """
         for leftover in self._folder.glob("*_temp*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        paths = sorted(self._folder.glob("ckpt-*.index"), key=lambda path: int(path.stem.split("-")[1]), reverse=True)
-        if not paths:
+        steps = sorted((int(path.stem.split("-")[1]) for path in self._folder.glob("ckpt-*.index")), reverse=True)
+        if not steps and not self._manager.latest_checkpoint:
             return 0
-        self._compare_architecture()
-        for path in paths:
+        for step in steps:
+            path = self._folder / f"ckpt-{step}"
             try:
-                self._checkpoint.restore(str(path.with_suffix(""))).assert_consumed()
+                saved = json.loads(self._manifest(step).read_text())
+            except (OSError, ValueError) as error:
+                _warn(path, error)
+                continue
+            self._compare_architecture(saved)
+            try:
+                self._checkpoint.restore(str(path)).assert_consumed()
                 return int(self._step.numpy())
             except _DAMAGE as error:
-                logging.warning("%s cannot be read (%s); trying the one before", path, str(error).splitlines()[0])
+                _warn(path, error)
         raise UserError(f"no checkpoint in {str(self._folder)!r} can be read; remove the folder to start anew")
+
+    def _manifest(self, step):
+        return self._folder / f"ckpt-{step}.json"
 
     def _describe(self):
         return {variable.path: list(variable.shape) for variable in self._model.variables}
 
-    def _compare_architecture(self):
-        path = self._folder / _MANIFEST
-        try:
-            saved = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise UserError(
-                f"{str(path)!r} cannot be read: {error}; remove {str(self._folder)!r} to start anew"
-            ) from error
+    def _compare_architecture(self, saved):
         present = self._describe()
         for name in [*saved, *present]:
             if saved.get(name) != present.get(name):
@@ -83,3 +90,8 @@ class CheckpointKeeper:
                     f"{saved.get(name, 'none')} there and {present.get(name, 'none')} here; use its config or another "
                     f"--workdir"
                 )
+
+
+def _warn(path, error):
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    logging.warning("%s cannot be read (%s); trying the one before", path, reason)

@@ -3,16 +3,26 @@
 Exit codes: 0 done; 1 the user's mistake, told in one line; 130 stopped on request, state saved.
 """
 
+import dataclasses
+import difflib
 import os
 import re
 import sys
 from contextlib import contextmanager
 
+from tfppo.config import Config
+from tfppo.errors import UserError
+from tfppo.interrupt import Interrupted
+
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
+_CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
 
 
 def run(main, *, default_config, define_flags=lambda flags: None):
-    """Parses the flags --config and --workdir and calls main(config, workdir, flags).
+    """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
+
+    TensorFlow is not imported before that, so that a mistake on the command line is told at once.
 
     Args: define_flags: gets `absl.flags`, to define what the binary has besides.
     """
@@ -21,55 +31,100 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     from absl import app, flags, logging
     from ml_collections import config_flags
 
+    flags.disclaim_key_flags()  # they belong to the binary, whose --help lists them
     with _one_line_errors():
+        path = _config_path(sys.argv) or default_config
+        _check_overrides(sys.argv)
+    # Without --config, the default is loaded, and overridden, as soon as the flag is defined.
+    with _one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
             "config", default_config, "Experiment: a file of configs/; --config.section.field=value changes a field."
         )
-        workdir = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.", required=True)
+        workdir = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
         define_flags(flags)
 
     def parse(argv):
         with _one_line_errors():
-            _check_config_path(argv, default_config)
-            return flags.FLAGS(argv)
+            with _config_errors(path):
+                rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UserError(f"argument {rest[1]!r} is not a flag; write --name=value")
+            if not workdir.value:
+                raise UserError("--workdir is missing; name the folder of the run")
+            config = flags.FLAGS["config"].value
+            if not isinstance(config, Config):
+                raise UserError(f"{path!r}: get_config() must return a tfppo.config.Config, not {config!r:.100}")
+            config.validate()
+            return rest
 
     def checked_main(argv):
-        from tfppo.errors import UserError
-        from tfppo.interrupt import Interrupted
-
         logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
-                raise UserError(f"argument {argv[1]!r} is not a flag; write --name=value")
-            return main(config_flag.value, workdir.value, flags.FLAGS)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return EXIT_USER_ERROR
+            with _one_line_errors():
+                return main(config_flag.value, workdir.value, flags.FLAGS)
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
-            return EXIT_INTERRUPTED
+        except KeyboardInterrupt:
+            print("stopped at once; run the same command again to go on from what was saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
     app.run(checked_main, flags_parser=parse)
 
 
-def _check_config_path(argv, default):
-    """Raises ValueError, with the file's name, where --config names no file."""
+def _config_path(argv):
+    """The file that --config names, None without the flag. Raises: UserError where it is not there."""
+    path = None
     for position, argument in enumerate(argv):
-        match = re.fullmatch(r"--?config(=(.*))?", argument)
+        match = _CONFIG_FLAG.fullmatch(argument)
         if match:
-            path = match[2] if match[1] else (argv[position + 1 :] or [""])[0]
+            path = match[1] if match[1] is not None else (argv[position + 1 :] or [""])[0]
             if not os.path.isfile(path):
-                raise ValueError(f"--config names no file: {path!r}; the configs that come along are in configs/")
+                raise UserError(f"--config names no file: {path!r}; the configs that come along are in configs/")
+    return path
+
+
+def _check_overrides(argv):
+    """Raises UserError, with the nearest name, where a --config.section.field is no field of Config."""
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
+    fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
+    for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
+        if name in sections:
+            raise UserError(f"--config.{name} is a section; write --config.{name}.FIELD=value")
+        if name not in fields:
+            nearest = _nearest(name, fields)
+            hint = f"did you mean --config.{nearest}?" if nearest else "the fields are in tfppo/config.py"
+            raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
+
+
+def _nearest(name, fields):
+    """The field that is most like a name; the right field in the wrong section counts too."""
+    same = [field for field in fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    return next(iter(difflib.get_close_matches(name, same or fields, n=1, cutoff=0.0 if same else 0.6)), None)
 
 
 @contextmanager
-def _one_line_errors():
-    """Turns what goes wrong while flags are parsed into one line and exit code 1."""
+def _config_errors(path):
+    """Names the config file and the reason where it cannot be loaded; absl's own errors pass."""
     from absl.flags import Error
 
     try:
         yield
-    except (Error, AttributeError, KeyError, ValueError, OSError) as error:
-        message = str(error).strip("\"'").splitlines()
-        print(f"error: {message[0] if message else type(error).__name__}", file=sys.stderr)
+    except Error as error:
+        if "Error whilst parsing config file" not in str(error):
+            raise
+        raise UserError(f"config {path!r} cannot be loaded: {str(error).splitlines()[-1]}") from error
+    except Exception as error:  # the file is Python: it can raise anything
+        raise UserError(f"config {path!r} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _one_line_errors():
+    """Turns the user's mistakes into one line and exit code 1."""
+    from absl.flags import Error
+
+    try:
+        yield
+    except (Error, UserError) as error:
+        print(f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

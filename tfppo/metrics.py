@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.plugins.histogram import summary_v2 as histogram_summary
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
@@ -62,11 +63,19 @@ class MetricsWriter:
         self.path = folder.with_suffix(".jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fresh = self.path.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        fresh.replace(self.path)
         self._file = self.path.open("a")
+        # TensorBoard would show both where two files have a step: what stays goes into the new file, the old ones go.
+        old = sorted(folder.glob("events.out.tfevents.*"))
+        kept = {event.step: event for path in old for event in _read_events(path) if event.step <= resume_step}
         self._events = EventFileWriter(str(folder))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._events.add_event(event_pb2.Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        for _, event in sorted(kept.items()):
+            self._events.add_event(event)
+        self._events.flush()
+        for path in old:
+            path.unlink()
 
     def write(self, step: int, scalars: dict, histograms=None, texts=None):
         """One step's scalars {tag: number}, histograms {tag: array} and texts {tag: rows of cells}.
@@ -108,6 +117,14 @@ def read_metrics(path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def _read_events(path):
+    """The events with figures of a file; a record that was cut off ends it."""
+    for record in RawEventFileLoader(str(path)).Load():
+        event = event_pb2.Event.FromString(record)
+        if event.HasField("summary"):
+            yield event
 
 
 def _as_code(text):

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ def load_reward(name):
     Raises: UserError where there is no such module, file or function.
     """
     where, _, attribute = name.rpartition(":")
+    if not where or where.startswith(".") and not where.endswith(".py"):
+        raise UserError(f"reward is {name!r}; write module:function or path/file.py:function")
     try:
         module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    except (ImportError, FileNotFoundError) as error:
+    except (ImportError, OSError, SyntaxError) as error:
         raise UserError(f"reward is {name!r}, but {where!r} cannot be imported: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -26,8 +29,11 @@ def load_reward(name):
 
 
 def _load_file(path):
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    # Dataclasses, and other things that look their own module up, need it to be in sys.modules; under a name of its
+    # own, so that a file called json.py hides nothing.
+    spec = importlib.util.spec_from_file_location(f"tfppo_reward_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -1,0 +1,175 @@
+"""The quickstart at toy size, end to end, and the other binaries on what it leaves."""
+
+import json
+import math
+
+import pytest
+import tensorflow as tf
+from binaries import TINY, command, run, run_all, succeed, write_texts
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+FIGURES = {
+    "prompts",
+    "reward",
+    "reward_standard_error",
+    "kl",
+    "kl_standard_error",
+    "distinct_1",
+    "distinct_2",
+    "length",
+    "reference_perplexity",
+}
+PPO_TAGS = [
+    "objective/kl",
+    "objective/kl_coef",
+    "objective/entropy",
+    "objective/score",
+    "objective/rlhf_reward",
+    "loss/policy",
+    "loss/value",
+    "loss/total",
+    "policy/approx_kl",
+    "policy/clip_fraction",
+    "policy/entropy",
+    "policy/ratio",
+    "value/clip_fraction",
+    "value/explained_variance",
+    "value/mean",
+    "response/length",
+    "response/stopped",
+    "time/rollout",
+    "time/update",
+]
+ITERATIONS, LM_STEPS = 4, 12
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return tmp_path_factory.mktemp("quickstart") / "run"
+
+
+@pytest.fixture(scope="module")
+def settings(workdir):
+    return (*TINY, write_texts(workdir.parent / "texts.txt"), "ppo.learning_rate=0.01")
+
+
+@pytest.fixture(scope="module")
+def quickstart(workdir, settings):
+    return succeed(run(command("quickstart", f"--workdir={workdir}", config=settings)))
+
+
+@pytest.fixture(scope="module")
+def evaluation(quickstart, workdir):
+    return json.loads((workdir / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def served(quickstart, workdir):
+    return tf.saved_model.load(str(workdir / "export" / "1"))
+
+
+@pytest.fixture(scope="module")
+def others(evaluation, served, workdir, settings):
+    """The other binaries, on a finished workdir; what the quickstart wrote was read before."""
+    here = f"--workdir={workdir}"
+    prompts = ("--prompt=the film", "--prompt=a story of love")
+    before = {name: (workdir / name).read_bytes() for name in ("ppo.jsonl", "lm_training.jsonl", "policy/model.keras")}
+    first = run_all(
+        {
+            "generate": command("generate", here, *prompts, config=settings),
+            "again": command("generate", here, *prompts, config=settings),
+            "other seed": command("generate", here, *prompts, config=(*settings, "seed=1")),
+            "before": command("generate", here, f"--model={workdir / 'lm'}", *prompts, config=settings),
+            "evaluate": command("evaluate", here, config=settings),
+            "export": command("export", here, config=settings),
+        }
+    )
+    evaluated = json.loads((workdir / "evaluation.json").read_text())
+    quickstart_again = run(command("quickstart", here, config=settings))
+    return {**first, "evaluated": evaluated, "quickstart": quickstart_again, "files before": before}
+
+
+def test_quickstart_goes_through_its_stages(quickstart):
+    stages = ("1/5 language model", "2/5 PPO", "3/5 evaluation", "4/5 export", "5/5 the SavedModel", "] done")
+    places = [quickstart.out.index(stage) for stage in stages]
+    assert places == sorted(places)
+    assert quickstart.err == []  # no warning of our own
+
+
+def test_the_config_is_kept(quickstart, workdir):
+    config = json.loads((workdir / "config.json").read_text())
+    assert config["model"]["hidden_dim"] == 16 and config["ppo"]["learning_rate"] == 0.01
+
+
+def test_evaluation_figures(evaluation):
+    assert list(evaluation) == ["before PPO", "after PPO"]
+    for figures in evaluation.values():
+        assert set(figures) == FIGURES
+        assert all(math.isfinite(value) for value in figures.values())
+        assert figures["prompts"] == 16 and figures["length"] == 8.0
+        assert -1 <= figures["reward"] <= 1
+        assert 0 < figures["distinct_1"] <= 1 and 0 < figures["distinct_2"] <= 1
+        assert 1 < figures["reference_perplexity"] < 1000
+    assert evaluation["before PPO"]["kl"] == 0.0
+    assert evaluation["after PPO"]["kl"] > 1e-4
+
+
+def test_samples(quickstart, workdir):
+    lines = (workdir / "samples.md").read_text().splitlines()
+    assert lines[0] == "| prompt | before PPO | score | after PPO | score |"
+    rows = lines[2 : lines.index("")]
+    assert len(rows) == 4
+    assert all(len(row.strip("|").split("|")) == 5 for row in rows)
+    assert any(line.startswith("| reference_perplexity |") for line in lines)
+
+
+def test_picture(quickstart, workdir):
+    data = (workdir / "reward_over_kl.png").read_bytes()
+    assert data.startswith(b"\x89PNG\r\n\x1a\n") and data.endswith(b"IEND\xaeB`\x82") and len(data) > 5000
+
+
+def test_tensorboard_logs(quickstart, workdir):
+    logs = {}
+    for name in ("ppo", "lm_training"):
+        logs[name] = EventAccumulator(str(workdir / name), size_guidance={"tensors": 0})
+        logs[name].Reload()
+    assert set(PPO_TAGS) <= set(logs["ppo"].Tags()["tensors"])
+    for tag in PPO_TAGS:
+        assert [event.step for event in logs["ppo"].Tensors(tag)] == list(range(1, ITERATIONS + 1))
+    assert [event.step for event in logs["ppo"].Tensors("samples")] == [1, 3]
+    assert [event.step for event in logs["lm_training"].Tensors("lm/loss")] == list(range(1, LM_STEPS + 1))
+    assert [event.step for event in logs["lm_training"].Tensors("lm/validation_perplexity")] == [6, 12]
+
+
+def test_saved_model(served):
+    assert set(served.signatures) == {"serving_default", "generate", "generate_seeded", "score"}
+    result = served.signatures["generate"](prompt=tf.constant(["the film", ""]))
+    assert result["completion"].shape == [2] and result["num_tokens"].numpy().tolist() == [8, 8]
+
+
+def test_generate_repeats_itself(others):
+    text = succeed(others["generate"]).out
+    assert text.startswith("the film|") and "\na story of love|" in text
+    assert succeed(others["again"]).out == text
+    assert succeed(others["other seed"]).out != text
+    assert succeed(others["before"]).out.startswith("the film|")
+
+
+def test_evaluate_agrees_with_the_quickstart(others, evaluation):
+    table = succeed(others["evaluate"]).out
+    assert others["evaluated"] == {"before": evaluation["before PPO"], "after": evaluation["after PPO"]}
+    assert all(f"| {name} | " in table for name in FIGURES)
+
+
+def test_export_writes_the_next_version(others, workdir):
+    assert succeed(others["export"]).out == f"SavedModel: {workdir / 'export' / '2'}\n"
+    assert (workdir / "export" / "2" / "saved_model.pb").is_file()
+
+
+def test_quickstart_on_a_finished_workdir_does_not_train_again(others, workdir, evaluation):
+    again = succeed(others["quickstart"])
+    assert "] done" in again.out
+    for name in ("ppo.jsonl", "lm_training.jsonl"):
+        assert (workdir / name).read_bytes() == others["files before"][name]
+    assert json.loads((workdir / "evaluation.json").read_text()) == evaluation
+    assert (workdir / "export" / "3" / "saved_model.pb").is_file()

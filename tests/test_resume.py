@@ -1,0 +1,164 @@
+"""A run that was interrupted and continued equals one that was not, bit for bit; so for both trainers.
+
+Ctrl-C is a real SIGINT to a real process: in language-model training the test sends it once the first checkpoint is
+there; in PPO the reward function does, so that it comes in the middle of a rollout.
+"""
+
+import hashlib
+import json
+import re
+import signal
+import time
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+from binaries import TINY, command, finish, run, start, succeed, write_texts
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+REWARD = """
+import os, signal
+
+calls = 0
+
+
+def plain_words(prompts, responses):
+    global calls
+    calls += 1
+    if calls == int(os.environ.get("INTERRUPT_AT", 0)):
+        os.kill(os.getpid(), signal.SIGINT)
+    return [sum(c.isascii() for c in response) / 4 for response in responses]
+"""
+LM_STEPS, ITERATIONS, INTERRUPTED_AFTER = 400, 6, 3
+
+
+def weights_digest(folder):
+    """SHA-256 over names and bytes of every array of a model file, read by h5py from the archive in it."""
+    import io
+    import zipfile
+
+    digest, count = hashlib.sha256(), 0
+    with zipfile.ZipFile(folder / "model.keras") as archive, io.BytesIO(archive.read("model.weights.h5")) as data:
+        arrays = {}
+        with h5py.File(data) as file:
+            file.visititems(lambda name, item: arrays.update({name: item[()]}) if hasattr(item, "dtype") else None)
+        for name in sorted(arrays):
+            digest.update(name.encode() + np.asarray(arrays[name]).tobytes())
+            count += 1
+    assert count > 20
+    return digest.hexdigest()
+
+
+def checkpoint_digest(path):
+    """SHA-256 over every tensor of a checkpoint, the optimizer's included, but for its own bookkeeping."""
+    reader = tf.train.load_checkpoint(str(path))
+    names = sorted(reader.get_variable_to_shape_map())
+    digest = hashlib.sha256()
+    names = [
+        name
+        for name in names
+        if name not in ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE")
+    ]
+    assert any("optimizer" in name for name in names)
+    for name in names:
+        digest.update(name.encode() + np.asarray(reader.get_tensor(name)).tobytes())
+    return digest.hexdigest()
+
+
+def metrics(path):
+    """The rows of a JSONL record without what is measured by the clock."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        {tag: value for tag, value in row.items() if not tag.startswith("time/") and "per_second" not in tag}
+        for row in rows
+    ]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of a straight run and an interrupted one, and how the interrupted commands ended."""
+    folder = tmp_path_factory.mktemp("resume")
+    (folder / "reward.py").write_text(REWARD)
+    settings = (
+        *TINY,
+        write_texts(folder / "texts.txt"),
+        f"reward={folder / 'reward.py'}:plain_words",
+        "model.dropout=0.2",
+        f"lm.num_steps={LM_STEPS}",
+        "lm.eval_every=100",
+        "lm.patience=0",
+        f"ppo.total_episodes={8 * ITERATIONS}",
+        "ppo.learning_rate=0.003",
+        "ppo.kl_target=0.5",  # the coefficient moves, so it has to come back from the checkpoint
+        "ppo.kl_horizon=50",
+        "checkpoint_every=2",
+    )
+    straight, broken = folder / "straight", folder / "broken"
+    lm = {name: command("train_lm", f"--workdir={folder / name}", config=settings) for name in ("straight", "broken")}
+    ppo = {name: command("train_ppo", f"--workdir={folder / name}", config=settings) for name in ("straight", "broken")}
+
+    uninterrupted, interrupted = start(lm["straight"]), start(lm["broken"])
+    first = broken / "lm_checkpoints" / "ckpt-100.index"
+    while not first.exists() and interrupted.poll() is None:
+        time.sleep(0.005)
+    interrupted.send_signal(signal.SIGINT)
+    ends = {"lm": finish(interrupted)}
+    ends["lm at the stop"] = [path.stem for path in (broken / "lm_checkpoints").glob("*.index")]
+    succeed(finish(uninterrupted))
+    # The straight PPO run beside the end of the other language model: they share nothing.
+    uninterrupted = start(ppo["straight"])
+    succeed(run(lm["broken"]))
+    ends["ppo"] = run(ppo["broken"], INTERRUPT_AT=str(INTERRUPTED_AFTER))
+    ends["ppo at the stop"] = checkpoint_digest(broken / "checkpoints" / f"ckpt-{INTERRUPTED_AFTER}")
+    ends["policy at the stop"] = (broken / "policy").exists()
+    succeed(run(ppo["broken"]))
+    succeed(finish(uninterrupted))
+    return straight, broken, ends
+
+
+def test_ctrl_c_in_language_model_training_saves_and_says_how_to_go_on(runs):
+    _, _, ends = runs
+    assert ends["lm"].code == 130, ends["lm"].raw
+    (line,) = ends["lm"].err
+    match = re.fullmatch(rf"saved after (\d+) of {LM_STEPS} steps; run the same command again to go on", line)
+    assert match, line
+    assert 100 <= int(match[1]) < LM_STEPS
+    assert f"ckpt-{match[1]}" in ends["lm at the stop"]
+
+
+def test_ctrl_c_in_a_rollout_finishes_the_iteration_and_saves(runs):
+    _, _, ends = runs
+    assert ends["ppo"].code == 130, ends["ppo"].raw
+    expected = f"saved after {INTERRUPTED_AFTER} of {ITERATIONS} iterations; run the same command again to go on"
+    assert ends["ppo"].err == [expected]
+    assert not ends["policy at the stop"]
+
+
+def test_the_language_models_are_equal(runs):
+    straight, broken, _ = runs
+    last = f"lm_checkpoints/ckpt-{LM_STEPS}"
+    assert checkpoint_digest(straight / last) == checkpoint_digest(broken / last)
+    assert weights_digest(straight / "lm") == weights_digest(broken / "lm")
+    rows = metrics(straight / "lm_training.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, LM_STEPS + 1))
+    assert metrics(broken / "lm_training.jsonl") == rows
+
+
+def test_the_policies_are_equal(runs):
+    straight, broken, ends = runs
+    last = f"checkpoints/ckpt-{ITERATIONS}"
+    assert checkpoint_digest(straight / last) == checkpoint_digest(broken / last) != ends["ppo at the stop"]
+    assert weights_digest(straight / "policy") == weights_digest(broken / "policy")
+    rows = metrics(straight / "ppo.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, ITERATIONS + 1))
+    assert len({row["objective/kl_coef"] for row in rows}) == ITERATIONS
+    assert metrics(broken / "ppo.jsonl") == rows
+
+
+def test_tensorboard_shows_no_step_twice(runs):
+    _, broken, _ = runs
+    for folder, tag, steps in (("ppo", "objective/kl", ITERATIONS), ("lm_training", "lm/loss", LM_STEPS)):
+        events = EventAccumulator(str(broken / folder), size_guidance={"tensors": 0})
+        events.Reload()
+        assert [event.step for event in events.Tensors(tag)] == list(range(1, steps + 1))
