@@ -1,9 +1,11 @@
 """Checkpoints of a run: saved atomically, found again by running the same command, refused where they do not fit."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -20,14 +22,18 @@ class CheckpointKeeper:
         folder: where the checkpoints go.
         model: its variables' names and shapes are kept beside each checkpoint, and compared before it is read.
         scalars: names and first values of the numbers that belong to the state; see `scalars`.
+        extras: other trackables of the state, by name.
+        identity: digests, by name, of what the state goes with (a tokenizer, a reference); kept and compared too.
     """
 
-    def __init__(self, folder, *, model, optimizer, scalars, keep):
+    def __init__(self, folder, *, model, optimizer, scalars, keep, extras=None, identity=None):
         self._folder = Path(folder)
-        self._model = model
+        self._model, self._identity = model, identity or {}
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
-        self._checkpoint = tf.train.Checkpoint(model=model, optimizer=optimizer, step=self._step, **self._scalars)
+        self._checkpoint = tf.train.Checkpoint(
+            model=model, optimizer=optimizer, step=self._step, **(extras or {}), **self._scalars
+        )
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
 
     @property
@@ -67,7 +73,7 @@ class CheckpointKeeper:
             except (OSError, ValueError) as error:
                 _warn(path, error)
                 continue
-            self._compare_architecture(saved)
+            self._compare(saved)
             try:
                 self._checkpoint.restore(str(path)).assert_consumed()
                 return int(self._step.numpy())
@@ -79,17 +85,35 @@ class CheckpointKeeper:
         return self._folder / f"ckpt-{step}.json"
 
     def _describe(self):
-        return {variable.path: list(variable.shape) for variable in self._model.variables}
+        shapes = {variable.path: list(variable.shape) for variable in self._model.variables}
+        return {"variables": shapes, "identity": self._identity}
 
-    def _compare_architecture(self, saved):
+    def _compare(self, saved):
         present = self._describe()
-        for name in [*saved, *present]:
-            if saved.get(name) != present.get(name):
+        shapes, saved_shapes = present["variables"], saved["variables"]
+        for name in [*saved_shapes, *shapes]:
+            if saved_shapes.get(name) != shapes.get(name):
                 raise UserError(
                     f"the checkpoint in {str(self._folder)!r} is of another architecture: variable {name} has shape "
-                    f"{saved.get(name, 'none')} there and {present.get(name, 'none')} here; use its config or another "
-                    f"--workdir"
+                    f"{saved_shapes.get(name, 'none')} there and {shapes.get(name, 'none')} here; use its config or "
+                    f"another --workdir"
                 )
+        for name, digest in saved["identity"].items():
+            if digest != self._identity.get(name):
+                raise UserError(
+                    f"the checkpoint in {str(self._folder)!r} goes with another {name}; go on with the same data and "
+                    f"models as before, or use another --workdir"
+                )
+
+
+def digest(*parts: bytes) -> str:
+    """A short fingerprint of bytes."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def weights_digest(model) -> str:
+    """A short fingerprint of a model's weights."""
+    return digest(*(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
 
 
 def _warn(path, error):

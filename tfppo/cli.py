@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import typing
 from contextlib import contextmanager
 
 from tfppo.config import Config
@@ -35,6 +36,7 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     with _one_line_errors():
         path = _config_path(sys.argv) or default_config
         _check_overrides(sys.argv)
+        sys.argv, nones = _take_nones(sys.argv)
     # Without --config, the default is loaded, and overridden, as soon as the flag is defined.
     with _one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
@@ -54,6 +56,8 @@ def run(main, *, default_config, define_flags=lambda flags: None):
             config = flags.FLAGS["config"].value
             if not isinstance(config, Config):
                 raise UserError(f"{path!r}: get_config() must return a tfppo.config.Config, not {config!r:.100}")
+            for section, name in nones:
+                setattr(getattr(config, section), name, None)
             config.validate()
             return rest
 
@@ -95,6 +99,28 @@ def _check_overrides(argv):
             nearest = _nearest(name, fields)
             hint = f"did you mean --config.{nearest}?" if nearest else "the fields are in tfppo/config.py"
             raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
+
+
+def _take_nones(argv):
+    """The arguments without those that say None to a field that may be None, and the (section, field) of these.
+
+    ml_collections knows no way to write None for a number.
+    """
+    optional = {
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.type)
+        for field in dataclasses.fields(section.type)
+        if type(None) in typing.get_args(field.type)
+    }
+    rest, nones = [], []
+    for argument in argv:
+        match = re.fullmatch(r"--?config\.([^=]*)=none", argument, re.IGNORECASE)
+        if match and match[1] in optional:
+            nones.append(tuple(match[1].split(".")))
+        else:
+            rest.append(argument)
+    return rest, nones
 
 
 def _nearest(name, fields):

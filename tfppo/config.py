@@ -7,20 +7,8 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 
-from tfppo.errors import UserError
-
-
-def require(condition: bool, name: str, value, remedy: str):
-    """Raises UserError, naming field, value and remedy, unless the condition holds."""
-    if not condition:
-        raise UserError(f"{name} is {value!r}; {remedy}")
-
-
-def require_positive(section: str, config, *names: str):
-    """Every named field must be above 0."""
-    for name in names:
-        value = getattr(config, name)
-        require(value > 0, f"{section}.{name}", value, "it must be above 0")
+from tfppo.choices import PLACEMENTS
+from tfppo.validation import require, require_one_of, require_positive, validate_dtype, validate_ppo
 
 
 @dataclass(kw_only=True, slots=True)
@@ -134,80 +122,109 @@ class SamplingConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class PpoConfig:
-    """The algorithm (Schulman et al. 2017; Ziegler et al. 2019)."""
+class RewardConfig:
+    """What a response is worth: reward functions, and how their scores become per-token rewards."""
 
-    total_episodes: int = 4096
+    # module:function or path/file.py:function, each (prompts, responses) -> scores; or likelihood:FOLDER, the summed
+    # log-probability of the response under the language model in a folder (likelihood: alone, the reference).
+    functions: tuple[str, ...] = ("tfppo.rewards.vader:vader_sentiment",)
+    weights: tuple[float, ...] = (1.0,)  # one a function
+    placement: str = "last_token"  # or "after_last" (TRL), "last_position" (Ziegler et al. 2019)
+    missing_stop_penalty: float | None = None  # for responses without EOS; None: none
+    missing_stop_mode: str = "subtract"  # the penalty from the score, or "replace" the score by the penalty
+    truncate_at_eos: bool = False  # the functions see a response up to its first EOS, though sampling goes on
+    truncate_after: int = 0  # tokens before which an EOS does not count for truncate_at_eos
+    clip: float | None = None  # scores are kept within +-clip; None: as they are
+    scale: float = 1.0  # scores are multiplied by it
+    normalize: bool = False  # by the running mean and standard deviation of all scores so far
+    whiten: bool = False  # per-token rewards (KL penalty included) to variance 1, mean kept
+
+    def validate(self):
+        """Raises UserError for values that do not fit."""
+        require(bool(self.functions), "reward.functions", self.functions, "name at least one function")
+        for name in self.functions:
+            require(
+                ":" in name, "reward.functions", name, "write module:function, path/file.py:function or likelihood:"
+            )
+        require(
+            len(self.weights) == len(self.functions),
+            "reward.weights",
+            self.weights,
+            f"give one weight for each of the {len(self.functions)} functions",
+        )
+        require_one_of("reward.placement", self.placement, PLACEMENTS)
+        require_one_of("reward.missing_stop_mode", self.missing_stop_mode, ("subtract", "replace"))
+        require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "it must be above 0, or None for off")
+        require(self.scale > 0, "reward.scale", self.scale, "it must be above 0")
+        require(self.truncate_after >= 0, "reward.truncate_after", self.truncate_after, "it must not be negative")
+        require(
+            self.truncate_after == 0 or self.truncate_at_eos,
+            "reward.truncate_after",
+            self.truncate_after,
+            "it needs reward.truncate_at_eos=True; set that or use 0",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class PpoConfig:
+    """The algorithm (Schulman et al. 2017; Ziegler et al. 2019) and its variants."""
+
+    total_episodes: int = 4096  # of which whole iterations are run
     rollout_batch_size: int = 64  # episodes an iteration, over all replicas
+    trajectories: str = "policy"  # sampled from the policy, or "dataset": the data's own texts, teacher-forced
+    target_score: float | None = None  # training ends when an iteration's mean score reaches it; None: never
     ppo_epochs: int = 4
     num_minibatches: int = 4
     accumulation_steps: int = 1  # parts that a minibatch is computed in, to save memory
+    # Advantages
+    estimator: str = "gae"  # or "monte_carlo" (G - V), and without a critic "rloo", "grpo", "reinforce_pp"
+    group_size: int = 1  # responses a prompt; rloo and grpo compare them with each other
     gamma: float = 1.0
     gae_lambda: float = 0.95
+    critic_gae_lambda: float | None = None  # the lambda of the critic's targets; None: gae_lambda
+    whiten_advantages: bool = True
+    whiten_unbiased: bool = False  # divide the variance of every whitening by n - 1 (TRL), not n
+    # Losses
     clip_range: float = 0.2
+    clip_range_high: float | None = None  # upper clip; None: clip_range
+    dual_clip: float | None = None  # bound, in multiples of -A, of the loss where A < 0; None: off
+    loss_aggregation: str = "token_mean"  # or "sequence_mean", "sequence_sum"
     value_clip_range: float | None = 0.2  # None: off
     value_coef: float = 0.1
-    kl_coef: float = 0.05
-    kl_target: float | None = None  # nats a response; None: kl_coef stays fixed
-    kl_horizon: int = 10000  # episodes; the larger, the slower the coefficient follows
-    whiten_rewards: bool = False
-    whiten_advantages: bool = True
+    entropy_coef: float = 0.0
+    # KL to the reference
+    kl_coef: float = 0.05  # of the penalty in the reward
+    kl_estimator: str = "k1"  # of that penalty; or "k2", "k3", "abs"
+    kl_loss_coef: float = 0.0  # of a KL term in the loss
+    kl_loss_estimator: str = "k3"  # of that term; or "k2"
+    adaptive_kl_target: float | None = None  # nats a response; None: kl_coef stays fixed
+    adaptive_kl_horizon: int = 10000  # episodes; the larger, the slower the coefficient follows
+    target_kl: float | None = None  # the epochs of a rollout end when approx_kl exceeds it; None: never
+    # Optimizer
+    optimizer: str = "adam"  # TensorFlow's form of Adam, as in the original; "adamw": PyTorch's form, decoupled decay
     learning_rate: float = 3e-4
-    learning_rate_decay: bool = True  # linear to 0 over the run
+    critic_learning_rate: float | None = None  # of a separate critic, then also clipped by itself; None: the same
+    schedule: str = "linear"  # to 0 over the run; or "cosine", "constant"
+    schedule_floor: float = 0.0  # share of learning_rate that a schedule ends at
+    warmup_iterations: int = 0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
     adam_epsilon: float = 1e-5
+    weight_decay: float = 0.0  # adamw only
     max_grad_norm: float = 1.0  # 0: no clipping
-    separate_critic: bool = False
+    critic_warmup_iterations: int = 0  # first iterations, in which the critic alone learns
+    ema_decay: float = 0.0  # moving average of the policy's weights, an iteration a step; 0: off
+    # Critic
+    critic: str = "shared"  # value head on the policy's trunk, or "separate": a trunk of its own
+    critic_init: str = "policy"  # separate: a copy of the policy's trunk; or the folder of a reward model
+    # Running
     dtype: str = "float32"
     jit_compile: bool = True  # compile the gradient computation with XLA
     ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
 
     def validate(self):
         """Raises UserError for values that do not fit."""
-        require_positive(
-            "ppo", self, "total_episodes", "rollout_batch_size", "ppo_epochs", "num_minibatches", "accumulation_steps"
-        )
-        require_positive("ppo", self, "learning_rate", "clip_range", "kl_horizon", "adam_epsilon")
-        require(
-            self.rollout_batch_size % self.num_minibatches == 0,
-            "ppo.num_minibatches",
-            self.num_minibatches,
-            f"it must divide ppo.rollout_batch_size {self.rollout_batch_size}",
-        )
-        minibatch_size = self.rollout_batch_size // self.num_minibatches
-        require(
-            minibatch_size % self.accumulation_steps == 0,
-            "ppo.accumulation_steps",
-            self.accumulation_steps,
-            f"it must divide the minibatch size {minibatch_size} (rollout_batch_size / num_minibatches)",
-        )
-        require(
-            self.total_episodes >= self.rollout_batch_size,
-            "ppo.total_episodes",
-            self.total_episodes,
-            f"it must be at least ppo.rollout_batch_size {self.rollout_batch_size}",
-        )
-        for name in ("gamma", "gae_lambda"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"ppo.{name}", value, "it must be between 0 and 1")
-        for name in ("value_coef", "kl_coef", "max_grad_norm"):
-            value = getattr(self, name)
-            require(value >= 0, f"ppo.{name}", value, "it must not be negative")
-        for name in ("value_clip_range", "kl_target", "ratio_tolerance"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"ppo.{name}", value, "it must be above 0, or None for off")
-        require(
-            not self.whiten_advantages or self.rollout_batch_size >= 2,
-            "ppo.rollout_batch_size",
-            self.rollout_batch_size,
-            "whitening needs at least 2 episodes; raise it or set ppo.whiten_advantages=False",
-        )
-        require(
-            not self.whiten_rewards or self.rollout_batch_size >= 8,
-            "ppo.rollout_batch_size",
-            self.rollout_batch_size,
-            "whitening rewards needs at least 8 episodes; raise it or set ppo.whiten_rewards=False",
-        )
-        validate_dtype("ppo.dtype", self.dtype)
+        validate_ppo(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,7 +238,8 @@ class EvaluationConfig:
 
     def validate(self):
         """Raises UserError for values that do not fit."""
-        require_positive("evaluation", self, "num_prompts", "batch_size", "num_samples")
+        require_positive("evaluation", self, "batch_size", "num_samples")
+        require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "a standard error needs at least 2")
         require(self.samples_every >= 0, "evaluation.samples_every", self.samples_every, "it must not be negative")
 
 
@@ -231,7 +249,6 @@ class Config:
 
     seed: int = 0
     language_model: str = ""  # folder of the model that PPO starts from; "": WORKDIR/lm
-    reward: str = "tfppo.rewards.vader:vader_sentiment"  # module:function, (prompts, responses) -> scores
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2
@@ -239,17 +256,17 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     lm: LmConfig = field(default_factory=LmConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def validate(self):
         """Raises UserError, naming field, value and remedy, for anything that cannot work; returns itself."""
         require(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2**31 - 1")
-        require(":" in self.reward, "reward", self.reward, "write module:function or path/file.py:function")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
         require(self.num_replicas >= 0, "num_replicas", self.num_replicas, "use 0 for all GPUs or a positive number")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
-        for name in ("data", "model", "lm", "sampling", "ppo", "evaluation"):
+        for name in ("data", "model", "lm", "sampling", "reward", "ppo", "evaluation"):
             getattr(self, name).validate()
         # The start token takes a position too.
         longest = 1 + self.data.max_prompt_tokens + self.sampling.response_length
@@ -265,19 +282,3 @@ class Config:
     def to_json(self) -> str:
         """The whole configuration as indented JSON."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-
-def validate_ppo_sampling(sampling: SamplingConfig):
-    """Raises UserError where responses would not be drawn from the distribution that PPO optimises."""
-    require(
-        sampling.top_k == 0 and sampling.top_p == 1.0,
-        "sampling.top_k, sampling.top_p",
-        (sampling.top_k, sampling.top_p),
-        "PPO needs 0 and 1: with a filter, responses come from another distribution than the one that is trained",
-    )
-    require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
-
-
-def validate_dtype(name: str, dtype: str):
-    """Raises UserError for a dtype policy that tfppo does not run in."""
-    require(dtype in ("float32", "mixed_bfloat16"), name, dtype, "choose float32 or mixed_bfloat16")

@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from tfppo.config import SamplingConfig
 from tfppo.data.prompts import PromptSet
+from tfppo.distribute import check_divides
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
-from tfppo.rewards.loading import score
+from tfppo.rewards.scoring import Batch, total_scores
 from tfppo.rollout import Sampler
 from tfppo.seeds import seed_for
 
@@ -34,7 +35,17 @@ def distinct(texts, n):
 
 
 def evaluate(
-    policy, ref_model, prompts: PromptSet, sampling: SamplingConfig, *, tokenizer, reward_fn, strategy, seed, batch_size
+    policy,
+    ref_model,
+    prompts: PromptSet,
+    sampling: SamplingConfig,
+    *,
+    tokenizer,
+    rewards,
+    weights,
+    strategy,
+    seed,
+    batch_size,
 ) -> Evaluation:
     """Samples one response a prompt and measures them.
 
@@ -42,6 +53,7 @@ def evaluate(
     The perplexity is the reference's, of the responses' tokens.
     Raises: UserError where the reward function errs.
     """
+    check_divides(strategy, "evaluation.batch_size", batch_size)
     sampler = Sampler(policy, sampling, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
     temperature = sampling.temperature or 1.0
 
@@ -53,16 +65,19 @@ def evaluate(
         kl = masked_sum(kl_exact(logits, ref_logits, temperature), mask, axis=1)
         return kl, masked_sum(-token_logprobs(ref_logits, ids), mask, axis=1), tf.reduce_sum(mask, axis=1)
 
-    texts, responses, measured = [], [], []
+    texts, responses, scores, measured = [], [], [], []
     for number, batch in enumerate(prompts.batches(batch_size)):
         rows = len(batch.prompt_ids)
         whole = tf.nest.map_structure(lambda tensor, rows=rows: _repeat_rows(tensor, batch_size, rows), batch)
         samples = sampler(whole, seed_for(seed, "evaluate", number))
         figures = measure(*whole, samples.response_ids, samples.response_mask)
         measured.append([values.numpy()[:rows] for values in figures])
+        ids, mask = samples.response_ids.numpy()[:rows], samples.response_mask.numpy()[:rows]
         texts += tokenizer.decode_batch(batch.prompt_ids.numpy())
-        responses += tokenizer.decode_batch(samples.response_ids.numpy()[:rows])
-    scores = score(reward_fn, texts, responses)
+        responses += tokenizer.decode_batch(ids)
+        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer)
+        scores.append(total_scores(rewards, weights, part)[0].reshape(rows, -1).sum(axis=1))
+    scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     figures = {
         "prompts": len(scores),

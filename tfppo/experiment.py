@@ -1,9 +1,9 @@
 """The stages of an experiment, each from a validated Config and a run's folder.
 
 WORKDIR/
-    config.json          the validated configuration of the last command
+    config.json          the validated configuration of the last training command
     lm/                  the best language model with its tokenizer
-    policy/              the policy that PPO made, with the tokenizer
+    policy/              the policy that PPO made, with the tokenizer; policy_average/ its moving average
     checkpoints/         of PPO; lm_checkpoints/ of the language model
     ppo.jsonl, ppo/      metrics of PPO, and the same for TensorBoard; likewise lm_training
     evaluation.json      the last evaluation
@@ -11,6 +11,7 @@ WORKDIR/
     export/1, 2, ...     SavedModels
 """
 
+import tempfile
 from pathlib import Path
 
 import keras
@@ -19,9 +20,9 @@ from absl import logging
 
 from tfppo import export
 from tfppo.charts import plot_reward_over_kl
-from tfppo.config import Config, validate_ppo_sampling
+from tfppo.config import Config
 from tfppo.data.packing import encode_documents, pack
-from tfppo.data.prompts import PromptSet, encode_prompts, pad_left
+from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
 from tfppo.distribute import make_strategy
 from tfppo.errors import UserError
@@ -29,25 +30,26 @@ from tfppo.evaluation import Evaluation, evaluate, write_evaluation
 from tfppo.learner import Learner
 from tfppo.lm_trainer import LmTrainer
 from tfppo.metrics import read_metrics
-from tfppo.models.folder import copy_language_model, load_language_model, load_policy, save_model
+from tfppo.models.folder import copy_language_model, load_language_model, load_policy, load_reward_model, save_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.loading import load_reward
+from tfppo.rewards.scoring import TextReward
 from tfppo.rollout import RolloutCollector, Sampler
 from tfppo.seeds import seed_for
 from tfppo.text.tokenizer import Tokenizer
 from tfppo.trainer import PpoTrainer
+from tfppo.validation import validate_for_ppo
 
 
-def open_workdir(config: Config, workdir) -> Path:
-    """Makes the run's folder and writes the configuration to it.
-
-    Raises: UserError where the folder cannot be written.
-    """
+def open_workdir(workdir) -> Path:
+    """Makes the run's folder. Raises: UserError where it cannot be written."""
     folder = Path(workdir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(config.to_json())
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"--workdir {str(workdir)!r} cannot be written: {error.strerror}; choose another") from error
     return folder
@@ -58,9 +60,15 @@ class Experiment:
 
     def __init__(self, config: Config, workdir):
         self.config = config.validate()
-        self.folder = open_workdir(config, workdir)
+        self.folder = open_workdir(workdir)
         self.strategy = make_strategy(config.num_replicas)
         keras.utils.set_random_seed(config.seed)
+
+    def write_config(self):
+        """Keeps the configuration of a training run as WORKDIR/config.json."""
+        fresh = self.folder / "config.tmp"
+        fresh.write_text(self.config.to_json())
+        fresh.replace(self.folder / "config.json")
 
     def examples(self, split):
         """The texts of a split. Raises: UserError where there is none."""
@@ -76,8 +84,20 @@ class Experiment:
     def prompts(self, split, tokenizer) -> PromptSet:
         """The prompts of a split. Raises: UserError where there is none, or one is too long."""
         data, seed = self.config.data, self.config.seed
-        encoded = encode_prompts(self.examples(split), tokenizer, data, seed)
-        return PromptSet(encoded, tokenizer, data.max_prompt_tokens, seed)
+        trajectories = encode_trajectories(self.examples(split), tokenizer, data, seed)
+        return PromptSet(trajectories, tokenizer.pad_id, 1 + data.max_prompt_tokens, seed)
+
+    def rewards(self):
+        """The reward functions that the configuration names. Raises: UserError where there is none of a name."""
+        rewards = []
+        for name in self.config.reward.functions:
+            if name.startswith("likelihood:"):
+                folder = name.removeprefix("likelihood:") or self.language_model_folder()
+                scorer, _ = load_language_model(folder)
+                rewards.append(LikelihoodReward(scorer, self.config.sampling.jit_compile))
+            else:
+                rewards.append(TextReward(name.rpartition(":")[2], load_reward(name)))
+        return rewards
 
     def train_lm(self):
         """Trains a tokenizer and a language model on the texts; WORKDIR/lm holds the best one afterwards."""
@@ -98,35 +118,61 @@ class Experiment:
                 dtype=config.lm.dtype,
             )
         num_words = sum(len(example.text.split()) for example in validation)
-        LmTrainer(config.lm, config.seed, model, tokenizer, *packed, num_words, self.strategy, self.folder).train()
+        trainer = LmTrainer(config.lm, config.seed, model, tokenizer, *packed, num_words, self.strategy, self.folder)
+        self.write_config()
+        trainer.train()
 
     def language_model_folder(self) -> Path:
         """The folder of the model that PPO starts from, which is also its reference."""
         return Path(self.config.language_model) if self.config.language_model else self.folder / "lm"
 
+    def check_ppo(self):
+        """Raises UserError for what PPO would refuse, before anything else is trained for it."""
+        validate_for_ppo(self.config)
+        for name in self.config.reward.functions:
+            if not name.startswith("likelihood:"):
+                load_reward(name)
+
     def train_ppo(self):
         """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
-        config = self.config
-        validate_ppo_sampling(config.sampling)
-        reward_fn = load_reward(config.reward)
+        config, ppo = self.config, self.config.ppo
+        self.check_ppo()
+        rewards = self.rewards()
         with self.strategy.scope():
-            ref_model, tokenizer = load_language_model(self.language_model_folder(), config.ppo.dtype)
+            ref_model, tokenizer = load_language_model(self.language_model_folder(), ppo.dtype)
             ref_model.trainable = False
-            policy = Policy(copy_language_model(ref_model, config.ppo.dtype), config.ppo.separate_critic)
+            policy, average = (self.new_policy(ref_model) for _ in range(2))
         self.check_positions(ref_model)
         collector = RolloutCollector(
-            policy, ref_model, config.sampling, tokenizer=tokenizer, reward_fn=reward_fn, strategy=self.strategy
+            policy,
+            ref_model,
+            config.sampling,
+            config.reward,
+            tokenizer=tokenizer,
+            rewards=rewards,
+            strategy=self.strategy,
         )
-        learner = Learner(policy, config.ppo, self.strategy, config.sampling.temperature)
+        learner = Learner(policy, ppo, config.reward, self.strategy, config.sampling.temperature)
         prompts = self.prompts("train", tokenizer)
-        PpoTrainer(config, collector, learner, prompts, self.folder).train()
+        trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average if ppo.ema_decay else None)
+        self.write_config()
+        trainer.train()
         save_model(policy, tokenizer, self.folder / "policy")
+        if ppo.ema_decay:
+            save_model(average, tokenizer, self.folder / "policy_average")
         plot_reward_over_kl(read_metrics(self.folder / "ppo.jsonl"), self.folder / "reward_over_kl.png")
+
+    def new_policy(self, language_model) -> Policy:
+        """A policy over a copy of the language model, with the critic that the configuration asks for."""
+        ppo = self.config.ppo
+        policy = Policy(copy_language_model(language_model, ppo.dtype), ppo.critic == "separate")
+        if ppo.critic_init != "policy":
+            policy.copy_critic(load_reward_model(ppo.critic_init)[0])
+        return policy
 
     def evaluate(self, model_folder) -> Evaluation:
         """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from."""
         config = self.config
-        reward_fn = load_reward(config.reward)
         policy, tokenizer = load_policy(model_folder)
         ref_model, _ = load_language_model(self.language_model_folder())
         self.check_positions(ref_model)
@@ -136,7 +182,8 @@ class Experiment:
             self.prompts("test", tokenizer).sample(config.evaluation.num_prompts),
             config.sampling,
             tokenizer=tokenizer,
-            reward_fn=reward_fn,
+            rewards=self.rewards(),
+            weights=config.reward.weights,
             strategy=self.strategy,
             seed=config.seed,
             batch_size=config.evaluation.batch_size,

@@ -2,14 +2,22 @@
 
 import tensorflow as tf
 
-from tfppo.config import PpoConfig
+from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, share_of_replica
-from tfppo.ops.advantages import gae, token_rewards
+from tfppo.ops.kl import kl_estimate
 from tfppo.ops.logprobs import entropy, token_logprobs
-from tfppo.ops.losses import clipped_surrogate_loss, clipped_value_loss, importance_ratio
-from tfppo.ops.masking import masked_mean, masked_moments, masked_sum, whiten
-from tfppo.optimization import Adam, gradients_of, optimize
-from tfppo.types import Rollout, Targets
+from tfppo.ops.losses import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    importance_ratio,
+    is_clipped,
+    is_value_clipped,
+    token_weights,
+)
+from tfppo.ops.masking import masked_sum
+from tfppo.optimization import gradients_of, make_optimizer, optimize
+from tfppo.targets import prepare_targets
+from tfppo.types import Targets
 
 STEP_STATISTICS = (
     "loss/policy",
@@ -21,81 +29,63 @@ STEP_STATISTICS = (
     "policy/ratio",
     "value/clip_fraction",
 )
+APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 
 
-def prepare_targets(rollout: Rollout, config: PpoConfig, kl_coef):
-    """Rewards, returns and advantages of a whole rollout, and what there is to say about them.
+def ppo_loss(policy, batch: Targets, weights, config: PpoConfig, temperature, policy_coef):
+    """The loss of some rows of a minibatch, and STEP_STATISTICS, as shares of the whole minibatch's.
 
-    Returns: Targets, and a dict of scalars.
-    """
-    mask = rollout.response_mask
-    kl = rollout.logprobs - rollout.ref_logprobs
-    rewards = token_rewards(rollout.scores, kl, mask, kl_coef)
-    if config.whiten_rewards:
-        rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns = gae(rewards, rollout.values, mask, gamma=config.gamma, gae_lambda=config.gae_lambda)
-    whitened = whiten(advantages, mask, shift_mean=True) if config.whiten_advantages else advantages
-    sequence_kl = masked_sum(kl, mask, axis=1)
-    _, returns_variance = masked_moments(returns, mask)
-    squared_error = masked_mean(tf.square(rollout.values - returns), mask)
-    statistics = {
-        "objective/kl": tf.reduce_mean(sequence_kl),
-        "objective/kl_coef": kl_coef,
-        "objective/entropy": tf.reduce_mean(masked_sum(-rollout.logprobs, mask, axis=1)),
-        "objective/score": tf.reduce_mean(rollout.scores),
-        "objective/rlhf_reward": tf.reduce_mean(rollout.scores - kl_coef * sequence_kl),
-        "value/explained_variance": 1.0 - squared_error / (returns_variance + 1e-8),
-        "value/mean": masked_mean(rollout.values, mask),
-        "response/length": tf.reduce_mean(tf.reduce_sum(mask, axis=1)),
-        "response/stopped": tf.reduce_mean(tf.cast(rollout.stopped, tf.float32)),
-    }
-    targets = Targets(
-        rollout.prompt_ids,
-        rollout.prompt_mask,
-        rollout.response_ids,
-        mask,
-        old_logprobs=rollout.logprobs,
-        old_values=rollout.values,
-        advantages=whitened,
-        returns=returns,
-    )
-    return targets, statistics
-
-
-def ppo_loss(policy, batch: Targets, num_tokens, config: PpoConfig, temperature):
-    """The loss of some rows of a minibatch, and STEP_STATISTICS, as shares of the minibatch's mean over tokens.
-
-    Sums over rows, divided by the number of real tokens of the whole minibatch: however a minibatch is cut, over
-    replicas or accumulation steps, the shares add up to the same mean.
+    Each token enters with its weight in the whole minibatch: however a minibatch is cut, over replicas or accumulation
+    steps, the shares add up to the same loss.
+    Args:
+        weights: three [b, R]: of the policy's losses, of the statistics (mean over tokens), of the critic's loss.
+        policy_coef: 0 while the critic alone learns, else 1.
     Returns: (loss, ([8] statistics, largest |ratio - 1| of these rows)).
     """
-    logits, values = policy.response_outputs(*batch[:4])
-    mask = batch.response_mask
-
-    def share(per_token):
-        return masked_sum(per_token, mask) / num_tokens
-
+    logits, values = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+    policy_weights, token_means, critic_weights = weights
     logprobs = token_logprobs(logits, batch.response_ids, temperature)
     ratio = importance_ratio(logprobs, batch.old_logprobs)
-    policy_loss = share(clipped_surrogate_loss(ratio, batch.advantages, clip_range=config.clip_range))
-    value_loss = share(
-        clipped_value_loss(values, batch.old_values, batch.returns, value_clip_range=config.value_clip_range)
+    surrogate = clipped_surrogate_loss(
+        ratio,
+        batch.advantages,
+        clip_range=config.clip_range,
+        clip_range_high=config.clip_range_high,
+        dual_clip=config.dual_clip,
     )
-    loss = policy_loss + config.value_coef * value_loss
-    value_clipped = tf.zeros_like(values)
+    value_errors = clipped_value_loss(values, batch.old_values, batch.returns, value_clip_range=config.value_clip_range)
+    entropies = entropy(logits if config.entropy_coef else tf.stop_gradient(logits), temperature)
+
+    policy_loss = masked_sum(surrogate, policy_weights)
+    value_loss = masked_sum(value_errors, critic_weights)
+    objective = policy_loss
+    if config.entropy_coef:
+        objective -= config.entropy_coef * masked_sum(entropies, policy_weights)
+    if config.kl_loss_coef:
+        kl = kl_estimate(logprobs - batch.ref_logprobs, config.kl_loss_estimator)
+        objective += config.kl_loss_coef * masked_sum(kl, policy_weights)
+    loss = policy_coef * objective + config.value_coef * value_loss
+
+    def mean(per_token):
+        return masked_sum(per_token, token_means)
+
+    clipped = is_clipped(ratio, batch.advantages, clip_range=config.clip_range, clip_range_high=config.clip_range_high)
+    value_clipped = tf.zeros_like(values, tf.bool)
     if config.value_clip_range is not None:
-        value_clipped = tf.cast(tf.abs(values - batch.old_values) > config.value_clip_range, tf.float32)
+        value_clipped = is_value_clipped(
+            values, batch.old_values, batch.returns, value_clip_range=config.value_clip_range
+        )
     statistics = [
         policy_loss,
         value_loss,
         loss,
-        share(0.5 * tf.square(logprobs - batch.old_logprobs)),
-        share(tf.cast(tf.abs(ratio - 1.0) > config.clip_range, tf.float32)),
-        share(entropy(tf.stop_gradient(logits), temperature)),
-        share(ratio),
-        share(value_clipped),
+        mean(0.5 * tf.square(logprobs - batch.old_logprobs)),
+        mean(tf.cast(clipped, tf.float32)),
+        mean(entropies),
+        mean(ratio),
+        mean(tf.cast(value_clipped, tf.float32)),
     ]
-    ratio_error = tf.reduce_max(tf.where(mask > 0, tf.abs(ratio - 1.0), 0.0))
+    ratio_error = tf.reduce_max(tf.where(batch.response_mask > 0, tf.abs(ratio - 1.0), 0.0))
     return loss, (tf.stack(statistics), ratio_error)
 
 
@@ -107,52 +97,72 @@ class Learner:
         temperature: of the sampling, which divides the logits here too.
     """
 
-    def __init__(self, policy, config: PpoConfig, strategy, temperature=1.0):
-        minibatch_size = config.rollout_batch_size // config.num_minibatches
-        check_divides(strategy, "the minibatch size (ppo.rollout_batch_size / ppo.num_minibatches)", minibatch_size)
-        check_divides(
-            strategy,
-            "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps",
-            minibatch_size // config.accumulation_steps,
-        )
-        self.policy, self.config, self.strategy, self.temperature = policy, config, strategy, temperature
+    def __init__(self, policy, config: PpoConfig, reward: RewardConfig, strategy, temperature=1.0):
+        part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
+        check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
+        self.policy, self.config, self.reward = policy, config, reward
+        self.strategy, self.temperature = strategy, temperature
         with strategy.scope():
-            self.optimizer = Adam(config.learning_rate, epsilon=config.adam_epsilon)
-            self.optimizer.build(policy.trainable_variables)
+            self.optimizer = make_optimizer(
+                config.optimizer,
+                policy.trainable_variables,
+                learning_rate=config.learning_rate,
+                beta_1=config.adam_beta1,
+                beta_2=config.adam_beta2,
+                epsilon=config.adam_epsilon,
+                weight_decay=config.weight_decay,
+            )
+        self._groups = [list(range(len(policy.trainable_variables)))]
+        if config.critic_learning_rate is not None:
+            critic = policy.critic_variables()
+            self.optimizer.scale_learning_rate(critic, config.critic_learning_rate / config.learning_rate)
+            paths = {variable.path for variable in critic}
+            is_critic = [variable.path in paths for variable in policy.trainable_variables]
+            self._groups = [[i for i, own in enumerate(is_critic) if own is wanted] for wanted in (False, True)]
         self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=config.jit_compile)
         self.update = tf.function(self._update)
 
-    def _update(self, rollout, shuffle_seed, kl_coef):
-        """Improves the policy by `ppo_epochs` passes over a rollout.
+    def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0):
+        """Improves the policy by `ppo_epochs` passes over a rollout, or fewer where approx_kl exceeds `target_kl`.
 
-        Args: rollout: Rollout of [B, ...]; shuffle_seed int32 [2]; kl_coef scalar.
+        Args: rollout: Rollout of [B, ...]; shuffle_seed int32 [2]; kl_coef, policy_coef: scalars.
         Returns: dict of scalars.
         """
         config = self.config
-        targets, statistics = prepare_targets(rollout, config, kl_coef)
+        targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
         minibatches = self._minibatches(shuffle_seed)
         num_steps = config.ppo_epochs * config.num_minibatches
         history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
         first_ratio_error = tf.constant(0.0)
-        for step in tf.range(num_steps):
-            rows = minibatches[step]
-            sums, norm, taken = optimize(
+        too_far = tf.constant(False)
+        step = tf.constant(0)
+        while step < num_steps and not too_far:
+            sums, norm, taken, too_far = optimize(
                 self.strategy,
                 self.optimizer,
                 self._replica_gradients,
-                (targets, rows),
+                (targets, minibatches[step], policy_coef),
                 max_grad_norm=config.max_grad_norm,
+                groups=self._groups,
+                stop_when=self._is_too_far,
             )
             shares, ratio_errors = sums
             first_ratio_error = tf.where(step == 0, tf.reduce_max(ratio_errors), first_ratio_error)
             history = history.write(step, tf.concat([shares, [norm, tf.cast(taken, tf.float32)]], axis=0))
-        means = tf.unstack(tf.reduce_mean(history.stack(), axis=0))
+            step += 1
+        means = tf.unstack(tf.reduce_mean(history.stack()[:step], axis=0))
         names = (*STEP_STATISTICS, "policy/gradient_norm", "policy/steps_taken")
         return {
             **statistics,
             **dict(zip(names, means, strict=True)),
             "policy/first_ratio_error": first_ratio_error,
+            "policy/epochs": tf.cast(step, tf.float32) / config.num_minibatches,
         }
+
+    def _is_too_far(self, sums):
+        if self.config.target_kl is None:
+            return tf.constant(False)
+        return sums[0][APPROX_KL] > self.config.target_kl
 
     def _minibatches(self, seed):
         """Row numbers of every minibatch of every epoch, a new order each epoch: int32 [epochs * minibatches, M]."""
@@ -164,25 +174,37 @@ class Learner:
         ]
         return tf.reshape(tf.stack(orders), [config.ppo_epochs * config.num_minibatches, -1])
 
-    def _replica_gradients(self, targets, rows):
+    def _replica_gradients(self, targets, rows, policy_coef):
         """This replica's share of a minibatch's gradients and statistics, in `accumulation_steps` parts."""
         config = self.config
-        num_tokens = tf.maximum(tf.reduce_sum(tf.gather(targets.response_mask, rows)), 1.0)
-        context = tf.distribute.get_replica_context()
-        mine = tf.reshape(share_of_replica(rows), [config.accumulation_steps, -1])
-        gradients, (shares, ratio_error) = self._micro_gradients(_take(targets, mine[0]), num_tokens)
-        for part in range(1, config.accumulation_steps):
-            more, (more_shares, more_error) = self._micro_gradients(_take(targets, mine[part]), num_tokens)
+        mask = tf.gather(targets.response_mask, rows)
+        weights = (
+            token_weights(mask, config.loss_aggregation),
+            token_weights(mask, "token_mean"),
+            token_weights(tf.gather(targets.critic_mask, rows), "token_mean"),
+        )
+        rows, weights = tf.nest.map_structure(
+            lambda tensor: tf.reshape(tensor, [config.accumulation_steps, -1, *tensor.shape[1:]]),
+            share_of_replica((rows, weights)),
+        )
+
+        def part(number):
+            batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows[number]), targets)
+            mine = tuple(tensor[number] for tensor in weights)
+            return self._micro_gradients(batch, mine, tf.convert_to_tensor(policy_coef, tf.float32))
+
+        gradients, (shares, ratio_error) = part(0)
+        for number in range(1, config.accumulation_steps):
+            more, (more_shares, more_error) = part(number)
             gradients = [total + gradient for total, gradient in zip(gradients, more, strict=True)]
             shares, ratio_error = shares + more_shares, tf.maximum(ratio_error, more_error)
         # The largest error has to survive a sum over replicas: each one fills its own slot.
+        context = tf.distribute.get_replica_context()
         slot = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
         return gradients, (shares, ratio_error * slot)
 
-    def _micro_gradients_eagerly(self, batch, num_tokens):
+    def _micro_gradients_eagerly(self, batch, weights, policy_coef):
         variables = [variable.value for variable in self.policy.trainable_variables]
-        return gradients_of(lambda: ppo_loss(self.policy, batch, num_tokens, self.config, self.temperature), variables)
-
-
-def _take(targets, rows):
-    return tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), targets)
+        return gradients_of(
+            lambda: ppo_loss(self.policy, batch, weights, self.config, self.temperature, policy_coef), variables
+        )

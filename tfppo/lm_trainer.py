@@ -16,8 +16,9 @@ from tfppo.metrics import MetricsWriter
 from tfppo.models.folder import save_model
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
-from tfppo.optimization import AdamW, gradients_of, optimize
+from tfppo.optimization import gradients_of, make_optimizer, optimize
 from tfppo.progress import progress_bar
+from tfppo.schedules import scheduled_rate
 from tfppo.seeds import seed_for, stream_indices
 
 
@@ -27,17 +28,10 @@ def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
     return masked_sum(-token_logprobs(logits, batch.targets), batch.weights)
 
 
-def scheduled_learning_rate(config: LmConfig, step):
-    """Linear warmup to the peak, then cosine or linear decay to 0 at the last step."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / (config.num_steps - config.warmup_steps)
-    share = 1.0 - progress if config.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
-    return config.learning_rate * share
-
-
 class LmTrainer:
     """Trains a language model and keeps the best one, by held-out loss, in a model folder.
+
+    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
 
     Args:
         model: built in the strategy's scope.
@@ -51,12 +45,15 @@ class LmTrainer:
         self.train_data, self.validation, self.num_words = train, validation, num_words
         self.strategy, self.folder = strategy, folder
         with strategy.scope():
-            self.optimizer = AdamW(
-                config.learning_rate, weight_decay=config.weight_decay, beta_2=config.adam_beta2, epsilon=1e-8
+            self.optimizer = make_optimizer(
+                "adamw",
+                model.trainable_variables,
+                learning_rate=config.learning_rate,
+                beta_1=0.9,
+                beta_2=config.adam_beta2,
+                epsilon=1e-8,
+                weight_decay=config.weight_decay,
             )
-            not_matrices = [variable for variable in model.trainable_variables if len(variable.shape) < 2]
-            self.optimizer.exclude_from_weight_decay(var_list=not_matrices)
-            self.optimizer.build(model.trainable_variables)
         self._gradients = tf.function(self._gradients_eagerly, jit_compile=config.jit_compile)
         self._update = tf.function(self._update_eagerly)
         self._evaluate = tf.function(
@@ -68,7 +65,9 @@ class LmTrainer:
             optimizer=self.optimizer,
             scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
             keep=config.keep_checkpoints,
+            identity={"tokenizer": tokenizer.digest()},
         )
+        self.done = self.keeper.restore()
 
     def train(self):
         """Runs to the last step or the early stop, from the last checkpoint where there is one.
@@ -76,7 +75,7 @@ class LmTrainer:
         Raises: Interrupted after a request to stop, with everything saved.
         """
         config = self.config
-        done = self.keeper.restore()
+        done = self.done
         best, waited = self.keeper.scalars["best_loss"], int(self.keeper.scalars["evaluations_without_improvement"])
         metrics = MetricsWriter(self.folder / "lm_training", resume_step=done)
         bar = progress_bar(total=config.num_steps, done=done, description="language model")
@@ -86,14 +85,21 @@ class LmTrainer:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
                 started = time.perf_counter()
-                self.optimizer.learning_rate.assign(scheduled_learning_rate(config, step))
+                learning_rate = scheduled_rate(
+                    step,
+                    config.num_steps,
+                    peak=config.learning_rate,
+                    schedule=config.schedule,
+                    warmup=config.warmup_steps,
+                )
+                self.optimizer.learning_rate.assign(learning_rate)
                 batch = self.batch(step)
                 loss, norm = self._update(batch, seed_for(self.seed, "dropout", step))
                 scalars = {
                     "lm/loss": float(loss),
                     "lm/gradient_norm": float(norm),
-                    "lm/learning_rate": scheduled_learning_rate(config, step),
-                    "lm/tokens_per_second": (batch.segment_ids > 0).sum() / (time.perf_counter() - started),
+                    "lm/learning_rate": learning_rate,
+                    "time/tokens_per_second": (batch.segment_ids > 0).sum() / (time.perf_counter() - started),
                 }
                 finished = step + 1
                 due = finished % config.eval_every == 0 or finished == config.num_steps
@@ -108,7 +114,7 @@ class LmTrainer:
                 if due or stop.requested:
                     metrics.flush()
                     self.keeper.save(finished, best_loss=best, evaluations_without_improvement=waited)
-                if stop.requested and finished < config.num_steps:
+                if stop.requested:
                     raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
 
     def batch(self, step) -> PackedSequences:
@@ -133,7 +139,7 @@ class LmTrainer:
         """Writes one step's figures."""
         metrics.write(finished, scalars)
         bar.update()
-        shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['lm/tokens_per_second']:.0f}"}
+        shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
         if "lm/validation_perplexity" in scalars:
             bar.write(
                 f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
@@ -143,7 +149,7 @@ class LmTrainer:
 
     def _update_eagerly(self, batch, dropout_seed):
         num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)
-        loss, norm, _ = optimize(
+        loss, norm, _, _ = optimize(
             self.strategy,
             self.optimizer,
             self._replica_gradients,

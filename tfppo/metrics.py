@@ -19,35 +19,41 @@ TAGS = {
     "objective/kl": "KL of policy to reference, nats a response: mean over the batch of the summed log-ratio",
     "objective/kl_coef": "weight of the KL penalty in the reward",
     "objective/entropy": "minus the log-probability of a response, in nats: mean over the batch",
-    "objective/score": "raw output of the reward function, mean over the batch",
-    "objective/rlhf_reward": "score minus kl_coef times KL: what PPO maximises",
+    "objective/score": "weighted sum of the reward functions, mean over the batch, before any shaping",
+    "objective/rlhf_reward": "shaped score minus the KL penalty, mean over the batch: what PPO maximises",
+    "objective/largest_advantage": "largest |advantage| before whitening",
     "loss/policy": "clipped surrogate loss, mean over tokens",
     "loss/value": "clipped squared error of the critic, halved, mean over tokens",
     "loss/total": "policy loss plus value_coef times value loss",
     "policy/approx_kl": "half the mean squared log-ratio of the new policy to the one that sampled",
-    "policy/clip_fraction": "share of tokens whose ratio is outside the clip range",
+    "policy/clip_fraction": "share of tokens whose gradient the clip has cut off",
     "policy/entropy": "entropy of the next-token distribution, nats a token",
     "policy/ratio": "mean probability ratio of the new policy to the one that sampled",
     "policy/first_ratio_error": "largest |ratio - 1| on the first minibatch, where it must be 0 up to rounding",
     "policy/gradient_norm": "norm of the gradient before clipping",
     "policy/steps_taken": "share of optimizer steps taken; the others had a gradient that was not finite",
     "policy/learning_rate": "learning rate of this update",
-    "value/clip_fraction": "share of tokens whose value moved by more than the value clip range",
+    "policy/epochs": "epochs over the rollout; fewer than ppo_epochs where target_kl ended them",
+    "value/clip_fraction": "share of tokens whose value loss is the clipped one",
     "value/explained_variance": "1 - mean squared error of the values / variance of the returns",
     "value/mean": "mean value while sampling",
     "response/length": "mean number of tokens in a response, the stop token included",
     "response/stopped": "share of responses that ended with the stop token",
     "time/rollout": "seconds to sample, score and look the reference up",
     "time/update": "seconds of the update",
-    "time/tokens_per_second": "response tokens an iteration over the seconds of the iteration",
+    "time/tokens_per_second": "PPO: response tokens over the seconds of the iteration; language model: tokens a second",
     "lm/loss": "training loss, nats a token",
     "lm/learning_rate": "learning rate",
     "lm/gradient_norm": "norm of the gradient before clipping",
-    "lm/tokens_per_second": "real tokens trained on a second",
     "lm/validation_loss": "held-out loss, nats a token",
     "lm/validation_perplexity": "held-out perplexity a token",
     "lm/validation_word_perplexity": "held-out perplexity a word: exp(total loss / number of words)",
 }
+
+
+def explain(tag: str) -> str:
+    """What a scalar means. Raises: KeyError for one that TAGS does not explain."""
+    return "mean score of this reward function, unweighted" if tag.startswith("reward/") else TAGS[tag]
 
 
 class MetricsWriter:
@@ -84,7 +90,7 @@ class MetricsWriter:
         """
         values = []
         for tag, value in scalars.items():
-            values += scalar_summary.scalar_pb(tag, float(value), TAGS[tag]).value
+            values += scalar_summary.scalar_pb(tag, float(value), explain(tag)).value
         for tag, data in (histograms or {}).items():
             values += histogram_summary.histogram_pb(tag, np.asarray(data, np.float64)).value
         for tag, rows in (texts or {}).items():

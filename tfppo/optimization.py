@@ -9,27 +9,79 @@ import tensorflow as tf
 
 
 class _GradientsAreReduced:
-    """Keeps a Keras optimizer from summing, a second time, gradients that already are the sum over replicas."""
+    """Keeps a Keras optimizer from summing, a second time, gradients that already are the sum over replicas; and lets
+    some variables learn at another rate.
+    """
+
+    _rate_scales = None
+
+    def scale_learning_rate(self, variables, scale):
+        """These variables learn at `scale` times the learning rate."""
+        self._rate_scales = {self._get_variable_index(variable): scale for variable in variables}
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's step."""
+        scale = (self._rate_scales or {}).get(self._get_variable_index(variable), 1.0)
+        super().update_step(gradient, variable, learning_rate * scale)
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars)
 
 
+class _PyTorchForm:
+    """Adam's step with the bias corrections made before epsilon is added: m_hat / (sqrt(v_hat) + epsilon).
+
+    For small gradients this is a larger step than that of Keras' form with the same epsilon.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's step."""
+        index = self._get_variable_index(variable)
+        momentum, velocity = self._momentums[index], self._velocities[index]
+        step = tf.cast(self.iterations + 1, variable.dtype)
+        learning_rate = tf.cast(learning_rate, variable.dtype)
+        self.assign_add(momentum, (gradient - momentum) * (1.0 - self.beta_1))
+        self.assign_add(velocity, (tf.square(gradient) - velocity) * (1.0 - self.beta_2))
+        corrected_momentum = momentum / (1.0 - tf.pow(self.beta_1, step))
+        corrected_velocity = velocity / (1.0 - tf.pow(self.beta_2, step))
+        self.assign_sub(variable, learning_rate * corrected_momentum / (tf.sqrt(corrected_velocity) + self.epsilon))
+
+
 class Adam(_GradientsAreReduced, keras.optimizers.Adam):
-    """Keras' Adam for gradients that are reduced. Its epsilon stands where the Adam paper's epsilon-hat does."""
+    """Keras' Adam, which is TensorFlow's form of it: its epsilon is the Adam paper's epsilon-hat."""
 
 
-class AdamW(_GradientsAreReduced, keras.optimizers.AdamW):
-    """Keras' AdamW for gradients that are reduced."""
+class AdamW(_GradientsAreReduced, _PyTorchForm, keras.optimizers.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) in PyTorch's form."""
 
 
-def clip_by_global_norm(gradients, max_norm):
-    """Gradients scaled so that their common norm is at most `max_norm` (0: as they are), and the norm before."""
+def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, weight_decay):
+    """An optimizer by name ("adam" or "adamw"), built for the variables; decay leaves vectors and scalars alone."""
+    if name == "adam":
+        optimizer = Adam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    else:
+        optimizer = AdamW(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay)
+        optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+    optimizer.build(variables)
+    return optimizer
+
+
+def clip_by_global_norm(gradients, max_norm, groups=None):
+    """Gradients scaled so that the common norm of each group is at most `max_norm` (0: as they are).
+
+    Args: groups: lists of indices of gradients; None: all are one group.
+    Returns: the gradients, and the norm of all of them before.
+    """
     norm = tf.linalg.global_norm(gradients)
     if not max_norm:
         return gradients, norm
-    scale = tf.minimum(1.0, max_norm / tf.maximum(norm, 1e-12))
-    return [gradient * scale for gradient in gradients], norm
+    clipped = list(gradients)
+    for group in groups or [range(len(gradients))]:
+        group_norm = tf.linalg.global_norm([gradients[i] for i in group])
+        scale = tf.minimum(1.0, max_norm / tf.maximum(group_norm, 1e-12))
+        for i in group:
+            clipped[i] = gradients[i] * scale
+    return clipped, norm
 
 
 def gradients_of(loss_fn, variables):
@@ -43,29 +95,36 @@ def gradients_of(loss_fn, variables):
     ], statistics
 
 
-def optimize(strategy, optimizer, replica_gradients, args, *, max_grad_norm):
-    """One optimizer step over all replicas; skipped on every one of them where a gradient is not finite.
+def optimize(
+    strategy, optimizer, replica_gradients, args, *, max_grad_norm, groups=None, stop_when=lambda statistics: False
+):
+    """One optimizer step over all replicas; left out on every one of them where a gradient is not finite.
 
     Call it inside a `tf.function`, in the cross-replica context.
-    Args: replica_gradients: (*args) -> (gradients, statistics), a replica's share of both, such that the sums over
-        the replicas are what is wanted.
-    Returns: the summed statistics, the gradient's norm before clipping, and whether the step was taken.
+    Args:
+        replica_gradients: (*args) -> (gradients, statistics), a replica's share of both, such that the sums over the
+            replicas are what is wanted.
+        groups: lists of indices of the variables that are clipped together; None: all.
+        stop_when: the summed statistics -> whether the step is to be left out.
+    Returns: the summed statistics, the gradient's norm before clipping, whether the step was taken, and what
+        `stop_when` said.
     """
 
     def reduced(*args):
         context = tf.distribute.get_replica_context()
         gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, replica_gradients(*args))
-        gradients, norm = clip_by_global_norm(gradients, max_grad_norm)
+        gradients, norm = clip_by_global_norm(gradients, max_grad_norm, groups)
         return gradients, statistics, norm
 
     gradients, statistics, norms = strategy.run(reduced, args)
-    norm = strategy.experimental_local_results(norms)[0]
-    finite = tf.math.is_finite(norm)
+    norm, *_ = strategy.experimental_local_results(norms)
+    statistics = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], statistics)
+    stopped = tf.convert_to_tensor(stop_when(statistics))
+    taken = tf.math.is_finite(norm) & ~stopped
 
     def apply():
         strategy.run(optimizer.apply, (gradients,))
         return tf.constant(0)
 
-    tf.cond(finite, apply, lambda: tf.constant(0))
-    first = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], statistics)
-    return first, norm, finite
+    tf.cond(taken, apply, lambda: tf.constant(0))
+    return statistics, norm, taken, stopped

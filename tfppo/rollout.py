@@ -1,28 +1,33 @@
-"""From prompts to a Rollout: sample, score, and look the reference up."""
+"""From prompts to a Rollout: sample (or take what the data says), score, and look the reference up."""
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from tfppo.config import SamplingConfig
+from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.rewards.loading import score
+from tfppo.rewards.scoring import Batch, total_scores
+from tfppo.rewards.shaping import ScoreShaper
 from tfppo.sampling import draw_uniforms, sample
-from tfppo.types import Prompts, Rollout
+from tfppo.types import Prompts, Rollout, Samples
 
 
-class Texts(NamedTuple):
-    """What a person reads of a rollout."""
+class Collected(NamedTuple):
+    """A rollout with what a person reads of it."""
 
+    rollout: Rollout
     prompts: list[str]
     responses: list[str]
+    raw_scores: np.ndarray  # [B], weighted sum of the reward functions before any shaping
+    reward_means: dict[str, float]  # {"reward/NAME": mean score} of each reward function
 
 
 class Sampler:
     """Prompts to Samples under one compiled function, on all replicas."""
 
-    def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy):
+    def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False):
         self.config = config
 
         def sample_share(prompt_ids, prompt_mask, uniforms):
@@ -36,15 +41,27 @@ class Sampler:
                 temperature=config.temperature,
                 top_k=config.top_k,
                 top_p=config.top_p,
+                value_after_stop=value_after_stop,
             )
 
         compiled = tf.function(sample_share, jit_compile=config.jit_compile)
         self._sample = tf.function(lambda *rows: map_rows(strategy, compiled, *rows))
 
-    def __call__(self, prompts: Prompts, seed):
+    def __call__(self, prompts: Prompts, seed) -> Samples:
         """Samples of prompts [B, P], by an int32 [2] seed."""
         uniforms = draw_uniforms(seed, prompts.prompt_ids.shape[0], self.config.response_length)
         return self._sample(prompts.prompt_ids, prompts.prompt_mask, uniforms)
+
+
+def first_stop_mask(response_ids, response_mask, stop_id, truncate_after):
+    """The mask up to the first stop token at position `truncate_after` or later, and whether there is one.
+
+    Args: response_ids, response_mask: NumPy arrays [B, R]. Returns: float32 [B, R], bool [B].
+    """
+    stops = (response_ids == stop_id) & (response_mask > 0)
+    stops[:, :truncate_after] = False
+    stops_before = np.cumsum(stops, axis=1) - stops
+    return response_mask * (stops_before == 0), stops.any(axis=1)
 
 
 class RolloutCollector:
@@ -52,31 +69,65 @@ class RolloutCollector:
 
     Args:
         ref_model: the frozen language model that the KL penalty is measured against.
-        reward_fn: (prompts, responses) -> scores.
+        rewards: callables Batch -> scores, each with a `name`.
     """
 
-    def __init__(self, policy, ref_model, config: SamplingConfig, *, tokenizer, reward_fn, strategy):
-        self.tokenizer, self.reward_fn = tokenizer, reward_fn
-        self.sampler = Sampler(policy, config, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
+    def __init__(
+        self, policy, ref_model, sampling: SamplingConfig, reward: RewardConfig, *, tokenizer, rewards, strategy
+    ):
+        self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
+        self.shaper = ScoreShaper(reward)
+        self.sampler = Sampler(
+            policy,
+            sampling,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            strategy=strategy,
+            value_after_stop=reward.placement == "after_last",
+        )
 
         def ref_logprobs(prompt_ids, prompt_mask, response_ids, response_mask):
             logits = ref_model.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
-            return token_logprobs(logits, response_ids, config.temperature) * response_mask
+            return token_logprobs(logits, response_ids, sampling.temperature) * response_mask
 
-        compiled = tf.function(ref_logprobs, jit_compile=config.jit_compile)
-        self._ref_logprobs = tf.function(lambda *rows: map_rows(strategy, compiled, *rows))
+        def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
+            logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
+            logprobs = token_logprobs(logits, response_ids, sampling.temperature)
+            return logprobs * response_mask, values * response_mask
 
-    def collect(self, prompts: Prompts, seed) -> tuple[Rollout, Texts]:
-        """One rollout of prompts [B, P], and its texts.
+        def compiled(fn):
+            compiled_fn = tf.function(fn, jit_compile=sampling.jit_compile)
+            return tf.function(lambda *rows: map_rows(strategy, compiled_fn, *rows))
 
-        Raises: UserError where the reward function returns anything but one finite number a response.
+        self._ref_logprobs, self._teacher_forced = compiled(ref_logprobs), compiled(teacher_forced)
+
+    def collect(self, prompts: Prompts, seed) -> Collected:
+        """One rollout of prompts [B, P], sampled from the policy.
+
+        Raises: UserError where a reward function returns anything but finite numbers in the right count.
         """
-        samples = self.sampler(prompts, seed)
-        texts = Texts(
-            self.tokenizer.decode_batch(prompts.prompt_ids.numpy()),
-            self.tokenizer.decode_batch(samples.response_ids.numpy()),
-        )
-        scores = score(self.reward_fn, texts.prompts, texts.responses)
+        return self._score(prompts, self.sampler(prompts, seed))
+
+    def replay(self, prompts: Prompts, response_ids, response_mask) -> Collected:
+        """One rollout of the data's own responses: the data's actions, and how likely the policy finds them.
+
+        Args: response_ids int32 [B, R]; response_mask float32 [B, R]. Raises: UserError as `collect` does.
+        """
+        logprobs, values = self._teacher_forced(*prompts, response_ids, response_mask)
+        last = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
+        return self._score(prompts, Samples(response_ids, response_mask, logprobs, values, last))
+
+    def _score(self, prompts, samples):
+        ids, mask, stopped = samples.response_ids.numpy(), samples.response_mask.numpy(), samples.stopped
+        if self.reward.truncate_at_eos:
+            mask, found = first_stop_mask(ids, mask, self.tokenizer.eos_id, self.reward.truncate_after)
+            stopped = tf.constant(found)
+        prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())
+        responses = self.tokenizer.decode_batch(np.where(mask > 0, ids, self.tokenizer.pad_id))
+        # The reference is dispatched first: on an accelerator it runs while Python scores.
         ref_logprobs = self._ref_logprobs(*prompts, samples.response_ids, samples.response_mask)
-        rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(scores), samples.stopped)
-        return rollout, texts
+        batch = Batch(prompt_texts, responses, prompts, ids, mask, self.tokenizer)
+        scores, means = total_scores(self.rewards, self.reward.weights, batch)
+        shaped = self.shaper(scores, stopped.numpy(), batch.lengths)
+        rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(shaped), stopped)
+        return Collected(rollout, prompt_texts, responses, scores.reshape(len(scores), -1).sum(axis=1), means)

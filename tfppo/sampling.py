@@ -73,13 +73,26 @@ def _first_above(ends, target):
     return tf.minimum(count, ends.shape[-1] - 1)
 
 
-def sample(policy, prompt_ids, prompt_mask, uniforms, *, stop_id, pad_id, temperature=1.0, top_k=0, top_p=1.0):
+def sample(
+    policy,
+    prompt_ids,
+    prompt_mask,
+    uniforms,
+    *,
+    stop_id,
+    pad_id,
+    temperature=1.0,
+    top_k=0,
+    top_p=1.0,
+    value_after_stop=False,
+):
     """Continues each prompt by up to R sampled tokens, until its stop token; ends when every row has stopped.
 
     The log-probabilities are those of the distribution sampled from: temperature and filters applied.
 
     Args: prompt_ids, prompt_mask [B, P], padded on the left; uniforms [B, R]; stop_id: None never stops;
-        temperature 0 takes the likeliest token (log-probabilities then are those at temperature 1).
+        temperature 0 takes the likeliest token (log-probabilities then are those at temperature 1); value_after_stop
+        also notes the value of the state that the stop token leads to, at the first padding position.
     Returns: Samples.
     """
     prompt_length, response_length = size_of(prompt_ids, 1), uniforms.shape[1]
@@ -100,30 +113,29 @@ def sample(policy, prompt_ids, prompt_mask, uniforms, *, stop_id, pad_id, temper
     def write(buffer, step, row):
         return tf.tensor_scatter_nd_update(buffer, [[step]], row[None])
 
-    def record(step, alive, buffers, logits, values):
+    def record(step, alive, valued, buffers, logits, values):
         """Draws the token of this step for every row and notes it for the rows still alive."""
         tokens, logprobs = choose(logits, step)
         tokens = tf.where(alive, tokens, pad_id)
-        rows = (tokens, tf.cast(alive, tf.float32), tf.where(alive, logprobs, 0.0), tf.where(alive, values, 0.0))
+        rows = (tokens, tf.cast(alive, tf.float32), tf.where(alive, logprobs, 0.0), tf.where(valued, values, 0.0))
         buffers = tuple(write(buffer, step, row) for buffer, row in zip(buffers, rows, strict=True))
-        if stop_id is not None:
-            alive = alive & (tokens != stop_id)
-        return tokens, alive, buffers
+        still_alive = alive if stop_id is None else alive & (tokens != stop_id)
+        return tokens, still_alive, alive if value_after_stop else still_alive, buffers
 
-    def body(step, tokens, alive, buffers, cache):
+    def body(step, tokens, alive, valued, buffers, cache):
         index = prompt_length + step - 1
         visible = real & (tf.range(cache_length) <= index)
         logits, values, cache = policy.decode_step(tokens, prompt_sizes + step - 1, index, visible, cache)
-        tokens, alive, buffers = record(step, alive, buffers, logits, values)
-        return step + 1, tokens, alive, buffers, cache
+        return step + 1, *record(step, alive, valued, buffers, logits, values), cache
 
     empty = tf.zeros([response_length, batch_size])
     buffers = (tf.fill([response_length, batch_size], pad_id), empty, empty, empty)
     logits, values, cache = policy.prefill(prompt_ids, prompt_mask, cache_length)
-    tokens, alive, buffers = record(0, tf.fill([batch_size], True), buffers, logits, values)
-    _, _, alive, buffers, _ = tf.while_loop(
-        lambda step, tokens, alive, buffers, cache: (step < response_length) & tf.reduce_any(alive),
+    everyone = tf.fill([batch_size], True)
+    state = (tf.constant(1), *record(0, everyone, everyone, buffers, logits, values), cache)
+    _, _, alive, _, buffers, _ = tf.while_loop(
+        lambda step, tokens, alive, valued, buffers, cache: (step < response_length) & tf.reduce_any(valued),
         body,
-        (tf.constant(1), tokens, alive, buffers, cache),
+        state,
     )
     return Samples(*(tf.transpose(buffer) for buffer in buffers), stopped=tf.logical_not(alive))

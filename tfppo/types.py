@@ -23,7 +23,8 @@ class Samples(NamedTuple):
     response_ids: tf.Tensor  # [B, R] int32, PAD after the stop token
     response_mask: tf.Tensor  # [B, R] float32, the stop token included
     logprobs: tf.Tensor  # [B, R] float32, under the sampling distribution; 0 at padding
-    values: tf.Tensor  # [B, R] float32, the critic's value of the state before each token; 0 at padding
+    values: tf.Tensor  # [B, R] float32, the critic's value of the state before each token; 0 at padding, but for the
+    #                    state right after the stop token where the sampler was asked for it
     stopped: tf.Tensor  # [B] bool, whether the stop token came within R tokens
 
 
@@ -37,7 +38,7 @@ class Rollout(NamedTuple):
     logprobs: tf.Tensor  # [B, R] float32
     values: tf.Tensor  # [B, R] float32
     ref_logprobs: tf.Tensor  # [B, R] float32, under the frozen reference; 0 at padding
-    scores: tf.Tensor  # [B] float32, raw output of the reward function
+    scores: tf.Tensor  # [B] or, dense, [B, R] float32: what the reward functions gave, weighted and summed
     stopped: tf.Tensor  # [B] bool
 
 
@@ -48,7 +49,9 @@ class Targets(NamedTuple):
     prompt_mask: tf.Tensor  # [B, P] int32
     response_ids: tf.Tensor  # [B, R] int32
     response_mask: tf.Tensor  # [B, R] float32
+    critic_mask: tf.Tensor  # [B, R] float32, the states that the critic learns the value of
     old_logprobs: tf.Tensor  # [B, R] float32
     old_values: tf.Tensor  # [B, R] float32
+    ref_logprobs: tf.Tensor  # [B, R] float32
     advantages: tf.Tensor  # [B, R] float32
     returns: tf.Tensor  # [B, R] float32

@@ -23,6 +23,7 @@ def main(config, workdir, flags):
         print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)
 
     experiment = Experiment(config, workdir)
+    experiment.check_ppo()
     stage("1/5 language model: byte-level BPE and a Transformer, from the texts")
     experiment.train_lm()
     stage("2/5 PPO: towards the reward, near the language model")

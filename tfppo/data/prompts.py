@@ -10,37 +10,38 @@ from tfppo.seeds import permutation, stream_indices
 from tfppo.types import Prompts
 
 
-def encode_prompts(examples: list[Example], tokenizer, config: DataConfig, seed: int) -> list[list[int]]:
-    """Token ids of the prompts of examples, each behind the start token (EOS, which ends the text before).
+def encode_trajectories(
+    examples: list[Example], tokenizer, config: DataConfig, seed: int
+) -> list[tuple[list[int], list[int]]]:
+    """Token ids of the prompts of examples, each behind the start token (EOS, which ends the text before), and of how
+    the data itself goes on: the rest of the text and EOS.
 
     A prompt that the data names is taken whole. From a text without one, the first min_prompt_tokens to
     max_prompt_tokens tokens are taken (how many is drawn for each); texts that are no longer are left out.
 
     Raises: UserError where a given prompt is longer than max_prompt_tokens, or no prompt is left.
     """
-    given = [example.prompt is not None for example in examples]
-    encoded = tokenizer.encode_batch(
-        [example.text if example.prompt is None else example.prompt for example in examples]
-    )
+    texts = tokenizer.encode_batch([example.text for example in examples])
+    prompts = tokenizer.encode_batch([example.prompt or "" for example in examples])
     rng = np.random.default_rng([seed, len(examples)])
     lengths = rng.integers(config.min_prompt_tokens, config.max_prompt_tokens, size=len(examples), endpoint=True)
-    prompts = []
-    for example, is_given, ids, length in zip(examples, given, encoded, lengths, strict=True):
-        if is_given and len(ids) > config.max_prompt_tokens:
-            raise UserError(
-                f"data.max_prompt_tokens is {config.max_prompt_tokens}, but the prompt {example.prompt!r:.120} has "
-                f"{len(ids)} tokens; raise it (and model.max_sequence_length with it) or shorten the prompt"
-            )
-        if is_given:
-            prompts.append([tokenizer.eos_id, *ids])
-        elif len(ids) > length:
-            prompts.append([tokenizer.eos_id, *ids[:length]])
-    if not prompts:
+    eos, trajectories = tokenizer.eos_id, []
+    for example, prompt, text, length in zip(examples, prompts, texts, lengths, strict=True):
+        if example.prompt is None and len(text) > length:
+            trajectories.append(([eos, *text[:length]], [*text[length:], eos]))
+        elif example.prompt is not None:
+            if len(prompt) > config.max_prompt_tokens:
+                raise UserError(
+                    f"data.max_prompt_tokens is {config.max_prompt_tokens}, but the prompt {example.prompt!r:.120} has "
+                    f"{len(prompt)} tokens; raise it (and model.max_sequence_length with it) or shorten the prompt"
+                )
+            trajectories.append(([eos, *prompt], [*text, eos]))
+    if not trajectories:
         raise UserError(
             f"data.source {config.source!r} yields no prompt: none of its {len(examples)} texts is longer than "
             f"data.min_prompt_tokens {config.min_prompt_tokens}; lower it or add texts"
         )
-    return prompts
+    return trajectories
 
 
 def pad_left(rows: list[list[int]], pad_id: int, length: int) -> Prompts:
@@ -54,31 +55,49 @@ def pad_left(rows: list[list[int]], pad_id: int, length: int) -> Prompts:
 
 
 class PromptSet:
-    """All prompts of a split, [N, P]; batches of them by position in an endless, reshuffled stream."""
+    """All prompts of a split, [N, P], and how the data goes on after each; batches of them by position in an endless,
+    reshuffled stream.
+    """
 
-    def __init__(self, prompts: list[list[int]], tokenizer, max_prompt_tokens: int, seed: int):
-        self._prompts = prompts
-        self._pad_id = tokenizer.pad_id
-        self._length = 1 + max_prompt_tokens
-        self._seed = seed
+    def __init__(self, trajectories: list[tuple[list[int], list[int]]], pad_id: int, length: int, seed: int):
+        self._trajectories, self._pad_id, self._length, self._seed = trajectories, pad_id, length, seed
 
     def __len__(self):
-        return len(self._prompts)
+        return len(self._trajectories)
 
-    def batch(self, step: int, size: int) -> Prompts:
-        """The step-th batch [size, P] of the stream; a function of the step alone, so that a resumed run goes on."""
-        indices = stream_indices(self._seed, "prompts", step * size, size, len(self))
-        return pad_left([self._prompts[i] for i in indices], self._pad_id, self._length)
+    def batch(self, step: int, size: int, repeats: int = 1) -> Prompts:
+        """The step-th batch [size, P] of the stream; a function of the step alone, so that a resumed run goes on.
+
+        Each prompt stands there `repeats` times, next to itself.
+        """
+        rows = self._rows(step, size // repeats)
+        prompts = [prompt for prompt, _ in rows for _ in range(repeats)]
+        return pad_left(prompts, self._pad_id, self._length)
+
+    def continuations(self, step: int, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first `length` tokens of how the data goes on after each prompt of `batch(step, size)`.
+
+        Returns: response_ids int32 [size, length], padded on the right, and response_mask float32 [size, length].
+        """
+        ids = np.full([size, length], self._pad_id, np.int32)
+        mask = np.zeros([size, length], np.float32)
+        for number, (_, continuation) in enumerate(self._rows(step, size)):
+            row = continuation[:length]
+            ids[number, : len(row)] = row
+            mask[number, : len(row)] = 1.0
+        return ids, mask
 
     def sample(self, count: int) -> "PromptSet":
         """A fixed choice of `count` prompts (all, where there are fewer)."""
         chosen = permutation(self._seed, "held-out", 0, len(self))[:count]
-        subset = PromptSet.__new__(PromptSet)
-        subset._prompts = [self._prompts[i] for i in chosen]
-        subset._pad_id, subset._length, subset._seed = self._pad_id, self._length, self._seed
-        return subset
+        return PromptSet([self._trajectories[i] for i in chosen], self._pad_id, self._length, self._seed)
 
     def batches(self, size: int):
         """All prompts in order, as Prompts of at most `size` rows."""
         for start in range(0, len(self), size):
-            yield pad_left(self._prompts[start : start + size], self._pad_id, self._length)
+            rows = self._trajectories[start : start + size]
+            yield pad_left([prompt for prompt, _ in rows], self._pad_id, self._length)
+
+    def _rows(self, step, size):
+        indices = stream_indices(self._seed, "prompts", step * size, size, len(self))
+        return [self._trajectories[i] for i in indices]

@@ -10,6 +10,7 @@ import keras
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.models.reward_model import RewardModel
 from tfppo.text.tokenizer import Tokenizer
 
 _MODEL_FILE = "model.keras"
@@ -40,9 +41,16 @@ def _load(folder):
     except (ValueError, TypeError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {reason}") from error
-    if not isinstance(model, (LanguageModel, Policy)):
+    if not isinstance(model, LanguageModel | Policy | RewardModel):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: it holds a {type(model).__name__}")
-    return model, Tokenizer.load(Path(folder) / "tokenizer")
+    tokenizer = Tokenizer.load(Path(folder) / "tokenizer")
+    trunk = model.language_model.trunk if isinstance(model, Policy) else model.trunk
+    if trunk.sizes["vocabulary_size"] != tokenizer.vocabulary_size:
+        raise UserError(
+            f"{str(folder)!r} holds a model of {trunk.sizes['vocabulary_size']} tokens and a tokenizer of "
+            f"{tokenizer.vocabulary_size}; copy the whole folder again"
+        )
+    return model, tokenizer
 
 
 def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokenizer]:
@@ -51,6 +59,8 @@ def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokeniz
     Raises: UserError where there is none or it cannot be read.
     """
     model, tokenizer = _load(folder)
+    if isinstance(model, RewardModel):
+        raise UserError(f"the model in {str(folder)!r} is a RewardModel; a language model or a policy is needed")
     actor = model.language_model if isinstance(model, Policy) else model
     return copy_language_model(actor, dtype), tokenizer
 
@@ -63,6 +73,14 @@ def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
     policy = Policy(copy_language_model(model.language_model, dtype), model.separate_critic)
     policy.set_weights(model.get_weights())
     return policy, tokenizer
+
+
+def load_reward_model(folder) -> tuple[RewardModel, Tokenizer]:
+    """The reward model in a folder. Raises: UserError where there is none."""
+    model, tokenizer = _load(folder)
+    if not isinstance(model, RewardModel):
+        raise UserError(f"the model in {str(folder)!r} is a {type(model).__name__}; a RewardModel is needed")
+    return model, tokenizer
 
 
 def copy_language_model(model: LanguageModel, dtype) -> LanguageModel:

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from tfppo.errors import UserError
+from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
 
 
@@ -39,15 +41,42 @@ class Policy(keras.Model):
         critic_hidden = self.critic(token_ids, padding_mask) if self.critic else hidden
         return self.language_model.logits(hidden), self._values(critic_hidden)
 
-    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask):
+    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None):
         """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
 
-        Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R].
+        Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R]; trunk_coef scales
+            the gradient that flows from the values into a shared trunk (None: as it is).
         """
         batch = (prompt_ids, prompt_mask, response_ids, response_mask)
         hidden = self.language_model.trunk.response_states(*batch)
-        critic_hidden = self.critic.response_states(*batch) if self.critic else hidden
+        if self.critic:
+            critic_hidden = self.critic.response_states(*batch)
+        elif trunk_coef is None:
+            critic_hidden = hidden
+        else:
+            coef = tf.cast(trunk_coef, hidden.dtype)
+            critic_hidden = coef * hidden + (1 - coef) * tf.stop_gradient(hidden)
         return self.language_model.logits(hidden), self._values(critic_hidden)
+
+    def critic_variables(self):
+        """The variables that only the values depend on: the head, and a separate critic's trunk."""
+        trunk = self.critic.trainable_variables if self.critic else []
+        return [*trunk, self.value_kernel, self.value_bias]
+
+    def copy_critic(self, reward_model: RewardModel):
+        """Starts the separate critic from a reward model: its values then are the model's scores.
+
+        Raises: UserError where the reward model has other sizes than the critic.
+        """
+        sizes, wanted = reward_model.trunk.sizes, self.critic.sizes
+        for name in (name for name in wanted if name != "dropout" and sizes[name] != wanted[name]):
+            raise UserError(
+                f"ppo.critic_init names a reward model with {name} {sizes[name]}, but the policy has {wanted[name]}; "
+                f"train one of the policy's sizes"
+            )
+        self.critic.set_weights(reward_model.trunk.get_weights())
+        self.value_kernel.assign(reward_model.head_kernel)
+        self.value_bias.assign(reward_model.head_bias)
 
     def prefill(self, prompt_ids, prompt_mask, cache_length):
         """Logits [B, V] and values [B] after a prompt padded on the left, and the cache to go on from there."""

@@ -2,6 +2,31 @@
 
 import tensorflow as tf
 
+from tfppo.choices import KL_ESTIMATORS
+
+# exp(20) is finite, and far outside any clip range: the bound only stops overflow.
+MAX_LOG_RATIO = 20.0
+
+
+def kl_estimate(log_ratio, estimator):
+    """KL(policy || reference) at a token sampled from the policy, from d = log policy - log reference.
+
+    k1: d, unbiased. k2: d^2 / 2, whose gradient is the KL's. k3: exp(-d) - 1 + d, unbiased and never negative
+    (Schulman 2020, "Approximating KL divergence"). abs: |d|, never negative.
+
+    Args: log_ratio [...]. Returns [...].
+    """
+    if estimator == "k1":
+        return log_ratio
+    if estimator == "k2":
+        return 0.5 * tf.square(log_ratio)
+    if estimator == "k3":
+        bounded = tf.clip_by_value(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+        return tf.math.expm1(-bounded) + bounded
+    if estimator == "abs":
+        return tf.abs(log_ratio)
+    raise ValueError(f"estimator is {estimator!r}; choose one of {KL_ESTIMATORS}")
+
 
 def kl_exact(logits, ref_logits, temperature=1.0):
     """KL(policy || reference) in nats of the two next-token distributions, over the whole vocabulary.
@@ -20,5 +45,5 @@ def adaptive_kl_coef(kl_coef, kl, *, target, horizon, num_episodes):
 
     Args: kl: mean over the batch of the KL summed over each response, in nats; target: in the same unit.
     """
-    error = tf.clip_by_value(kl / target - 1.0, -0.2, 0.2)
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * num_episodes / horizon)

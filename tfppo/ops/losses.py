@@ -1,9 +1,9 @@
-"""The losses of PPO, one number a token; the caller takes the masked, global mean."""
+"""The losses of PPO, one number a token; the caller adds them up with `token_weights`."""
 
 import tensorflow as tf
 
-# exp(20) is far outside any clip range and far inside float32: the bound changes no clipped loss and stops overflow.
-MAX_LOG_RATIO = 20.0
+from tfppo.choices import AGGREGATIONS
+from tfppo.ops.kl import MAX_LOG_RATIO
 
 
 def importance_ratio(logprobs, old_logprobs):
@@ -11,10 +11,25 @@ def importance_ratio(logprobs, old_logprobs):
     return tf.exp(tf.clip_by_value(logprobs - old_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def clipped_surrogate_loss(ratio, advantages, *, clip_range):
-    """-min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) (Schulman et al. 2017, equation 7). [...] -> [...]."""
-    clipped = tf.clip_by_value(ratio, 1.0 - clip_range, 1.0 + clip_range)
-    return tf.maximum(-advantages * ratio, -advantages * clipped)
+def clipped_surrogate_loss(ratio, advantages, *, clip_range, clip_range_high=None, dual_clip=None):
+    """-min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) (Schulman et al. 2017, equation 7). [...] -> [...].
+
+    Args:
+        clip_range_high: the upper eps where it is another one than the lower (clip-higher, Yu et al. 2025).
+        dual_clip: the most, in multiples of -A, that a token of negative advantage may cost (Ye et al. 2020).
+    """
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = tf.clip_by_value(ratio, 1.0 - clip_range, 1.0 + high)
+    loss = tf.maximum(-advantages * ratio, -advantages * clipped)
+    if dual_clip is not None:
+        loss = tf.where(advantages < 0, tf.minimum(loss, -advantages * dual_clip), loss)
+    return loss
+
+
+def is_clipped(ratio, advantages, *, clip_range, clip_range_high=None):
+    """Whether the surrogate's clip has cut a token's gradient off: bool [...]."""
+    high = clip_range if clip_range_high is None else clip_range_high
+    return ((advantages > 0) & (ratio > 1.0 + high)) | ((advantages < 0) & (ratio < 1.0 - clip_range))
 
 
 def clipped_value_loss(values, old_values, returns, *, value_clip_range):
@@ -27,3 +42,25 @@ def clipped_value_loss(values, old_values, returns, *, value_clip_range):
         clipped = old_values + tf.clip_by_value(values - old_values, -value_clip_range, value_clip_range)
         squared_error = tf.maximum(squared_error, tf.square(clipped - returns))
     return 0.5 * squared_error
+
+
+def is_value_clipped(values, old_values, returns, *, value_clip_range):
+    """Whether the value loss is that of the value kept near the old one: bool [...]."""
+    clipped = old_values + tf.clip_by_value(values - old_values, -value_clip_range, value_clip_range)
+    return tf.square(clipped - returns) > tf.square(values - returns)
+
+
+def token_weights(mask, aggregation):
+    """What each token of a whole minibatch counts in its loss: [M, R] -> [M, R], 0 at padding.
+
+    token_mean: every token the same. sequence_mean: every sequence the same, and its tokens the same within it.
+    sequence_sum: tokens are summed within a sequence, sequences averaged.
+    """
+    num_sequences = tf.cast(tf.shape(mask)[0], mask.dtype)
+    if aggregation == "token_mean":
+        return tf.math.divide_no_nan(mask, tf.reduce_sum(mask))
+    if aggregation == "sequence_mean":
+        return tf.math.divide_no_nan(mask, tf.reduce_sum(mask, axis=1, keepdims=True)) / num_sequences
+    if aggregation == "sequence_sum":
+        return mask / num_sequences
+    raise ValueError(f"aggregation is {aggregation!r}; choose one of {AGGREGATIONS}")

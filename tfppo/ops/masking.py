@@ -3,9 +3,14 @@
 import tensorflow as tf
 
 
+def zero_padding(values, mask):
+    """The values where `mask` is above 0, and 0 elsewhere, whatever stands there (NaN too)."""
+    return tf.where(mask > 0, values, tf.zeros_like(values))
+
+
 def masked_sum(values, mask, axis=None):
-    """Sum over the positions where `mask` is 1; whatever stands elsewhere (NaN too) is left out."""
-    return tf.reduce_sum(tf.where(mask > 0, values, tf.zeros_like(values)), axis=axis)
+    """Sum of values times mask over the positions where `mask` is above 0; the others are left out, NaN too."""
+    return tf.reduce_sum(mask * zero_padding(values, mask), axis=axis)
 
 
 def masked_mean(values, mask, axis=None):
@@ -19,18 +24,22 @@ def masked_moments(values, mask):
     return mean, masked_mean(tf.square(values - mean), mask)
 
 
-def whiten(values, mask, *, shift_mean):
+def whiten(values, mask, *, shift_mean, unbiased=False):
     """Scale to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean is kept.
 
-    The variance is the biased one and enters as rsqrt(variance + 1e-8) (Ziegler et al. 2019). Padding becomes 0.
+    The variance is the biased one (Ziegler et al. 2019), or with `unbiased` divided by n - 1 (TRL); it enters as
+    rsqrt(variance + 1e-8). Padding becomes 0.
 
     Args: values [B, R]; mask [B, R]. Returns [B, R].
     """
     mean, variance = masked_moments(values, mask)
+    if unbiased:
+        count = tf.reduce_sum(mask)
+        variance *= count / tf.maximum(count - 1.0, 1.0)
     whitened = (values - mean) * tf.math.rsqrt(variance + 1e-8)
     if not shift_mean:
         whitened += mean
-    return tf.where(mask > 0, whitened, tf.zeros_like(whitened))
+    return zero_padding(whitened, mask)
 
 
 def positions_from_mask(mask):

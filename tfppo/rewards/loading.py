@@ -1,11 +1,9 @@
-"""Finds a reward function by its name, and checks what it returns."""
+"""Finds a reward function by its name."""
 
 import importlib
 import importlib.util
 import sys
 from pathlib import Path
-
-import numpy as np
 
 from tfppo.errors import UserError
 
@@ -17,14 +15,14 @@ def load_reward(name):
     """
     where, _, attribute = name.rpartition(":")
     if not where or where.startswith(".") and not where.endswith(".py"):
-        raise UserError(f"reward is {name!r}; write module:function or path/file.py:function")
+        raise UserError(f"reward.functions has {name!r}; write module:function or path/file.py:function")
     try:
         module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
     except (ImportError, OSError, SyntaxError) as error:
-        raise UserError(f"reward is {name!r}, but {where!r} cannot be imported: {error}") from error
+        raise UserError(f"reward.functions has {name!r}, but {where!r} cannot be imported: {error}") from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise UserError(f"reward is {name!r}, but {where!r} has no function {attribute!r}")
+        raise UserError(f"reward.functions has {name!r}, but {where!r} has no function {attribute!r}")
     return function
 
 
@@ -36,24 +34,3 @@ def _load_file(path):
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-def score(reward_fn, prompts, responses):
-    """Scores of a batch as float32 [B].
-
-    Raises: UserError where the function does not return one finite number a response; it names the prompt and response.
-    """
-    scores = reward_fn(prompts, responses)
-    try:
-        scores = np.asarray(scores, np.float32)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"the reward function must return a list of numbers, not {scores!r:.200}") from error
-    if scores.shape != (len(responses),):
-        raise UserError(
-            f"the reward function returned scores of shape {list(scores.shape)} for {len(responses)} responses; "
-            f"it must return one number a response"
-        )
-    for value, prompt, response in zip(scores, prompts, responses, strict=True):
-        if not np.isfinite(value):
-            raise UserError(f"the reward is {value} for prompt {prompt!r} and response {response!r}; it must be finite")
-    return scores

@@ -1,5 +1,6 @@
 """Byte-level BPE for any UTF-8 text: training, encoding and decoding in Python, files."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -115,6 +116,10 @@ class Tokenizer:
         with tf.io.gfile.GFile(merges_path, "w") as file:
             for line in (_MERGES_HEADER, *map(" ".join, self._merges_as_text())):
                 file.write(line + "\n")
+
+    def digest(self) -> str:
+        """A fingerprint: equal for tokenizers that encode every text alike."""
+        return hashlib.sha256(repr(self._merges).encode()).hexdigest()[:16]
 
     @property
     def vocabulary_size(self) -> int:

@@ -1,0 +1,13 @@
+"""The recipe `trl` by name, from the language model of the quickstart.
+
+    python tools/train_ppo.py --config=configs/trl.py --workdir=runs/trl \\
+        --config.language_model=runs/quickstart/lm
+
+`tfppo/presets.py` says what the recipe is, and where its values are from.
+"""
+
+from tfppo.presets import trl
+
+
+def get_config():
+    return trl()

@@ -1,0 +1,28 @@
+"""Where a score goes among the tokens of its response."""
+
+import tensorflow as tf
+
+from tfppo.choices import PLACEMENTS
+from tfppo.ops.masking import last_token_one_hot, zero_padding
+
+
+def mask_after_last(mask):
+    """The mask with one position more a row, where there is room: the state after the last token. [B, R] -> [B, R]."""
+    return tf.concat([tf.ones_like(mask[:, :1]), mask[:, :-1]], axis=1)
+
+
+def place_scores(scores, mask, placement):
+    """Per-token scores [B, R] from one score a response [B]; scores that come per token [B, R] stay where they are.
+
+    last_token: at the last real token. after_last: one position later, where there is room (TRL's convention).
+    last_position: at position R - 1, wherever the response ended (Ziegler et al. 2019).
+    """
+    if len(scores.shape) == 2:
+        return zero_padding(scores, mask)
+    if placement == "last_token":
+        return scores[:, None] * last_token_one_hot(mask)
+    if placement == "after_last":
+        return scores[:, None] * last_token_one_hot(mask_after_last(mask))
+    if placement == "last_position":
+        return scores[:, None] * tf.one_hot(tf.fill(tf.shape(scores), tf.shape(mask)[1] - 1), tf.shape(mask)[1])
+    raise ValueError(f"placement is {placement!r}; choose one of {PLACEMENTS}")

@@ -1,0 +1,24 @@
+"""The likelihood reward: R = sum over the response of log P(token) under a frozen language model."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfppo.ops.logprobs import token_logprobs
+from tfppo.rewards.scoring import Batch
+
+
+class LikelihoodReward:
+    """Scores a response by its summed log-probability, in nats, under a frozen scorer."""
+
+    name = "likelihood"
+
+    def __init__(self, scorer, jit_compile):
+        def log_likelihood(prompt_ids, prompt_mask, response_ids, response_mask):
+            logits = scorer.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
+            return tf.reduce_sum(token_logprobs(logits, response_ids) * response_mask, axis=1)
+
+        self._log_likelihood = tf.function(log_likelihood, jit_compile=jit_compile)
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """Scores [B]."""
+        return self._log_likelihood(*batch.prompts, batch.response_ids, batch.response_mask).numpy()

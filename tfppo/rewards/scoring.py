@@ -1,0 +1,103 @@
+"""Calls reward functions, checks what they return, and adds them up."""
+
+import inspect
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from tfppo.errors import UserError
+from tfppo.text.tokenizer import Tokenizer
+from tfppo.types import Prompts
+
+
+@dataclass
+class Batch:
+    """A batch of B responses as reward functions see it: as texts, and as tokens."""
+
+    texts: list[str]  # the prompts
+    responses: list[str]
+    prompts: Prompts
+    response_ids: np.ndarray  # [B, R]
+    response_mask: np.ndarray  # [B, R]
+    tokenizer: Tokenizer
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Real tokens of each response, the stop token included: [B]."""
+        return self.response_mask.sum(axis=1).astype(int)
+
+    @cached_property
+    def tokens(self) -> list[list[str]]:
+        """The text of every real token of each response; that of the stop token is empty."""
+        rows = zip(self.response_ids, self.lengths, strict=True)
+        return [[self.tokenizer.decode([token]) for token in ids[:length]] for ids, length in rows]
+
+
+class TextReward:
+    """A plain Python function (prompts, responses) -> scores, checked.
+
+    A function that has a parameter `tokens` gets the texts of every response's tokens there, and may return one list of
+    scores a response, one score a token (dense).
+    """
+
+    def __init__(self, name, function):
+        self.name, self._function = name, function
+        self._wants_tokens = "tokens" in inspect.signature(function).parameters
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """Scores [B], or dense ones [B, R].
+
+        Raises: UserError where the function does not return one finite number a response, or one a token; it names the
+            prompt and the response.
+        """
+        extra = {"tokens": batch.tokens} if self._wants_tokens else {}
+        scores = self._function(batch.texts, batch.responses, **extra)
+        try:
+            rows = [np.asarray(row, np.float32) for row in scores]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"reward {self.name} must return a list of numbers, not {scores!r:.200}") from error
+        if len(rows) != len(batch.responses):
+            raise UserError(
+                f"reward {self.name} returned {len(rows)} scores for {len(batch.responses)} responses; "
+                f"it must return one a response"
+            )
+        dense = any(row.ndim for row in rows)
+        for row, prompt, response, length in zip(rows, batch.texts, batch.responses, batch.lengths, strict=True):
+            if dense and row.shape != (length,):
+                raise UserError(
+                    f"reward {self.name} returned scores of shape {list(row.shape)} for the response {response!r} of "
+                    f"{length} tokens; dense scores are one number a token, for every response"
+                )
+            if not np.isfinite(row).all():
+                raise UserError(
+                    f"reward {self.name} is {row} for prompt {prompt!r} and response {response!r}; it must be finite"
+                )
+        return _pad_right(rows, batch.response_mask.shape[1]) if dense else np.array(rows, np.float32)
+
+
+def total_scores(rewards, weights, batch: Batch) -> tuple[np.ndarray, dict[str, float]]:
+    """The weighted sum of reward functions, and the mean of each.
+
+    Returns: scores float32 [B], or [B, R] where a function gives dense ones (the others then stand at the last token);
+        and {"reward/NAME": mean score of a response}.
+    Raises: UserError as the functions do.
+    """
+    parts = [reward(batch) for reward in rewards]
+    means = {}
+    for reward, scores in zip(rewards, parts, strict=True):
+        means[f"reward/{reward.name}"] = float(scores.reshape(len(scores), -1).sum(axis=1).mean())
+    if any(scores.ndim == 2 for scores in parts):
+        parts = [scores if scores.ndim == 2 else _at_last_token(scores, batch) for scores in parts]
+    total = sum(weight * scores for weight, scores in zip(weights, parts, strict=True))
+    return total.astype(np.float32), means
+
+
+def _pad_right(rows, length):
+    return np.stack([np.pad(row, (0, length - len(row))) for row in rows])
+
+
+def _at_last_token(scores, batch):
+    dense = np.zeros(batch.response_mask.shape, np.float32)
+    dense[np.arange(len(scores)), np.maximum(batch.lengths - 1, 0)] = scores
+    return dense

@@ -1,0 +1,60 @@
+"""From what reward functions return to what PPO sees: normalised, scaled, clipped, penalised."""
+
+import numpy as np
+
+from tfppo.config import RewardConfig
+
+
+def merge_moments(count, mean, variance, scores):
+    """Running count, mean and biased variance after more scores [N] (Chan et al. 1979)."""
+    added, added_mean, added_variance = len(scores), float(scores.mean()), float(scores.var())
+    total = count + added
+    gap = added_mean - mean
+    squares = variance * count + added_variance * added + gap * gap * count * added / total
+    return total, mean + gap * added / total, squares / total
+
+
+def penalise_missing_stop(scores, stopped, lengths, penalty, mode):
+    """Scores of responses that ended without the stop token: replaced by `penalty` (Ziegler et al. 2019: -1), or
+    lowered by it (TRL). Dense scores [B, R] take it at the last token.
+
+    Args: scores [B] or [B, R]; stopped bool [B]; lengths int [B]. Returns scores of the same shape.
+    """
+    scores, rows = scores.copy(), np.flatnonzero(~stopped)
+    last = rows if scores.ndim == 1 else (rows, np.maximum(lengths[rows] - 1, 0))
+    if mode == "replace":
+        scores[rows] = 0.0
+        scores[last] = penalty
+    else:
+        scores[last] -= penalty
+    return scores
+
+
+class ScoreShaper:
+    """Applies a RewardConfig to scores; its state is the running count, mean and variance of them."""
+
+    def __init__(self, config: RewardConfig):
+        self._config = config
+        self.state = {"score_count": 0.0, "score_mean": 0.0, "score_variance": 0.0}
+
+    def __call__(self, scores, stopped, lengths):
+        """Scores as PPO sees them: normalised by all scores so far (these included), scaled, clipped, penalised.
+
+        Args: scores float32 [B] or [B, R]; stopped bool [B]; lengths int [B]. Returns float32 of the same shape.
+        """
+        config = self._config
+        if config.normalize:
+            whole = scores.reshape(len(scores), -1).sum(axis=1).astype(np.float64)
+            moments = merge_moments(*self.state.values(), whole)
+            self.state = dict(zip(self.state, moments, strict=True))
+            mean, deviation = moments[1], max(np.sqrt(moments[2]), 1e-8)
+            # A dense score is one part of a response's: only its scale is normalised.
+            scores = (scores - mean) / deviation if scores.ndim == 1 else scores / deviation
+        scores = scores * config.scale
+        if config.clip is not None:
+            scores = np.clip(scores, -config.clip, config.clip)
+        if config.missing_stop_penalty is not None:
+            scores = penalise_missing_stop(
+                scores, stopped, lengths, config.missing_stop_penalty, config.missing_stop_mode
+            )
+        return scores.astype(np.float32)

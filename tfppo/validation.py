@@ -1,0 +1,254 @@
+"""What settings must hold; an error names the field, its value and the remedy."""
+
+import math
+
+from tfppo.choices import AGGREGATIONS, CRITIC_FREE, ESTIMATORS, GROUPED, KL_ESTIMATORS
+from tfppo.errors import UserError
+
+
+def require(condition: bool, name: str, value, remedy: str):
+    """Raises UserError, naming field, value and remedy, unless the condition holds."""
+    if not condition:
+        raise UserError(f"{name} is {value!r}; {remedy}")
+
+
+def require_one_of(name: str, value, choices):
+    """The value must be one of the choices."""
+    require(value in choices, name, value, f"choose one of {', '.join(choices)}")
+
+
+def require_positive(section: str, config, *names: str):
+    """Every named field must be above 0."""
+    for name in names:
+        value = getattr(config, name)
+        require(value > 0 and math.isfinite(value), f"{section}.{name}", value, "it must be above 0 and finite")
+
+
+def validate_dtype(name: str, dtype: str):
+    """Raises UserError for a dtype policy that tfppo does not run in."""
+    require(dtype in ("float32", "mixed_bfloat16"), name, dtype, "choose float32 or mixed_bfloat16")
+
+
+def validate_ppo(ppo):
+    """Raises UserError for values of a PpoConfig that do not fit."""
+    require_positive(
+        "ppo", ppo, "total_episodes", "rollout_batch_size", "ppo_epochs", "num_minibatches", "accumulation_steps"
+    )
+    require_positive("ppo", ppo, "learning_rate", "clip_range", "adaptive_kl_horizon", "adam_epsilon", "group_size")
+    require_one_of("ppo.trajectories", ppo.trajectories, ("policy", "dataset"))
+    require_one_of("ppo.estimator", ppo.estimator, ESTIMATORS)
+    require_one_of("ppo.loss_aggregation", ppo.loss_aggregation, AGGREGATIONS)
+    require_one_of("ppo.kl_estimator", ppo.kl_estimator, KL_ESTIMATORS)
+    require_one_of("ppo.optimizer", ppo.optimizer, ("adam", "adamw"))
+    require_one_of("ppo.schedule", ppo.schedule, ("linear", "cosine", "constant"))
+    require_one_of("ppo.critic", ppo.critic, ("shared", "separate"))
+    require(
+        ppo.kl_loss_estimator in ("k2", "k3"),
+        "ppo.kl_loss_estimator",
+        ppo.kl_loss_estimator,
+        "choose k2 or k3: the expected gradient of k1 is zero, and that of abs is not the KL's",
+    )
+    _validate_batches(ppo)
+    _validate_ranges(ppo)
+    _validate_combinations(ppo)
+    validate_dtype("ppo.dtype", ppo.dtype)
+
+
+def _validate_batches(ppo):
+    require(
+        ppo.rollout_batch_size % ppo.num_minibatches == 0,
+        "ppo.num_minibatches",
+        ppo.num_minibatches,
+        f"it must divide ppo.rollout_batch_size {ppo.rollout_batch_size}",
+    )
+    minibatch_size = ppo.rollout_batch_size // ppo.num_minibatches
+    require(
+        minibatch_size % ppo.accumulation_steps == 0,
+        "ppo.accumulation_steps",
+        ppo.accumulation_steps,
+        f"it must divide the minibatch size {minibatch_size} (rollout_batch_size / num_minibatches)",
+    )
+    require(
+        ppo.total_episodes >= ppo.rollout_batch_size,
+        "ppo.total_episodes",
+        ppo.total_episodes,
+        f"it must be at least ppo.rollout_batch_size {ppo.rollout_batch_size}",
+    )
+    require(
+        ppo.rollout_batch_size % ppo.group_size == 0,
+        "ppo.group_size",
+        ppo.group_size,
+        f"it must divide ppo.rollout_batch_size {ppo.rollout_batch_size}",
+    )
+    require(
+        not ppo.whiten_advantages or ppo.rollout_batch_size >= 2,
+        "ppo.rollout_batch_size",
+        ppo.rollout_batch_size,
+        "whitening needs at least 2 episodes; raise it or set ppo.whiten_advantages=False",
+    )
+
+
+def _validate_ranges(ppo):
+    for name in ("gamma", "gae_lambda", "critic_gae_lambda", "schedule_floor"):
+        value = getattr(ppo, name)
+        require(value is None or 0 <= value <= 1, f"ppo.{name}", value, "it must be between 0 and 1")
+    for name in ("adam_beta1", "adam_beta2", "ema_decay"):
+        value = getattr(ppo, name)
+        require(0 <= value < 1, f"ppo.{name}", value, "it must be at least 0 and below 1")
+    for name in (
+        "value_coef",
+        "entropy_coef",
+        "kl_coef",
+        "kl_loss_coef",
+        "max_grad_norm",
+        "weight_decay",
+        "warmup_iterations",
+        "critic_warmup_iterations",
+    ):
+        value = getattr(ppo, name)
+        require(value >= 0, f"ppo.{name}", value, "it must not be negative")
+    for name in ("value_clip_range", "clip_range_high", "adaptive_kl_target", "target_kl", "ratio_tolerance"):
+        value = getattr(ppo, name)
+        require(value is None or value > 0, f"ppo.{name}", value, "it must be above 0, or None for off")
+    require(
+        ppo.clip_range_high is None or ppo.clip_range_high >= ppo.clip_range,
+        "ppo.clip_range_high",
+        ppo.clip_range_high,
+        f"it must be at least ppo.clip_range {ppo.clip_range}",
+    )
+    require(
+        ppo.dual_clip is None or ppo.dual_clip > 1 + ppo.clip_range,
+        "ppo.dual_clip",
+        ppo.dual_clip,
+        f"it must be above 1 + ppo.clip_range {ppo.clip_range}, or None for off",
+    )
+
+
+def _validate_combinations(ppo):
+    critic_free = ppo.estimator in CRITIC_FREE
+    require(
+        ppo.estimator not in GROUPED or ppo.group_size >= 2,
+        "ppo.group_size",
+        ppo.group_size,
+        f"ppo.estimator {ppo.estimator} compares the responses to one prompt; use at least 2",
+    )
+    require(
+        not critic_free or ppo.value_coef == 0,
+        "ppo.value_coef",
+        ppo.value_coef,
+        f"ppo.estimator {ppo.estimator} has no critic; use 0",
+    )
+    require(
+        not critic_free or ppo.critic == "shared",
+        "ppo.critic",
+        ppo.critic,
+        f"ppo.estimator {ppo.estimator} has no critic; use shared",
+    )
+    require(
+        not critic_free or ppo.critic_warmup_iterations == 0,
+        "ppo.critic_warmup_iterations",
+        ppo.critic_warmup_iterations,
+        f"ppo.estimator {ppo.estimator} has no critic; use 0",
+    )
+    require(
+        ppo.critic_warmup_iterations == 0 or ppo.value_coef > 0,
+        "ppo.value_coef",
+        ppo.value_coef,
+        "critic warm-up trains nothing with 0; raise it or set ppo.critic_warmup_iterations=0",
+    )
+    require(
+        ppo.estimator != "reinforce_pp" or ppo.whiten_advantages,
+        "ppo.whiten_advantages",
+        ppo.whiten_advantages,
+        "reinforce_pp is whitened returns; use True",
+    )
+    require(
+        ppo.critic_gae_lambda is None or ppo.estimator == "gae",
+        "ppo.critic_gae_lambda",
+        ppo.critic_gae_lambda,
+        f"ppo.estimator {ppo.estimator} has no lambda; use None",
+    )
+    require(
+        ppo.weight_decay == 0 or ppo.optimizer == "adamw",
+        "ppo.weight_decay",
+        ppo.weight_decay,
+        f"ppo.optimizer {ppo.optimizer} has none; use 0 or ppo.optimizer=adamw",
+    )
+    require(
+        ppo.adaptive_kl_target is None or ppo.kl_coef > 0,
+        "ppo.kl_coef",
+        ppo.kl_coef,
+        "an adaptive coefficient is multiplied, and 0 stays 0; start above 0",
+    )
+    require(
+        ppo.critic_learning_rate is None or (ppo.critic_learning_rate > 0 and ppo.critic == "separate"),
+        "ppo.critic_learning_rate",
+        ppo.critic_learning_rate,
+        "it must be above 0, and only a critic of its own (ppo.critic=separate) can have one",
+    )
+    require(
+        ppo.critic_warmup_iterations == 0 or ppo.weight_decay == 0,
+        "ppo.weight_decay",
+        ppo.weight_decay,
+        "it would move the policy while the critic alone learns; use 0, or ppo.critic_warmup_iterations=0",
+    )
+    require(
+        ppo.critic_init == "policy" or ppo.critic == "separate",
+        "ppo.critic_init",
+        ppo.critic_init,
+        "a critic on the policy's trunk starts from that trunk; use policy or ppo.critic=separate",
+    )
+
+
+def validate_for_ppo(config):
+    """Raises UserError for settings, each right by itself, that PPO cannot run with together."""
+    sampling, reward, ppo = config.sampling, config.reward, config.ppo
+    require(
+        sampling.top_k == 0 and sampling.top_p == 1.0,
+        "sampling.top_k, sampling.top_p",
+        (sampling.top_k, sampling.top_p),
+        "PPO needs 0 and 1: with a filter, responses come from another distribution than the one that is trained",
+    )
+    require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
+    require(
+        not reward.whiten or ppo.rollout_batch_size >= 8,
+        "ppo.rollout_batch_size",
+        ppo.rollout_batch_size,
+        "whitening rewards needs at least 8 episodes; raise it or set reward.whiten=False",
+    )
+    require(
+        reward.placement != "last_position" or not sampling.stop_at_eos,
+        "reward.placement",
+        reward.placement,
+        "the last position is padding for a response that stopped; use last_token or sampling.stop_at_eos=False",
+    )
+    require(
+        reward.placement != "after_last" or sampling.stop_at_eos,
+        "reward.placement",
+        reward.placement,
+        "nothing comes after a response that never stops; use last_token or sampling.stop_at_eos=True",
+    )
+    require(
+        reward.placement != "after_last" or ppo.estimator in ("gae", "monte_carlo"),
+        "reward.placement",
+        reward.placement,
+        f"ppo.estimator {ppo.estimator} knows no state after the last token; use last_token",
+    )
+    require(
+        not (reward.truncate_at_eos and sampling.stop_at_eos),
+        "reward.truncate_at_eos",
+        reward.truncate_at_eos,
+        "sampling already stops at EOS; use False, or sampling.stop_at_eos=False",
+    )
+    require(
+        reward.missing_stop_penalty is None or sampling.stop_at_eos or reward.truncate_at_eos,
+        "reward.missing_stop_penalty",
+        reward.missing_stop_penalty,
+        "no response stops; set sampling.stop_at_eos or reward.truncate_at_eos, or use None",
+    )
+    require(
+        ppo.trajectories == "policy" or (ppo.group_size == 1 and not reward.truncate_at_eos),
+        "ppo.trajectories",
+        ppo.trajectories,
+        "texts of the data come one a prompt and as they are; use ppo.group_size=1 and reward.truncate_at_eos=False",
+    )
