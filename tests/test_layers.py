@@ -35,7 +35,7 @@ LAYERS = (
         "tfppo.__version__",  # a constant of tfppo/__init__.py, free for all
     ),
     ("tfppo.models.*", "tfppo.text.*", "tfppo.data.*", "tfppo.rewards.*"),
-    ("tfppo.sampling", "tfppo.rollout", "tfppo.targets", "tfppo.optimization"),
+    ("tfppo.sampling", "tfppo.rollout", "tfppo.targets", "tfppo.optimization", "tfppo.likelihood"),
     (
         "tfppo.learner",
         "tfppo.checkpoint",

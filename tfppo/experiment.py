@@ -21,13 +21,14 @@ from absl import logging
 from tfppo import export
 from tfppo.charts import plot_reward_over_kl
 from tfppo.config import Config
-from tfppo.data.packing import encode_documents, pack
+from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
 from tfppo.distribute import make_strategy
 from tfppo.errors import UserError
 from tfppo.evaluation import Evaluation, evaluate, write_evaluation
 from tfppo.learner import Learner
+from tfppo.likelihood import HeldOutLoss
 from tfppo.lm_trainer import LmTrainer
 from tfppo.metrics import read_metrics
 from tfppo.models.folder import copy_language_model, load_language_model, load_policy, load_reward_model, save_model
@@ -81,6 +82,11 @@ class Experiment:
             data_dir=data.data_dir,
         )
 
+    def packed(self, split, tokenizer, length) -> tuple[PackedSequences, int]:
+        """The texts of a split as sequences of `length` tokens, and the number of words in them."""
+        examples = self.examples(split)
+        return pack(encode_documents(examples, tokenizer), length), sum(len(e.text.split()) for e in examples)
+
     def prompts(self, split, tokenizer) -> PromptSet:
         """The prompts of a split. Raises: UserError where there is none, or one is too long."""
         data, seed = self.config.data, self.config.seed
@@ -102,9 +108,8 @@ class Experiment:
     def train_lm(self):
         """Trains a tokenizer and a language model on the texts; WORKDIR/lm holds the best one afterwards."""
         config, sizes = self.config, self.config.model
-        train, validation = self.examples("train"), self.examples("validation")
-        tokenizer = Tokenizer.train([f"{e.prompt or ''}{e.text}" for e in train], sizes.vocabulary_size)
-        packed = [pack(encode_documents(part, tokenizer), sizes.max_sequence_length) for part in (train, validation)]
+        texts = [f"{example.prompt or ''}{example.text}" for example in self.examples("train")]
+        tokenizer = Tokenizer.train(texts, sizes.vocabulary_size)
         with self.strategy.scope():
             model = LanguageModel(
                 tokenizer.vocabulary_size,
@@ -117,8 +122,11 @@ class Experiment:
                 pad_id=tokenizer.pad_id,
                 dtype=config.lm.dtype,
             )
-        num_words = sum(len(example.text.split()) for example in validation)
-        trainer = LmTrainer(config.lm, config.seed, model, tokenizer, *packed, num_words, self.strategy, self.folder)
+        train, _ = self.packed("train", tokenizer, sizes.max_sequence_length)
+        validation, num_words = self.packed("validation", tokenizer, sizes.max_sequence_length)
+        trainer = LmTrainer(
+            config.lm, config.seed, model, tokenizer, train, validation, num_words, self.strategy, self.folder
+        )
         self.write_config()
         trainer.train()
 
@@ -171,12 +179,15 @@ class Experiment:
         return policy
 
     def evaluate(self, model_folder) -> Evaluation:
-        """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from."""
+        """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
+
+        `text_perplexity` is the model's own, a token, on the held-out texts themselves.
+        """
         config = self.config
         policy, tokenizer = load_policy(model_folder)
         ref_model, _ = load_language_model(self.language_model_folder())
         self.check_positions(ref_model)
-        return evaluate(
+        evaluation = evaluate(
             policy,
             ref_model,
             self.prompts("test", tokenizer).sample(config.evaluation.num_prompts),
@@ -188,6 +199,10 @@ class Experiment:
             seed=config.seed,
             batch_size=config.evaluation.batch_size,
         )
+        texts = self.packed("test", tokenizer, ref_model.max_sequence_length)
+        held_out = HeldOutLoss(policy.language_model, *texts, config.evaluation.batch_size)()
+        evaluation.figures["text_perplexity"] = held_out["perplexity"]
+        return evaluation
 
     def generate(self, model_folder, prompts: list[str]) -> list[str]:
         """One continuation a prompt, by the model in a folder (None: the policy, or the language model before PPO).

@@ -4,7 +4,6 @@ import math
 import time
 from contextlib import closing
 
-import numpy as np
 import tensorflow as tf
 
 from tfppo.checkpoint import CheckpointKeeper
@@ -12,20 +11,13 @@ from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
 from tfppo.distribute import check_divides, share_of_replica
 from tfppo.interrupt import Interrupted, StopRequest
+from tfppo.likelihood import HeldOutLoss, negative_log_likelihood
 from tfppo.metrics import MetricsWriter
 from tfppo.models.folder import save_model
-from tfppo.ops.logprobs import token_logprobs
-from tfppo.ops.masking import masked_sum
 from tfppo.optimization import gradients_of, make_optimizer, optimize
 from tfppo.progress import progress_bar
 from tfppo.schedules import scheduled_rate
 from tfppo.seeds import seed_for, stream_indices
-
-
-def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
-    """Sum of -log P(target) over the targets that count, in nats: a scalar."""
-    logits = model(batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed)
-    return masked_sum(-token_logprobs(logits, batch.targets), batch.weights)
 
 
 class LmTrainer:
@@ -42,8 +34,7 @@ class LmTrainer:
     def __init__(self, config: LmConfig, seed, model, tokenizer, train, validation, num_words, strategy, folder):
         check_divides(strategy, "lm.batch_size", config.batch_size)
         self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
-        self.train_data, self.validation, self.num_words = train, validation, num_words
-        self.strategy, self.folder = strategy, folder
+        self.train_data, self.strategy, self.folder = train, strategy, folder
         with strategy.scope():
             self.optimizer = make_optimizer(
                 "adamw",
@@ -56,9 +47,7 @@ class LmTrainer:
             )
         self._gradients = tf.function(self._gradients_eagerly, jit_compile=config.jit_compile)
         self._update = tf.function(self._update_eagerly)
-        self._evaluate = tf.function(
-            lambda batch: negative_log_likelihood(model, batch), jit_compile=config.jit_compile
-        )
+        self.held_out = HeldOutLoss(model, validation, num_words, 4 * config.batch_size)
         self.keeper = CheckpointKeeper(
             folder / "lm_checkpoints",
             model=model,
@@ -104,7 +93,7 @@ class LmTrainer:
                 finished = step + 1
                 due = finished % config.eval_every == 0 or finished == config.num_steps
                 if due:
-                    held_out = self.evaluate()
+                    held_out = {f"lm/validation_{name}": value for name, value in self.held_out().items()}
                     scalars.update(held_out)
                     waited = 0 if held_out["lm/validation_loss"] < best else waited + 1
                     if not waited:
@@ -122,18 +111,6 @@ class LmTrainer:
         size = self.config.batch_size
         indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
         return PackedSequences(*(array[indices] for array in self.train_data))
-
-    def evaluate(self) -> dict[str, float]:
-        """Held-out loss, and perplexity a token and a word."""
-        total, count, size = 0.0, float(self.validation.weights.sum()), 4 * self.config.batch_size
-        for start in range(0, len(self.validation.inputs), size):
-            part = PackedSequences(*(_pad_rows(array[start : start + size], size) for array in self.validation))
-            total += float(self._evaluate(part))
-        return {
-            "lm/validation_loss": total / count,
-            "lm/validation_perplexity": math.exp(total / count),
-            "lm/validation_word_perplexity": math.exp(min(total / self.num_words, 700.0)),
-        }
 
     def report(self, metrics, bar, finished, scalars):
         """Writes one step's figures."""
@@ -172,8 +149,3 @@ class LmTrainer:
             return loss, loss
 
         return gradients_of(loss_fn, variables)
-
-
-def _pad_rows(array, size):
-    """Rows of padding (segment 0, weight 0) up to one size, so that nothing is traced twice."""
-    return np.pad(array, [(0, size - len(array)), (0, 0)])

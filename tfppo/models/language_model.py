@@ -55,11 +55,12 @@ class LanguageModel(keras.Model):
         return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
 
     def logits(self, hidden):
-        """Next-token logits [..., V] of hidden states [..., D], in float32 under every dtype policy."""
-        embedding = tf.cast(self.trunk.token_embedding, tf.float32)
-        flat = tf.reshape(tf.cast(hidden, tf.float32), [-1, embedding.shape[1]])
+        """Next-token logits [..., V] of hidden states [..., D]: float32, from a product in the compute dtype."""
+        embedding = tf.cast(self.trunk.token_embedding, self.compute_dtype)
+        flat = tf.reshape(tf.cast(hidden, self.compute_dtype), [-1, embedding.shape[1]])
         logits = tf.matmul(flat, embedding, transpose_b=True)
-        logits = tf.nn.bias_add(logits, MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0]))
+        pad_bias = MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0])
+        logits = tf.cast(tf.nn.bias_add(logits, tf.cast(pad_bias, self.compute_dtype)), tf.float32)
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
 

@@ -1,0 +1,52 @@
+"""How likely a language model finds texts: the loss of its training, and perplexity."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from tfppo.data.packing import PackedSequences
+from tfppo.ops.logprobs import token_logprobs
+from tfppo.ops.masking import masked_sum
+
+
+@tf.function(jit_compile=True)
+def _summed_loss(logits, targets, weights):
+    # XLA makes one pass of softmax, loss and gradient over the largest array of the step; the products around it are
+    # faster outside of XLA on CPUs.
+    return masked_sum(-token_logprobs(logits, targets), weights)
+
+
+def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
+    """Sum of -log P(target) over the targets that count, in nats: a scalar."""
+    logits = model(batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed)
+    return _summed_loss(logits, batch.targets, batch.weights)
+
+
+class HeldOutLoss:
+    """The loss of a model on packed texts.
+
+    Args: num_words: of the texts; the perplexity a word is taken over them.
+    """
+
+    def __init__(self, model, packed: PackedSequences, num_words, batch_size):
+        self._packed, self._num_words, self._batch_size = packed, num_words, batch_size
+        self._sum = tf.function(lambda batch: negative_log_likelihood(model, batch))
+
+    def __call__(self) -> dict[str, float]:
+        """Loss in nats a token, perplexity a token, and perplexity a word: exp(total loss / number of words)."""
+        total, size = 0.0, self._batch_size
+        for start in range(0, len(self._packed.inputs), size):
+            part = PackedSequences(*(_pad_rows(array[start : start + size], size) for array in self._packed))
+            total += float(self._sum(part))
+        loss = total / float(self._packed.weights.sum())
+        return {
+            "loss": loss,
+            "perplexity": math.exp(min(loss, 700.0)),
+            "word_perplexity": math.exp(min(total / self._num_words, 700.0)),
+        }
+
+
+def _pad_rows(array, size):
+    """Rows of padding (segment 0, weight 0) up to one size, so that nothing is traced twice."""
+    return np.pad(array, [(0, size - len(array)), (0, 0)])
