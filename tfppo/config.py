@@ -248,7 +248,7 @@ class Config:
     """One experiment."""
 
     seed: int = 0
-    language_model: str = ""  # folder of the model that PPO starts from; "": WORKDIR/lm
+    language_model: str = ""  # folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts anew
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2

@@ -11,6 +11,7 @@ WORKDIR/
     export/1, 2, ...     SavedModels
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 
@@ -106,24 +107,21 @@ class Experiment:
         return rewards
 
     def train_lm(self):
-        """Trains a tokenizer and a language model on the texts; WORKDIR/lm holds the best one afterwards."""
-        config, sizes = self.config, self.config.model
-        texts = [f"{example.prompt or ''}{example.text}" for example in self.examples("train")]
-        tokenizer = Tokenizer.train(texts, sizes.vocabulary_size)
+        """Trains a tokenizer and a language model on the texts; WORKDIR/lm holds the best one afterwards.
+
+        Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
+        """
+        config = self.config
         with self.strategy.scope():
-            model = LanguageModel(
-                tokenizer.vocabulary_size,
-                sizes.num_layers,
-                sizes.num_heads,
-                sizes.hidden_dim,
-                sizes.intermediate_dim,
-                sizes.max_sequence_length,
-                sizes.dropout,
-                pad_id=tokenizer.pad_id,
-                dtype=config.lm.dtype,
-            )
-        train, _ = self.packed("train", tokenizer, sizes.max_sequence_length)
-        validation, num_words = self.packed("validation", tokenizer, sizes.max_sequence_length)
+            if config.language_model:
+                model, tokenizer = load_language_model(config.language_model, config.lm.dtype)
+            else:
+                texts = [f"{example.prompt or ''}{example.text}" for example in self.examples("train")]
+                tokenizer = Tokenizer.train(texts, config.model.vocabulary_size)
+                sizes = {**dataclasses.asdict(config.model), "vocabulary_size": tokenizer.vocabulary_size}
+                model = LanguageModel(**sizes, pad_id=tokenizer.pad_id, dtype=config.lm.dtype)
+        train, _ = self.packed("train", tokenizer, model.max_sequence_length)
+        validation, num_words = self.packed("validation", tokenizer, model.max_sequence_length)
         trainer = LmTrainer(
             config.lm, config.seed, model, tokenizer, train, validation, num_words, self.strategy, self.folder
         )

@@ -2,7 +2,8 @@
 
     python tools/train_lm.py --config=configs/movie_snippets.py --workdir=runs/movies
 
-Leaves the best model, by held-out loss, in WORKDIR/lm. Run the same command again to go on after an interruption.
+Starts anew, or from the model in the folder that --config.language_model names. Leaves the best model, by held-out
+loss, in WORKDIR/lm. Run the same command again to go on after an interruption.
 """
 
 from pathlib import Path
