@@ -47,7 +47,9 @@ def clipped_value_loss(values, old_values, returns, *, value_clip_range):
 def is_value_clipped(values, old_values, returns, *, value_clip_range):
     """Whether the value loss is that of the value kept near the old one: bool [...]."""
     clipped = old_values + tf.clip_by_value(values - old_values, -value_clip_range, value_clip_range)
-    return tf.square(clipped - returns) > tf.square(values - returns)
+    # Inside the range `clipped` is the value up to rounding, which alone must not decide.
+    outside = tf.abs(values - old_values) > value_clip_range
+    return outside & (tf.square(clipped - returns) > tf.square(values - returns))
 
 
 def token_weights(mask, aggregation):

@@ -1,0 +1,315 @@
+"""Breaks the mathematics one line at a time and looks whether the tests notice.
+
+    python tools/mutation_check.py [--only=NAME] [--jobs=2]
+
+Every mutation gets a copy of tfppo/ and tests/ in a temporary folder, one wrong line, and a run of the few tests that
+guard it. Prints killed or survived and the first failing test of each; exit code 1 if any survived, 2 if a mutation
+does not fit the source or the tests fail without one. Takes about five minutes on two cores.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import app, flags
+
+ONLY = flags.DEFINE_string("only", None, "Name of the one mutation to try.")
+JOBS = flags.DEFINE_integer("jobs", 2, "Runs of pytest at a time.", lower_bound=1)
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("tfppo", "tests", "pyproject.toml")
+TIMEOUT = 600
+
+ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE = (
+    f"tests/parity/test_{name}_parity.py"
+    for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture")
+)
+
+
+class Mutation(NamedTuple):
+    """One wrong line: `old` must stand exactly once in tfppo/`file`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTATIONS = (
+    # Temperature, positions, masks
+    Mutation(
+        "temperature_dropped_in_the_loss",
+        "learner.py",
+        "token_logprobs(logits, batch.response_ids, temperature)",
+        "token_logprobs(logits, batch.response_ids)",
+        UPDATE,
+    ),
+    Mutation(
+        "temperature_dropped_in_the_sampler",
+        "sampling.py",
+        "filter_logits(logits / (temperature or 1.0), ",
+        "filter_logits(logits, ",
+        SAMPLING,
+    ),
+    Mutation(
+        "temperature_dropped_in_the_reference",
+        "rollout.py",
+        "return token_logprobs(logits, response_ids, sampling.temperature)",
+        "return token_logprobs(logits, response_ids)",
+        SAMPLING,
+    ),
+    Mutation(
+        "value_slice_shifted",
+        "models/transformer.py",
+        "token_ids = tf.concat([prompt_ids, response_ids[:, :-1]], axis=1)",
+        "token_ids = tf.concat([prompt_ids[:, 1:], response_ids], axis=1)",
+        SAMPLING,
+    ),
+    Mutation(
+        "positions_shifted_by_padding",
+        "ops/masking.py",
+        "return tf.cumsum(mask, axis=1) - mask",
+        "return tf.cumsum(tf.ones_like(mask), axis=1) - 1",
+        SAMPLING,
+    ),
+    Mutation(
+        "pad_logit_unmasked", "models/language_model.py", "MASKED_SCORE * tf.one_hot", "0.0 * tf.one_hot", SAMPLING
+    ),
+    Mutation(
+        "stop_token_outside_the_mask",
+        "sampling.py",
+        "rows = (tokens, tf.cast(alive, tf.float32),",
+        "rows = (tokens, tf.cast(alive & (tokens != (-1 if stop_id is None else stop_id)), tf.float32),",
+        SAMPLING,
+    ),
+    Mutation(
+        "mask_forgotten_in_a_mean",
+        "ops/masking.py",
+        "tf.reduce_sum(mask, axis=axis))",
+        "tf.reduce_sum(tf.ones_like(mask), axis=axis))",
+        ADVANTAGE,
+    ),
+    Mutation(
+        "padding_in_the_kl",
+        "targets.py",
+        "log_ratio = zero_padding(rollout.logprobs - rollout.ref_logprobs, mask)",
+        "log_ratio = rollout.logprobs - rollout.ref_logprobs",
+        REWARD,
+    ),
+    # Rewards
+    Mutation("kl_penalty_rewarded", "targets.py", "reward.placement) - penalty", "reward.placement) + penalty", REWARD),
+    Mutation(
+        "score_at_the_first_token",
+        "ops/shaping.py",
+        "return scores[:, None] * last_token_one_hot(mask)",
+        "return scores[:, None] * tf.one_hot(0, tf.shape(mask)[1])",
+        REWARD,
+    ),
+    Mutation(
+        "score_after_last_at_the_last_token",
+        "ops/shaping.py",
+        "last_token_one_hot(mask_after_last(mask))",
+        "last_token_one_hot(mask)",
+        REWARD,
+    ),
+    Mutation("k3_sign", "ops/kl.py", "tf.math.expm1(-bounded) + bounded", "tf.math.expm1(bounded) - bounded", REWARD),
+    Mutation(
+        "adaptive_kl_unclipped",
+        "ops/kl.py",
+        "min(max(kl / target - 1.0, -0.2), 0.2)",
+        "kl / target - 1.0",
+        REWARD,
+    ),
+    # Advantages and whitening
+    Mutation("whitening_flag_inverted", "ops/masking.py", "if not shift_mean:", "if shift_mean:", ADVANTAGE),
+    Mutation("biased_and_unbiased_swapped", "ops/masking.py", "if unbiased:", "if not unbiased:", ADVANTAGE),
+    Mutation(
+        "bootstrap_past_the_end",
+        "ops/advantages.py",
+        "[values[:, 1:], tf.zeros_like(values[:, :1])]",
+        "[values[:, 1:], values[:, -1:]]",
+        ADVANTAGE,
+    ),
+    Mutation(
+        "bootstrap_from_the_padding",
+        "ops/advantages.py",
+        "rewards, values = zero_padding(rewards, mask), zero_padding(values, mask)",
+        "rewards = zero_padding(rewards, mask)",
+        ADVANTAGE,
+    ),
+    Mutation("gamma_dropped", "ops/advantages.py", "rewards + gamma * following", "rewards + following", ADVANTAGE),
+    Mutation("lambda_dropped", "ops/advantages.py", "gamma * gae_lambda * mask", "gamma * mask", ADVANTAGE),
+    Mutation(
+        "rloo_includes_itself",
+        "ops/advantages.py",
+        "others = (tf.reduce_sum(groups, axis=1, keepdims=True) - groups) / (group_size - 1)",
+        "others = tf.reduce_mean(groups, axis=1, keepdims=True)",
+        ADVANTAGE,
+    ),
+    Mutation("grpo_without_std", "ops/advantages.py", "centred / (deviation + 1e-6)", "centred", ADVANTAGE),
+    Mutation(
+        "whitened_before_the_returns",
+        "targets.py",
+        "advantages = whiten(advantages, mask, shift_mean=True, unbiased=ppo.whiten_unbiased)",
+        "advantages = whiten(advantages, mask, shift_mean=True, unbiased=ppo.whiten_unbiased)\n"
+        "        returns = advantages + zero_padding(rollout.values, critic_mask)",
+        REWARD,
+    ),
+    # Losses
+    Mutation(
+        "clip_bounds_swapped",
+        "ops/losses.py",
+        "tf.clip_by_value(ratio, 1.0 - clip_range, 1.0 + high)",
+        "tf.clip_by_value(ratio, 1.0 - high, 1.0 + clip_range)",
+        LOSS,
+    ),
+    Mutation(
+        "surrogate_min_for_max",
+        "ops/losses.py",
+        "tf.maximum(-advantages * ratio",
+        "tf.minimum(-advantages * ratio",
+        LOSS,
+    ),
+    Mutation(
+        "value_clip_removed",
+        "ops/losses.py",
+        "squared_error = tf.maximum(squared_error, tf.square(clipped - returns))",
+        "del clipped",
+        LOSS,
+    ),
+    Mutation(
+        "sequence_mean_is_a_sum",
+        "ops/losses.py",
+        "tf.math.divide_no_nan(mask, tf.reduce_sum(mask, axis=1, keepdims=True)) / num_sequences",
+        "tf.math.divide_no_nan(mask, tf.reduce_sum(mask, axis=1, keepdims=True))",
+        LOSS,
+    ),
+    Mutation(
+        "entropy_sign", "learner.py", "objective -= config.entropy_coef", "objective += config.entropy_coef", UPDATE
+    ),
+    # Optimizer
+    Mutation(
+        "adam_epsilon_outside_the_correction",
+        "optimization.py",
+        "class Adam(_GradientsAreReduced, keras.optimizers.Adam)",
+        "class Adam(_GradientsAreReduced, _PyTorchForm, keras.optimizers.Adam)",
+        OPTIMIZER,
+    ),
+    Mutation(
+        "adamw_epsilon_inside_the_root",
+        "optimization.py",
+        "(tf.sqrt(corrected_velocity) + self.epsilon)",
+        "tf.sqrt(corrected_velocity + self.epsilon)",
+        OPTIMIZER,
+    ),
+    Mutation(
+        "gradient_not_clipped",
+        "optimization.py",
+        "clipped[i] = gradients[i] * scale",
+        "clipped[i] = gradients[i]",
+        OPTIMIZER,
+    ),
+    Mutation(
+        "gradient_clipped_after_it_is_applied",
+        "optimization.py",
+        "gradients, norm = clip_by_global_norm(gradients, max_grad_norm, groups)",
+        "_, norm = clip_by_global_norm(gradients, max_grad_norm, groups)",
+        UPDATE,
+    ),
+    # Initialisation
+    Mutation(
+        "reward_head_too_small",
+        "models/reward_model.py",
+        "(hidden_dim + 1) ** -0.5",
+        "1 / (hidden_dim + 1)",
+        ARCHITECTURE,
+    ),
+)
+
+
+def copy_of_the_repository(folder):
+    """Copies what the tests need."""
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, folder / name)
+
+
+def mutate(folder, mutation):
+    """Puts the wrong line in. Raises: ValueError where the old text is not found exactly once."""
+    path = folder / "tfppo" / mutation.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutation.old) != 1:
+        raise ValueError(
+            f"{mutation.name}: {text.count(mutation.old)} times in tfppo/{mutation.file}: {mutation.old!r}"
+        )
+    path.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+
+
+def run_tests(folder, tests):
+    """pytest's exit code, and the first failing test or the last line that it printed."""
+    environment = {**os.environ, "PYTHONPATH": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "--color=no", *tests]
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+    failed = re.search(r"^(?:FAILED|ERROR) \S*?/?(\w+\.py(?:::\S+)?)", result.stdout, re.MULTILINE)
+    lines = result.stdout.strip().splitlines() or result.stderr.strip().splitlines() or [""]
+    return result.returncode, failed.group(1) if failed else lines[-1]
+
+
+def check(mutation):
+    """(verdict, detail) of a mutation; of None: of the source as it is, under all tests."""
+    with tempfile.TemporaryDirectory(prefix="mutation_") as name:
+        folder = Path(name)
+        copy_of_the_repository(folder)
+        if mutation is not None:
+            mutate(folder, mutation)
+        tests = sorted({m.tests for m in selected()}) if mutation is None else [mutation.tests]
+        code, detail = run_tests(folder, tests)
+    # 1: tests failed. 2 and more: pytest could not run them, which says nothing about the tests.
+    return {0: "survived", 1: "killed"}.get(code, f"broken ({code})"), detail
+
+
+def selected():
+    """The mutations that the flags ask for."""
+    return [mutation for mutation in MUTATIONS if ONLY.value in (None, mutation.name)]
+
+
+def main(argv):
+    if len(argv) > 1:
+        raise app.UsageError("this program takes flags only")
+    mutations = selected()
+    if not mutations:
+        raise app.UsageError(f"--only={ONLY.value}: choose one of {', '.join(m.name for m in MUTATIONS)}")
+    for mutation in mutations:  # all of them before the first run: they have to fit the source
+        with tempfile.TemporaryDirectory(prefix="mutation_") as name:
+            folder = Path(name)
+            copy_of_the_repository(folder)
+            try:
+                mutate(folder, mutation)
+            except ValueError as error:
+                print(error)
+                sys.exit(2)
+    verdict, detail = check(None)
+    if verdict != "survived":
+        print(f"the tests fail without a mutation: {detail}")
+        sys.exit(2)
+    counts = {}
+    with ThreadPoolExecutor(JOBS.value) as pool:
+        for mutation, (verdict, detail) in zip(mutations, pool.map(check, mutations), strict=True):
+            counts[verdict] = counts.get(verdict, 0) + 1
+            print(f"{verdict:<10}{mutation.name:<38}{detail}", flush=True)
+    print(f"{len(mutations)} mutations: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
+    sys.exit(0 if set(counts) == {"killed"} else 1)
+
+
+if __name__ == "__main__":
+    app.run(main)
