@@ -18,6 +18,7 @@ FIGURES = {
     "distinct_2",
     "length",
     "reference_perplexity",
+    "text_perplexity",
 }
 PPO_TAGS = [
     "objective/kl",
@@ -50,7 +51,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(workdir):
-    return (*TINY, write_texts(workdir.parent / "texts.txt"), "ppo.learning_rate=0.01")
+    return (*TINY, write_texts(workdir.parent / "texts.txt"), "ppo.learning_rate=0.01", "ppo.value_clip_range=none")
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +74,21 @@ def others(evaluation, served, workdir, settings):
     """The other binaries, on a finished workdir; what the quickstart wrote was read before."""
     here = f"--workdir={workdir}"
     prompts = ("--prompt=the film", "--prompt=a story of love")
-    before = {name: (workdir / name).read_bytes() for name in ("ppo.jsonl", "lm_training.jsonl", "policy/model.keras")}
+    names = ("ppo.jsonl", "lm_training.jsonl", "policy/model.keras", "config.json")
+    before = {name: (workdir / name).read_bytes() for name in names}
     first = run_all(
         {
             "generate": command("generate", here, *prompts, config=settings),
             "again": command("generate", here, *prompts, config=settings),
             "other seed": command("generate", here, *prompts, config=(*settings, "seed=1")),
             "before": command("generate", here, f"--model={workdir / 'lm'}", *prompts, config=settings),
-            "evaluate": command("evaluate", here, config=settings),
+            # What only reads a finished run leaves its configuration as it is.
+            "evaluate": command("evaluate", here, config=(*settings, "evaluation.num_samples=3")),
             "export": command("export", here, config=settings),
         }
     )
     evaluated = json.loads((workdir / "evaluation.json").read_text())
+    assert (workdir / "config.json").read_bytes() == before["config.json"]
     quickstart_again = run(command("quickstart", here, config=settings))
     return {**first, "evaluated": evaluated, "quickstart": quickstart_again, "files before": before}
 
@@ -99,6 +103,7 @@ def test_quickstart_goes_through_its_stages(quickstart):
 def test_the_config_is_kept(quickstart, workdir):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["hidden_dim"] == 16 and config["ppo"]["learning_rate"] == 0.01
+    assert config["ppo"]["value_clip_range"] is None  # said with =none
 
 
 def test_evaluation_figures(evaluation):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.checkpoint import CheckpointKeeper
+from tfppo.checkpoint import CheckpointKeeper, digest, weights_digest
 from tfppo.errors import UserError
+from tfppo.models.language_model import LanguageModel
 
 
 def make_model(width=4, layers=1):
@@ -23,12 +24,18 @@ def make_model(width=4, layers=1):
 class State:
     """A model with an optimizer that has moved, and their keeper."""
 
-    def __init__(self, folder, keep=3, **sizes):
+    def __init__(self, folder, keep=3, identity=None, extra=None, **sizes):
         self.model = make_model(**sizes)
         self.optimizer = keras.optimizers.Adam(0.1)
         self.optimizer.build(self.model.trainable_variables)
         self.keeper = CheckpointKeeper(
-            folder, model=self.model, optimizer=self.optimizer, scalars={"kl_coef": 0.05}, keep=keep
+            folder,
+            model=self.model,
+            optimizer=self.optimizer,
+            scalars={"kl_coef": 0.05},
+            keep=keep,
+            extras={"extra": extra} if extra else None,
+            identity=identity,
         )
 
     def step(self):
@@ -164,11 +171,68 @@ def test_the_manifest_is_of_its_own_checkpoint(saved):
     folder, _ = saved
     expected = {"hidden_0/kernel": [3, 4], "hidden_0/bias": [4], "head/kernel": [4, 1], "head/bias": [1]}
     for step in (2, 4):
-        assert json.loads((folder / f"ckpt-{step}.json").read_text()) == expected
+        manifest = json.loads((folder / f"ckpt-{step}.json").read_text())
+        assert manifest == {"variables": expected, "identity": {}}
     # A save of another model that was killed half way leaves a manifest, and no checkpoint: the others still count.
-    (folder / "ckpt-6.json").write_text(json.dumps({"else": [1]}))
+    (folder / "ckpt-6.json").write_text(json.dumps({"variables": {"else": [1]}, "identity": {}}))
     (folder / "ckpt-6.data-00000-of-00001").write_bytes(b"half")
     assert State(folder).keeper.restore() == 4
+
+
+def test_extras_come_back(tmp_path):
+    def make_extra():
+        return LanguageModel(20, 2, 2, 8, 16, 8)  # its layers stand in a list
+
+    extra = make_extra()
+    expected = extra.get_weights()
+    State(tmp_path / "run", extra=extra).keeper.save(1, kl_coef=0.0)
+    extra = make_extra()
+    assert not same(extra.get_weights(), expected)
+    assert State(tmp_path / "run", extra=extra).keeper.restore() == 1
+    assert same(extra.get_weights(), expected)
+
+
+def test_what_the_state_goes_with_is_compared(tmp_path):
+    identity = {"tokenizer": "a", "reference": "b"}
+    state = State(tmp_path / "run", identity=identity)
+    state.step()
+    state.keeper.save(1, kl_coef=0.0)
+    assert json.loads((tmp_path / "run" / "ckpt-1.json").read_text())["identity"] == identity
+    assert State(tmp_path / "run", identity=dict(identity)).keeper.restore() == 1
+    for name in identity:
+        other = State(tmp_path / "run", identity={**identity, name: "c"})
+        before = [array.copy() for array in other.arrays()]
+        with pytest.raises(UserError, match=f"goes with another {name}; .* another --workdir") as error:
+            other.keeper.restore()
+        assert "\n" not in str(error.value) and same(other.arrays(), before)
+
+
+def test_every_layer_counts(tmp_path):
+    """The layers of a Transformer have variables of the same paths."""
+
+    def keeper(num_layers):
+        model = LanguageModel(20, num_layers, 2, 8, 16, 8)
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+        return CheckpointKeeper(tmp_path / "run", model=model, optimizer=optimizer, scalars={}, keep=1)
+
+    keeper(2).save(1)
+    assert len(json.loads((tmp_path / "run" / "ckpt-1.json").read_text())["variables"]) == 28
+    assert keeper(2).restore() == 1
+    for other, there, here in ((3, "none", r"\[8\]"), (1, r"\[8\]", "none")):
+        with pytest.raises(UserError, match=f"another architecture: .*norm/.* has shape {there} there and {here} here"):
+            keeper(other).restore()
+
+
+def test_digests_tell_weights_apart():
+    first, second = make_model(), make_model()
+    second.set_weights(first.get_weights())
+    assert weights_digest(first) == weights_digest(second)
+    weights = second.get_weights()
+    weights[-1] = weights[-1] + np.float32(1e-6)
+    second.set_weights(weights)
+    assert weights_digest(first) != weights_digest(second)
+    assert digest(b"ab", b"c") != digest(b"a", b"bc")
 
 
 def test_leftovers_of_a_killed_save_are_swept(saved):

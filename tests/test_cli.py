@@ -5,6 +5,8 @@ import re
 import pytest
 from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
 
+from tfppo.cli import _take_nones
+
 # Without any work to do: were a mistake not found, the run would end at once in another way.
 NOWHERE = "--workdir=/dev/null/nowhere"
 
@@ -30,7 +32,8 @@ MISTAKES = {
     "section as a field": (["--config.ppo=5"], r"--config\.ppo is a section; write --config\.ppo\.FIELD=value"),
     "word for a float": (["--config.ppo.kl_coef=abc"], r"flag --config\.ppo\.kl_coef=abc: .*float.*'abc'"),
     "float for an int": (["--config.lm.num_steps=1.5"], r"flag --config\.lm\.num_steps=1\.5: .*int.*'1\.5'"),
-    "word for a bool": (["--config.ppo.whiten_rewards=maybe"], r"flag --config\.ppo\.whiten_rewards=maybe: .*"),
+    "none for a number": (["--config.ppo.kl_coef=none"], r"flag --config\.ppo\.kl_coef=none: .*float.*'none'"),
+    "word for a bool": (["--config.reward.whiten=maybe"], r"flag --config\.reward\.whiten=maybe: .*"),
     "field without a value": (["--config.seed"], r"Missing value for flag --config\.seed"),
     "unknown flag": (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'\. Did you mean: workdir \?"),
     "positional argument": (["stray"], r"argument 'stray' is not a flag; write --name=value"),
@@ -39,7 +42,15 @@ MISTAKES = {
         ["--config.seed=1", f"--config={ROOT}/configs/movie_snippets.py"],
         r"Found .*before.*",
     ),
-    "bad value": (["--config.model.num_heads=3"], r"model\.num_heads is 3; it must divide model\.hidden_dim 256"),
+    "none for a field that another one needs": (
+        [
+            "--config.ppo.critic_learning_rate=0.1",
+            "--config.ppo.dual_clip=1.1",
+            "--config.ppo.critic_learning_rate=none",
+        ],
+        r"ppo\.dual_clip is 1\.1; .*",
+    ),
+    "bad value": (["--config.model.num_heads=3"], r"model\.num_heads is 3; it must divide model\.hidden_dim \d+"),
     "syntax of a config": (["--config={syntax}"], r"config '.*syntax\.py' cannot be loaded: SyntaxError: .*line 1.*"),
     "name in a config": (["--config={name}"], r"config '.*name\.py' cannot be loaded: NameError: name 'nothing'.*"),
     "field in a config": (["--config={field}"], r"config '.*field\.py' cannot be loaded: TypeError: .*'sed'"),
@@ -73,6 +84,18 @@ def test_mistake_on_the_command_line(mistake, config_files):
     finished = run(command("train_lm", NOWHERE, *flags))
     assert_one_line(finished, pattern)
     assert len(finished.raw.splitlines()) == 1  # nor any noise: TensorFlow was not there yet
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--config.ppo.value_clip_range=none"], ["-config.ppo.value_clip_range=None"]],
+    ids=" ".join,
+)
+def test_none_for_a_number_that_may_be_none(argv):
+    rest, nones = _take_nones(["tool", "--config.seed=1", *argv, "--config.ppo.kl_coef=none", "--workdir=none"])
+    assert nones == [("ppo", "value_clip_range")]
+    # What may not be None is left for its own error; and what is no field, too.
+    assert rest == ["tool", "--config.seed=1", "--config.ppo.kl_coef=none", "--workdir=none"]
 
 
 def test_missing_workdir():
@@ -125,15 +148,18 @@ def failures(tmp_path_factory):
     def lm(workdir, *more):
         return command("train_lm", f"--workdir={folder / workdir}", config=(*settings, *more))
 
+    def reward(name):
+        return f"reward.functions=('{folder / 'rewards.py'}:{name}',)"
+
     ends = run_all(
         {
             "workdir": lm("texts.txt/below"),
             "dataset": lm("fresh", f"data.source={folder / 'nothing.txt'}"),
             "architecture": lm("good", "model.hidden_dim=32"),
             "prompt": ppo(f"data.source={folder / 'long.jsonl'}"),
-            "unknown reward": ppo(f"reward={folder / 'rewards.py'}:none"),
-            "number of scores": ppo(f"reward={folder / 'rewards.py'}:too_few"),
-            "nan": ppo(f"reward={folder / 'rewards.py'}:not_a_number"),
+            "unknown reward": ppo(reward("none")),
+            "number of scores": ppo(reward("too_few")),
+            "nan": ppo(reward("not_a_number")),
             "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
             "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
         }
@@ -148,9 +174,9 @@ def failures(tmp_path_factory):
         ("dataset", r"source '.*nothing\.txt' has no examples for split 'train': .*"),
         ("architecture", r".*good/lm_checkpoints' is of another architecture: variable .* has shape \[.*16\] there.*"),
         ("prompt", r"data\.max_prompt_tokens is 8, but the prompt '\d+ two .*' has \d+ tokens; raise it .*"),
-        ("unknown reward", r"reward is '.*rewards\.py:none', but '.*' has no function 'none'"),
-        ("number of scores", r"the reward function returned scores of shape \[7\] for 8 responses; .*"),
-        ("nan", r"the reward is nan for prompt '.+' and response '.*'; it must be finite"),
+        ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
+        ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
+        ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
         ("no model", r"there is no model in '.*fresh/lm' .*"),
         ("long prompt", r"the prompt 'word word .* has \d+ tokens; .* the model has room for \d+; shorten .*"),
     ],

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.config import PpoConfig, SamplingConfig
+from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.distribute import make_strategy
-from tfppo.learner import STEP_STATISTICS, Learner, ppo_loss, prepare_targets
+from tfppo.learner import STEP_STATISTICS, Learner, ppo_loss
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.optimization import Adam, clip_by_global_norm, gradients_of
+from tfppo.optimization import gradients_of
 from tfppo.rollout import Sampler
+from tfppo.targets import prepare_targets
 from tfppo.types import Prompts, Rollout, Targets
 
 VOCABULARY_SIZE, BATCH_SIZE, PROMPT_LENGTH, RESPONSE_LENGTH = 24, 8, 4, 5
@@ -40,28 +41,30 @@ def make_config(**changes):
 
 
 @functools.cache
-def make_learner(separate_critic=False, **changes):
+def make_learner(critic="shared", value_head=True, whiten_rewards=False, **changes):
     """A learner, compiled once for all the tests that ask for the same settings."""
     strategy = make_strategy(1)
     with strategy.scope():
-        policy = make_policy(separate_critic)
-        if not separate_critic:
+        policy = make_policy(critic == "separate")
+        if value_head:
             rng = np.random.default_rng(1)
             policy.value_kernel.assign(rng.normal(0.0, 0.3, policy.value_kernel.shape))
             policy.value_bias.assign([0.2])
-    learner = Learner(policy, make_config(**changes), strategy, temperature=TEMPERATURE)
+    reward = RewardConfig(whiten=whiten_rewards)
+    learner = Learner(policy, make_config(critic=critic, **changes), reward, strategy, temperature=TEMPERATURE)
     learner.start = policy.get_weights()
     return learner
 
 
-def run(learner, rollout, num_updates=1, kl_coef=KL_COEF):
+def run(learner, rollout, num_updates=1, kl_coef=KL_COEF, policy_coef=1.0):
     """Weights and statistics after updates from the same fresh start."""
+    policy_coef = tf.constant(policy_coef)
     learner.policy.set_weights(learner.start)
     for variable in learner.optimizer.variables:
         if variable is not learner.optimizer._learning_rate:
             variable.assign(tf.zeros_like(variable))
     for _ in range(num_updates):
-        statistics = learner.update(rollout, SEED, kl_coef)
+        statistics = learner.update(rollout, SEED, kl_coef, policy_coef)
     return learner.policy.get_weights(), {name: float(value) for name, value in statistics.items()}
 
 
@@ -103,7 +106,10 @@ def largest_change(first, second):
 # The re-implementation: float64, one token at a time.
 
 
-def naive_targets(rollout, config, kl_coef):
+KL_ESTIMATES = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d, "abs": abs}
+
+
+def naive_targets(rollout, config, kl_coef, whiten_rewards=False):
     """Advantages and returns [B, R], from the equations: KL reward, whitening, GAE, whitening."""
     mask = rollout.response_mask.numpy().astype(int)
     logprobs, ref_logprobs, values, scores = (
@@ -113,18 +119,21 @@ def naive_targets(rollout, config, kl_coef):
     tokens = [(b, t) for b in range(mask.shape[0]) for t in range(mask[b].sum())]
     rewards, advantages, returns = np.zeros([3, *mask.shape])
     for b, t in tokens:
-        rewards[b, t] = -kl_coef * (logprobs[b, t] - ref_logprobs[b, t])
-        if t == mask[b].sum() - 1:
+        rewards[b, t] = -kl_coef * KL_ESTIMATES[config.kl_estimator](logprobs[b, t] - ref_logprobs[b, t])
+        if scores.ndim == 2:
+            rewards[b, t] += scores[b, t]
+        elif t == mask[b].sum() - 1:
             rewards[b, t] += scores[b]
 
     def naive_whiten(numbers, keep_mean):
         real = np.array([numbers[token] for token in tokens])
+        deviation = math.sqrt(real.var(ddof=int(config.whiten_unbiased)) + 1e-8)
         whitened = np.zeros(mask.shape)
         for token in tokens:
-            whitened[token] = (numbers[token] - real.mean()) / math.sqrt(real.var() + 1e-8) + keep_mean * real.mean()
+            whitened[token] = (numbers[token] - real.mean()) / deviation + keep_mean * real.mean()
         return whitened
 
-    if config.whiten_rewards:
+    if whiten_rewards:
         rewards = naive_whiten(rewards, keep_mean=True)
     for b in range(mask.shape[0]):
         advantage, next_value = 0.0, 0.0
@@ -137,10 +146,15 @@ def naive_targets(rollout, config, kl_coef):
     return advantages, returns
 
 
+def clip_ranges(config):
+    return config.clip_range, config.clip_range if config.clip_range_high is None else config.clip_range_high
+
+
 def naive_statistics(logits, values, batch, config):
     """STEP_STATISTICS of rows as means over their real tokens, and the largest distance of a ratio from 1."""
     sums, count, largest = np.zeros(len(STEP_STATISTICS)), 0, 0.0
     mask = batch.response_mask.numpy()
+    low, high = clip_ranges(config)
     for b, t in np.argwhere(mask == 1):
         scaled = logits[b, t].astype(np.float64) / TEMPERATURE
         probabilities = np.exp(scaled - scaled.max())
@@ -149,8 +163,10 @@ def naive_statistics(logits, values, batch, config):
         advantage, target = float(batch.advantages[b, t]), float(batch.returns[b, t])
         log_ratio = math.log(probabilities[int(batch.response_ids[b, t])]) - float(batch.old_logprobs[b, t])
         ratio = math.exp(log_ratio)
-        kept = min(max(ratio, 1 - config.clip_range), 1 + config.clip_range)
+        kept = min(max(ratio, 1 - low), 1 + high)
         policy_loss = -min(ratio * advantage, kept * advantage)
+        if config.dual_clip is not None and advantage < 0:
+            policy_loss = min(policy_loss, -config.dual_clip * advantage)
         near = min(max(value, old_value - config.value_clip_range), old_value + config.value_clip_range)
         value_loss = 0.5 * max((value - target) ** 2, (near - target) ** 2)
         sums += [
@@ -158,38 +174,60 @@ def naive_statistics(logits, values, batch, config):
             value_loss,
             policy_loss + config.value_coef * value_loss,
             0.5 * log_ratio**2,
-            abs(ratio - 1) > config.clip_range,
+            ratio > 1 + high if advantage > 0 else ratio < 1 - low,
             -sum(p * math.log(p) for p in probabilities if p > 0),
             ratio,
-            abs(value - old_value) > config.value_clip_range,
+            (near - target) ** 2 > (value - target) ** 2,
         ]
         count, largest = count + 1, max(largest, abs(ratio - 1))
     return sums / count, largest
 
 
-def naive_gradients(policy, rollout, advantages, returns, config):
-    """Gradients of the mean loss over tokens, summed up one token at a time on one tape."""
+def naive_mean(terms, mask, aggregation):
+    """The terms {(b, t): number} of real tokens as one number, by the definition of an aggregation."""
+    rows = [[terms[b, t] for t in range(mask.shape[1]) if mask[b, t]] for b in range(mask.shape[0])]
+    if aggregation == "token_mean":
+        return sum(sum(row) for row in rows) / sum(len(row) for row in rows)
+    if aggregation == "sequence_mean":
+        return sum(sum(row) / len(row) for row in rows) / len(rows)
+    return sum(sum(row) for row in rows) / len(rows)
+
+
+def naive_gradients(policy, batch, config, policy_coef=1.0):
+    """The loss of a minibatch and its gradients, summed up one token at a time on one tape."""
     variables = [variable.value for variable in policy.trainable_variables]
-    mask = rollout.response_mask.numpy()
+    mask = batch.response_mask.numpy()
+    low, high = clip_ranges(config)
     with tf.GradientTape() as tape:
-        logits, values = policy.response_outputs(*rollout[:4])
-        total = 0.0
+        logits, values = policy.response_outputs(*batch[:4])
+        objectives, value_losses = {}, {}
         for b, t in np.argwhere(mask == 1):
-            scaled = logits[b, t] / TEMPERATURE
-            logprob = scaled[rollout.response_ids[b, t]] - tf.reduce_logsumexp(scaled)
-            ratio = tf.exp(logprob - rollout.logprobs[b, t])
-            gain = ratio * advantages[b, t]
-            if abs(float(ratio) - 1) > config.clip_range:
-                edge = 1 + math.copysign(config.clip_range, float(ratio) - 1)
-                gain = min(gain, edge * advantages[b, t])
-            squared_error = (values[b, t] - returns[b, t]) ** 2
-            shift = float(values[b, t] - rollout.values[b, t])
-            if abs(shift) > config.value_clip_range:
-                near = rollout.values[b, t] + math.copysign(config.value_clip_range, shift)
-                squared_error = max(squared_error, (near - returns[b, t]) ** 2)
-            total += -gain + config.value_coef * 0.5 * squared_error
-        loss = total / mask.sum()
-    return [tf.convert_to_tensor(gradient).numpy().astype(np.float64) for gradient in tape.gradient(loss, variables)]
+            logprobs = logits[b, t] / TEMPERATURE - tf.reduce_logsumexp(logits[b, t] / TEMPERATURE)
+            logprob = logprobs[batch.response_ids[b, t]]
+            ratio = tf.exp(logprob - batch.old_logprobs[b, t])
+            advantage = batch.advantages[b, t]
+            loss = -ratio * advantage
+            if float(ratio) > 1 + high:
+                loss = max(loss, -(1 + high) * advantage)
+            if float(ratio) < 1 - low:
+                loss = max(loss, -(1 - low) * advantage)
+            if config.dual_clip is not None and advantage < 0:
+                loss = min(loss, -config.dual_clip * advantage)
+            probabilities = tf.exp(logprobs[1:])  # PAD is impossible
+            loss += config.entropy_coef * tf.reduce_sum(probabilities * logprobs[1:])
+            d = logprob - batch.ref_logprobs[b, t]
+            kl = 0.5 * d * d if config.kl_loss_estimator == "k2" else tf.exp(-d) - 1.0 + d
+            objectives[b, t] = loss + config.kl_loss_coef * kl
+            squared_error = (values[b, t] - batch.returns[b, t]) ** 2
+            shift = float(values[b, t] - batch.old_values[b, t])
+            if config.value_clip_range is not None and abs(shift) > config.value_clip_range:
+                near = batch.old_values[b, t] + math.copysign(config.value_clip_range, shift)
+                squared_error = max(squared_error, (near - batch.returns[b, t]) ** 2)
+            value_losses[b, t] = 0.5 * squared_error
+        total = policy_coef * naive_mean(objectives, mask, config.loss_aggregation)
+        total += config.value_coef * naive_mean(value_losses, mask, "token_mean")
+    gradients = tape.gradient(total, variables, unconnected_gradients="zero")
+    return total.numpy(), [tf.convert_to_tensor(gradient).numpy().astype(np.float64) for gradient in gradients]
 
 
 def old_policy_batch(rollout, seed):
@@ -199,28 +237,97 @@ def old_policy_batch(rollout, seed):
     mask = rollout.response_mask
     return Targets(
         *rollout[:4],
+        critic_mask=mask,
         old_logprobs=(rollout.logprobs + noise) * mask,
         old_values=(rollout.values + shift) * mask,
+        ref_logprobs=rollout.ref_logprobs,
         advantages=advantages * mask,
         returns=returns * mask,
     )
 
 
+def targets_of(rollout, advantages, returns):
+    """Targets of a rollout with these advantages and returns."""
+    return Targets(
+        *rollout[:4],
+        critic_mask=rollout.response_mask,
+        old_logprobs=rollout.logprobs,
+        old_values=rollout.values,
+        ref_logprobs=rollout.ref_logprobs,
+        advantages=advantages.astype(np.float32),
+        returns=returns.astype(np.float32),
+    )
+
+
+def weights_of(batch, aggregation="token_mean"):
+    """The three weights that `ppo_loss` takes, for a whole minibatch, in NumPy."""
+    mask = batch.response_mask.numpy()
+    means = mask / mask.sum()
+    policy = {
+        "token_mean": means,
+        "sequence_mean": mask / mask.sum(axis=1, keepdims=True) / len(mask),
+        "sequence_sum": mask / len(mask),
+    }
+    return tuple(map(tf.constant, (policy[aggregation], means, means)))
+
+
+def loss_of(policy, batch, config, policy_coef=1.0, temperature=TEMPERATURE):
+    return ppo_loss(
+        policy, batch, weights_of(batch, config.loss_aggregation), config, temperature, tf.constant(policy_coef)
+    )
+
+
 @pytest.mark.parametrize("whiten_rewards", [False, True])
-@pytest.mark.parametrize("whiten_advantages", [False, True])
-def test_targets_are_those_of_the_equations(whiten_rewards, whiten_advantages):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"whiten_advantages": False},
+        {},
+        {"whiten_unbiased": True},
+        {"kl_estimator": "k2"},
+        {"kl_estimator": "k3", "whiten_advantages": False},
+        {"kl_estimator": "abs"},
+    ],
+    ids=str,
+)
+def test_targets_are_those_of_the_equations(whiten_rewards, changes):
     rollout = make_rollout()
-    config = make_config(whiten_rewards=whiten_rewards, whiten_advantages=whiten_advantages, gamma=0.97)
-    targets, _ = prepare_targets(rollout, config, 0.3)
+    config = make_config(gamma=0.97, **changes)
+    targets, _ = prepare_targets(rollout, config, RewardConfig(whiten=whiten_rewards), 0.3)
+    advantages, returns = naive_targets(rollout, config, 0.3, whiten_rewards)
+    np.testing.assert_allclose(targets.advantages, advantages, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(targets.returns, returns, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(targets.critic_mask, rollout.response_mask)
+    np.testing.assert_array_equal(targets.ref_logprobs, rollout.ref_logprobs)
+
+
+def test_targets_of_dense_scores():
+    rollout, config = make_rollout(), make_config(whiten_advantages=False)
+    scores = np.random.default_rng(8).normal(0.0, 1.0, rollout.values.shape).astype(np.float32)
+    rollout = rollout._replace(scores=tf.constant(scores))
+    targets, statistics = prepare_targets(rollout, config, RewardConfig(), 0.3)
     advantages, returns = naive_targets(rollout, config, 0.3)
     np.testing.assert_allclose(targets.advantages, advantages, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(targets.returns, returns, rtol=1e-4, atol=1e-5)
+    total = (scores * rollout.response_mask.numpy()).sum(axis=1).mean()
+    np.testing.assert_allclose(statistics["objective/score"], total, rtol=1e-5)
+
+
+def test_the_penalty_is_the_estimate_that_was_chosen():
+    rollout, coefficient = make_rollout(), 0.3
+    mask, d = rollout.response_mask.numpy(), (rollout.logprobs - rollout.ref_logprobs).numpy()
+    k3 = ((np.exp(-d) - 1 + d) * mask).sum(axis=1)
+    _, statistics = prepare_targets(rollout, make_config(kl_estimator="k3"), RewardConfig(), coefficient)
+    expected = (rollout.scores.numpy() - coefficient * k3).mean()
+    np.testing.assert_allclose(statistics["objective/rlhf_reward"], expected, rtol=1e-4)
+    # What is reported, and what the controller follows, is the summed log-ratio all the same.
+    np.testing.assert_allclose(statistics["objective/kl"], (d * mask).sum(axis=1).mean(), rtol=1e-4)
 
 
 def test_statistics_of_a_rollout():
     rollout = make_rollout()
-    _, statistics = prepare_targets(rollout, make_config(), 0.3)
-    _, returns = naive_targets(rollout, make_config(), 0.3)
+    _, statistics = prepare_targets(rollout, make_config(), RewardConfig(), 0.3)
+    advantages, returns = naive_targets(rollout, make_config(whiten_advantages=False), 0.3)
     mask = rollout.response_mask.numpy() == 1
     logprobs, ref_logprobs, values = (
         array.numpy().astype(np.float64) for array in (rollout.logprobs, rollout.ref_logprobs, rollout.values)
@@ -233,6 +340,7 @@ def test_statistics_of_a_rollout():
         "objective/entropy": np.mean([-sum(logprobs[b][mask[b]]) for b in range(BATCH_SIZE)]),
         "objective/score": rollout.scores.numpy().mean(),
         "objective/rlhf_reward": np.mean(rollout.scores.numpy() - 0.3 * np.array(kl)),
+        "objective/largest_advantage": np.abs(advantages).max(),
         "value/explained_variance": 1 - error / np.var(returns[mask]),
         "value/mean": values[mask].mean(),
         "response/length": mask.sum() / BATCH_SIZE,
@@ -243,22 +351,84 @@ def test_statistics_of_a_rollout():
         np.testing.assert_allclose(statistics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_loss_and_statistics_of_a_minibatch_are_those_of_the_equations():
-    rollout, policy, config = make_rollout(), make_learner().policy, make_config(value_coef=0.3)
+@pytest.mark.parametrize("changes", [{}, {"clip_range_high": 0.5, "dual_clip": 1.25}], ids=str)
+def test_loss_and_statistics_of_a_minibatch_are_those_of_the_equations(changes):
+    rollout, policy, config = make_rollout(), make_learner().policy, make_config(value_coef=0.3, **changes)
     policy.set_weights(make_learner().start)
     batch = old_policy_batch(rollout, 5)
     logits, values = (output.numpy() for output in policy.response_outputs(*rollout[:4]))
     expected, largest = naive_statistics(logits, values, batch, config)
-    num_tokens = tf.reduce_sum(rollout.response_mask)
-    loss, (statistics, ratio_error) = ppo_loss(policy, batch, num_tokens, config, TEMPERATURE)
+    loss, (statistics, ratio_error) = loss_of(policy, batch, config)
     assert 0 < expected[4] < 1 and 0 < expected[7] < 1  # both clips cut some and leave some
     for name, value, naive in zip(STEP_STATISTICS, statistics.numpy(), expected, strict=True):
         np.testing.assert_allclose(value, naive, rtol=1e-4, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(loss, expected[2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(ratio_error, largest, rtol=1e-4)
     # A share of a minibatch with twice the tokens is half of it.
-    half, (shares, _) = ppo_loss(policy, batch, 2.0 * num_tokens, config, TEMPERATURE)
+    halves = tuple(0.5 * weights for weights in weights_of(batch))
+    half, (shares, _) = ppo_loss(policy, batch, halves, config, TEMPERATURE, tf.constant(1.0))
     np.testing.assert_allclose([half, *shares], [0.5 * loss, *(0.5 * statistics)], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"entropy_coef": 0.5},
+        {"kl_loss_coef": 0.5},
+        {"kl_loss_coef": 0.5, "kl_loss_estimator": "k2"},
+        {"clip_range_high": 0.5},
+        {"dual_clip": 1.25},
+        {"value_clip_range": None},
+        {"loss_aggregation": "sequence_mean"},
+        {"loss_aggregation": "sequence_sum"},
+        {"loss_aggregation": "sequence_mean", "entropy_coef": 0.3, "kl_loss_coef": 0.2, "dual_clip": 1.25},
+    ],
+    ids=str,
+)
+def test_loss_and_gradients_are_those_of_a_loop_over_tokens(changes):
+    config, policy = make_config(value_coef=0.3, **changes), make_learner().policy
+    policy.set_weights(make_learner().start)
+    batch = old_policy_batch(make_rollout(), 5)
+    variables = [variable.value for variable in policy.trainable_variables]
+    expected_loss, expected = naive_gradients(policy, batch, config)
+
+    def loss_fn():
+        loss, _ = loss_of(policy, batch, config)
+        return loss, loss
+
+    gradients, loss = gradients_of(loss_fn, variables)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-4, atol=1e-5)
+    if changes:  # each of them makes a difference
+        plain_loss, _ = naive_gradients(policy, batch, make_config(value_coef=0.3))
+        assert abs(expected_loss - plain_loss) > 1e-3
+    for variable, gradient, naive in zip(policy.trainable_variables, gradients, expected, strict=True):
+        np.testing.assert_allclose(gradient, naive, rtol=1e-3, atol=1e-5, err_msg=variable.path)
+
+
+def test_the_entropy_has_a_gradient_only_where_it_counts():
+    """Finite differences of the entropy term, along a random direction."""
+    policy, batch = make_learner().policy, old_policy_batch(make_rollout(), 5)
+    config = make_config(value_coef=0.0, entropy_coef=1.0)
+    batch = batch._replace(advantages=tf.zeros_like(batch.advantages))
+    policy.set_weights(make_learner().start)
+    rng, variables = np.random.default_rng(11), policy.trainable_variables
+    direction = [rng.normal(0.0, 1.0, variable.shape).astype(np.float32) for variable in variables]
+    gradients, _ = gradients_of(lambda: loss_of(policy, batch, config), [variable.value for variable in variables])
+    slope = sum((gradient.numpy() * d).sum() for gradient, d in zip(gradients, direction, strict=True))
+
+    def mean_entropy(shift):
+        for variable, start, d in zip(variables, starts, direction, strict=True):
+            variable.assign(start + shift * d)
+        scaled = np.asarray(policy.response_outputs(*batch[:4])[0], np.float64) / TEMPERATURE
+        logprobs = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+        entropies = -(np.exp(logprobs) * logprobs).sum(-1)
+        return entropies[batch.response_mask.numpy() == 1].mean()
+
+    starts = [variable.numpy() for variable in variables]
+    difference = (mean_entropy(2e-3) - mean_entropy(-2e-3)) / 4e-3
+    assert abs(difference) > 0.05
+    np.testing.assert_allclose(slope, -difference, rtol=0.02)
 
 
 def test_first_minibatch_has_ratio_one():
@@ -270,8 +440,8 @@ def test_first_minibatch_has_ratio_one():
     np.testing.assert_allclose(statistics["policy/ratio"], 1.0, rtol=1e-5)
     # The check has power: without the temperature the ratio is far off.
     learner.policy.set_weights(learner.start)
-    targets, _ = prepare_targets(rollout, learner.config, KL_COEF)
-    _, (_, error) = ppo_loss(learner.policy, targets, 1.0, learner.config, 1.0)
+    targets, _ = prepare_targets(rollout, learner.config, learner.reward, KL_COEF)
+    _, (_, error) = loss_of(learner.policy, targets, learner.config, temperature=1.0)
     assert error > 0.1
     # Every later step moves away from 1; only the first one is reported.
     _, later = run(make_learner(), rollout)
@@ -282,10 +452,9 @@ def test_gradient_at_ratio_one_is_that_of_reinforce():
     learner, rollout = make_learner(), make_rollout()
     learner.policy.set_weights(learner.start)
     config = make_config(value_coef=0.0)
-    targets, _ = prepare_targets(rollout, config, KL_COEF)
+    targets, _ = prepare_targets(rollout, config, RewardConfig(), KL_COEF)
     variables = [variable.value for variable in learner.policy.trainable_variables]
-    num_tokens = tf.reduce_sum(rollout.response_mask)
-    gradients, _ = gradients_of(lambda: ppo_loss(learner.policy, targets, num_tokens, config, TEMPERATURE), variables)
+    gradients, _ = gradients_of(lambda: loss_of(learner.policy, targets, config), variables)
     advantages, _ = naive_targets(rollout, config, 0.1)
     with tf.GradientTape() as tape:
         logits, _ = learner.policy.response_outputs(*rollout[:4])
@@ -306,8 +475,8 @@ def test_an_update_is_the_one_computed_by_hand(max_grad_norm):
     learner, rollout = make_learner(whiten_rewards=True, **settings), make_rollout()
     config = learner.config
     updated, statistics = run(learner, rollout)
-    advantages, returns = naive_targets(rollout, config, 0.1)
-    advantages, returns = advantages.astype(np.float32), returns.astype(np.float32)
+    advantages, returns = naive_targets(rollout, config, 0.1, whiten_rewards=True)
+    batch = targets_of(rollout, advantages, returns)
     policy = learner.policy
     policy.set_weights(learner.start)
     weights = [variable.numpy().astype(np.float64) for variable in policy.trainable_variables]
@@ -316,7 +485,7 @@ def test_an_update_is_the_one_computed_by_hand(max_grad_norm):
     for step in range(1, 4):
         for variable, weight in zip(policy.trainable_variables, weights, strict=True):
             variable.assign(weight)
-        gradients = naive_gradients(policy, rollout, advantages, returns, config)
+        _, gradients = naive_gradients(policy, batch, config)
         norms.append(math.sqrt(sum((gradient**2).sum() for gradient in gradients)))
         scale = min(1.0, max_grad_norm / norms[-1]) if max_grad_norm else 1.0
         rate = config.learning_rate * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
@@ -347,7 +516,7 @@ def test_updates_are_traced_once():
     learner, rollout = make_learner(), make_rollout()
     run(learner, rollout, num_updates=2)
     traces = learner.update.experimental_get_tracing_count()
-    run(learner, rollout._replace(scores=rollout.scores + 1.0), kl_coef=tf.constant(0.2))
+    run(learner, rollout._replace(scores=rollout.scores + 1.0), kl_coef=tf.constant(0.2), policy_coef=0.0)
     learner.optimizer.learning_rate.assign(5e-3)
     run(learner, rollout)
     learner.optimizer.learning_rate.assign(1e-2)
@@ -427,7 +596,7 @@ def test_a_rollout_that_is_not_finite_changes_nothing():
     for variable in learner.optimizer.variables:
         assert np.isfinite(variable.numpy()).all()
     # And the next rollout is learned from as if the bad one had not been.
-    learner.update(rollout, SEED, KL_COEF)
+    learner.update(rollout, SEED, KL_COEF, tf.constant(1.0))
     after = learner.policy.get_weights()
     expected, _ = run(learner, rollout)
     assert_same_weights(after, expected, atol=0.0)
@@ -445,8 +614,8 @@ def test_only_the_minibatch_that_is_not_finite_is_skipped():
 
 
 def test_separate_critic_starts_at_zero_and_learns():
-    learner, rollout = make_learner(separate_critic=True, ppo_epochs=1, num_minibatches=1), make_rollout()
-    policy = learner.policy
+    learner = make_learner("separate", value_head=False, ppo_epochs=1, num_minibatches=1)
+    rollout, policy = make_rollout(), learner.policy
     policy.set_weights(learner.start)
     _, values = policy.response_outputs(*rollout[:4])
     np.testing.assert_array_equal(values, np.zeros(rollout.values.shape))
@@ -465,19 +634,65 @@ def test_separate_critic_starts_at_zero_and_learns():
     assert largest_change(policy.critic.get_weights(), critic) > 1e-3
 
 
-@pytest.mark.parametrize(("gradient", "share"), [(1e-4, 0.2403), (1e-3, 0.7597), (1e-5, 0.0307)])
-def test_first_step_of_adam_gives_the_published_table(gradient, share):
-    weight = tf.Variable([2.0, 2.0])
-    Adam(0.5, epsilon=1e-5).apply([tf.constant([gradient, -gradient])], [weight])
-    np.testing.assert_allclose(2.0 - weight.numpy(), [0.5 * share, -0.5 * share], atol=4e-5)
+def test_the_epochs_end_before_the_step_that_is_too_far():
+    rollout, settings = make_rollout(), dict(num_minibatches=1, max_grad_norm=0.0)
+    one, _ = run(make_learner(ppo_epochs=1, **settings), rollout)
+    learner = make_learner(ppo_epochs=4, target_kl=1e-5, **settings)
+    weights, statistics = run(learner, rollout)
+    # The first step has an approx_kl of 0; the second is seen to be too far, and is not taken.
+    assert statistics["policy/epochs"] == 2.0 and statistics["policy/steps_taken"] == 0.5
+    assert learner.optimizer.iterations.numpy() == 1
+    assert largest_change(weights, learner.start) > 1e-3
+    assert_same_weights(weights, one)
+    # The mean is over the two steps that were looked at.
+    assert statistics["policy/approx_kl"] > 0.5e-5
 
 
-def test_gradients_are_clipped_by_their_common_norm():
-    gradients = [tf.constant([3.0]), tf.constant([[0.0, 4.0]])]
-    clipped, norm = clip_by_global_norm(gradients, 1.0)
-    np.testing.assert_allclose([norm, clipped[0][0], clipped[1][0, 1]], [5.0, 0.6, 0.8], rtol=1e-6)
-    for max_norm in (0.0, 6.0):
-        same, norm = clip_by_global_norm(gradients, max_norm)
-        np.testing.assert_allclose([norm, same[0][0], same[1][0, 1]], [5.0, 3.0, 4.0], rtol=1e-6)
-    zeros, norm = clip_by_global_norm([tf.zeros([2])], 1.0)
-    np.testing.assert_array_equal([norm, *zeros[0]], [0.0, 0.0, 0.0])
+def test_a_target_that_is_never_reached_changes_nothing():
+    expected, statistics = run(make_learner(), make_rollout())
+    weights, same = run(make_learner(target_kl=1e6), make_rollout())
+    assert_same_weights(weights, expected, atol=0.0)
+    assert same == statistics and statistics["policy/epochs"] == 2.0
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_critic_alone_learns_while_it_warms_up(critic):
+    learner, rollout = make_learner(critic), make_rollout()
+    _, statistics = run(learner, rollout, num_updates=2, policy_coef=0.0)
+    policy = learner.policy
+    critics = [policy.value_kernel, policy.value_bias, *(policy.critic.variables if policy.critic else [])]
+    for variable, before in zip(policy.variables, learner.start, strict=True):
+        change = np.abs(variable.numpy() - before).max()
+        if any(variable is own for own in critics):
+            assert change > 1e-4, variable.path
+        else:
+            assert change == 0.0, variable.path  # to the last bit
+    np.testing.assert_allclose(
+        statistics["loss/total"], learner.config.value_coef * statistics["loss/value"], rtol=1e-5
+    )
+    assert statistics["policy/gradient_norm"] > 0
+
+
+def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
+    """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
+    settings = dict(ppo_epochs=1, num_minibatches=1, value_coef=50.0, optimizer="adamw", adam_epsilon=10.0)
+    rates = dict(learning_rate=10.0, critic_learning_rate=20.0, max_grad_norm=0.05)
+    learner, rollout = make_learner("separate", **settings, **rates), make_rollout()
+    policy, config = learner.policy, learner.config
+    policy.set_weights(learner.start)
+    batch = targets_of(rollout, *naive_targets(rollout, config, 0.1))
+    _, gradients = naive_gradients(policy, batch, config)
+    start = [variable.numpy() for variable in policy.trainable_variables]
+    _, statistics = run(learner, rollout)
+    critics = [policy.value_kernel, policy.value_bias, *policy.critic.variables]
+    is_critic = [any(variable is own for own in critics) for variable in policy.trainable_variables]
+    norms = [
+        math.sqrt(sum((g**2).sum() for g, own in zip(gradients, is_critic, strict=True) if own == part))
+        for part in (False, True)
+    ]
+    assert norms[0] > 0.05 and norms[1] > 50 * norms[0]  # clipped together, the policy would hardly move
+    np.testing.assert_allclose(statistics["policy/gradient_norm"], math.hypot(*norms), rtol=1e-4)
+    for variable, before, gradient, own in zip(policy.trainable_variables, start, gradients, is_critic, strict=True):
+        gradient = gradient * 0.05 / norms[own]
+        step = rates["critic_learning_rate" if own else "learning_rate"] * gradient / (np.abs(gradient) + 10.0)
+        np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)

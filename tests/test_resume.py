@@ -83,15 +83,18 @@ def runs(tmp_path_factory):
     settings = (
         *TINY,
         write_texts(folder / "texts.txt"),
-        f"reward={folder / 'reward.py'}:plain_words",
+        f"reward.functions=('{folder / 'reward.py'}:plain_words',)",
+        # All of this is state that has to come back from the checkpoint.
+        "reward.normalize=True",
+        "ppo.ema_decay=0.5",
         "model.dropout=0.2",
         f"lm.num_steps={LM_STEPS}",
         "lm.eval_every=100",
         "lm.patience=0",
         f"ppo.total_episodes={8 * ITERATIONS}",
         "ppo.learning_rate=0.003",
-        "ppo.kl_target=0.5",  # the coefficient moves, so it has to come back from the checkpoint
-        "ppo.kl_horizon=50",
+        "ppo.adaptive_kl_target=0.5",
+        "ppo.adaptive_kl_horizon=50",
         "checkpoint_every=2",
     )
     straight, broken = folder / "straight", folder / "broken"
@@ -149,7 +152,9 @@ def test_the_policies_are_equal(runs):
     straight, broken, ends = runs
     last = f"checkpoints/ckpt-{ITERATIONS}"
     assert checkpoint_digest(straight / last) == checkpoint_digest(broken / last) != ends["ppo at the stop"]
-    assert weights_digest(straight / "policy") == weights_digest(broken / "policy")
+    for name in ("policy", "policy_average"):
+        assert weights_digest(straight / name) == weights_digest(broken / name)
+    assert weights_digest(straight / "policy_average") != weights_digest(straight / "policy")
     rows = metrics(straight / "ppo.jsonl")
     assert [row["step"] for row in rows] == list(range(1, ITERATIONS + 1))
     assert len({row["objective/kl_coef"] for row in rows}) == ITERATIONS

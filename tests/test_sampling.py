@@ -37,8 +37,8 @@ def any_policy(request):
 
 
 @pytest.fixture(scope="module")
-def policy():
-    return make_policy(False)
+def policy(request):
+    return make_policy(getattr(request, "param", False))
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,33 @@ def test_the_stop_token_counts_and_nothing_after_it(policy, prompts):
         np.testing.assert_allclose(samples.values[row, :count], free.values[row, :count], rtol=1e-5, atol=1e-6)
         assert (samples.response_ids[row, count:] == PAD).all()
         assert not samples.logprobs[row, count:].any() and not samples.values[row, count:].any()
+
+
+@pytest.mark.parametrize("policy", [False, True], ids=["shared", "separate"], indirect=True)
+def test_the_value_after_the_stop_token(policy, prompts):
+    """At the first padding position: the value of the state that a full forward over the whole text ends in."""
+    numbers, stop_id = uniforms(9), int(run(policy, prompts, uniforms(9), stop_id=None).response_ids[0, 4])
+    plain = run(policy, prompts, numbers, stop_id=stop_id)
+    samples = run(policy, prompts, numbers, stop_id=stop_id, value_after_stop=True)
+    for name in ("response_ids", "response_mask", "logprobs", "stopped"):
+        np.testing.assert_array_equal(getattr(samples, name), getattr(plain, name))
+    lengths = samples.response_mask.sum(axis=1).astype(int)
+    assert lengths.min() < RESPONSE == lengths.max()
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(samples.values[row, :length], plain.values[row, :length], rtol=1e-5, atol=1e-6)
+        if length < RESPONSE:
+            text = np.concatenate([prompts[0][row][prompts[1][row] > 0], samples.response_ids[row, :length]])
+            expected = np.asarray(forward(policy)(text[None])[1])[0, -1]
+            assert abs(expected) > 1e-2
+            np.testing.assert_allclose(samples.values[row, length], expected, rtol=1e-4, atol=1e-5)
+        assert not samples.values[row, length + 1 :].any()
+
+
+def test_the_value_after_a_stop_that_every_row_takes_at_once(prompts):
+    policy = make_policy(positions=PROMPT + 1, **{str(STOP): 200.0})
+    samples = run(policy, prompts, uniforms(10), value_after_stop=True)
+    np.testing.assert_array_equal(samples.response_mask, [[1] + [0] * (RESPONSE - 1)] * BATCH)
+    assert (np.abs(samples.values[:, :2]) > 1e-3).all() and not samples.values[:, 2:].any()
 
 
 def test_the_loop_ends_when_every_row_has_stopped(prompts):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ class CheckpointKeeper:
         folder: where the checkpoints go.
         model: its variables' names and shapes are kept beside each checkpoint, and compared before it is read.
         scalars: names and first values of the numbers that belong to the state; see `scalars`.
-        extras: other trackables of the state, by name.
+        extras: other models of the state, by name.
         identity: digests, by name, of what the state goes with (a tokenizer, a reference); kept and compared too.
     """
 
@@ -31,9 +32,9 @@ class CheckpointKeeper:
         self._model, self._identity = model, identity or {}
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
-        self._checkpoint = tf.train.Checkpoint(
-            model=model, optimizer=optimizer, step=self._step, **(extras or {}), **self._scalars
-        )
+        # Variables one by one: what a Keras layer keeps in a list, TensorFlow does not find, and would not save.
+        models = {name: [v.value for v in part.variables] for name, part in {"model": model, **(extras or {})}.items()}
+        self._checkpoint = tf.train.Checkpoint(optimizer=optimizer, step=self._step, **models, **self._scalars)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
 
     @property
@@ -85,7 +86,13 @@ class CheckpointKeeper:
         return self._folder / f"ckpt-{step}.json"
 
     def _describe(self):
-        shapes = {variable.path: list(variable.shape) for variable in self._model.variables}
+        # Paths are not unique, as every block has a qkv/kernel: the second one of a path is PATH#2. The model's own
+        # name stays out: Keras numbers the models of a process.
+        shapes, seen = {}, Counter()
+        for variable in self._model.variables:
+            path = variable.path.removeprefix(f"{self._model.name}/")
+            seen[path] += 1
+            shapes[path if seen[path] == 1 else f"{path}#{seen[path]}"] = list(variable.shape)
         return {"variables": shapes, "identity": self._identity}
 
     def _compare(self, saved):

@@ -116,9 +116,10 @@ class Learner:
         if config.critic_learning_rate is not None:
             critic = policy.critic_variables()
             self.optimizer.scale_learning_rate(critic, config.critic_learning_rate / config.learning_rate)
-            paths = {variable.path for variable in critic}
-            is_critic = [variable.path in paths for variable in policy.trainable_variables]
-            self._groups = [[i for i, own in enumerate(is_critic) if own is wanted] for wanted in (False, True)]
+            # By identity: paths are not unique, as every block has a qkv/kernel.
+            own = {id(variable) for variable in critic}
+            is_critic = [id(variable) in own for variable in policy.trainable_variables]
+            self._groups = [[i for i, is_own in enumerate(is_critic) if is_own is part] for part in (False, True)]
         self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=config.jit_compile)
         self.update = tf.function(self._update)
 

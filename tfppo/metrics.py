@@ -31,7 +31,7 @@ TAGS = {
     "policy/ratio": "mean probability ratio of the new policy to the one that sampled",
     "policy/first_ratio_error": "largest |ratio - 1| on the first minibatch, where it must be 0 up to rounding",
     "policy/gradient_norm": "norm of the gradient before clipping",
-    "policy/steps_taken": "share of optimizer steps taken; the others had a gradient that was not finite",
+    "policy/steps_taken": "share of optimizer steps taken; the others had no finite gradient, or target_kl ended them",
     "policy/learning_rate": "learning rate of this update",
     "policy/epochs": "epochs over the rollout; fewer than ppo_epochs where target_kl ended them",
     "value/clip_fraction": "share of tokens whose value loss is the clipped one",

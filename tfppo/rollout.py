@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows
 from tfppo.ops.logprobs import token_logprobs
+from tfppo.ops.shaping import mask_after_last
 from tfppo.rewards.scoring import Batch, total_scores
 from tfppo.rewards.shaping import ScoreShaper
 from tfppo.sampling import draw_uniforms, sample
@@ -93,7 +94,8 @@ class RolloutCollector:
         def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
             logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
             logprobs = token_logprobs(logits, response_ids, sampling.temperature)
-            return logprobs * response_mask, values * response_mask
+            states = mask_after_last(response_mask) if reward.placement == "after_last" else response_mask
+            return logprobs * response_mask, values * states
 
         def compiled(fn):
             compiled_fn = tf.function(fn, jit_compile=sampling.jit_compile)
@@ -113,6 +115,7 @@ class RolloutCollector:
 
         Args: response_ids int32 [B, R]; response_mask float32 [B, R]. Raises: UserError as `collect` does.
         """
+        response_ids, response_mask = tf.convert_to_tensor(response_ids), tf.convert_to_tensor(response_mask)
         logprobs, values = self._teacher_forced(*prompts, response_ids, response_mask)
         last = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
         return self._score(prompts, Samples(response_ids, response_mask, logprobs, values, last))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfppo.config import DataConfig
-from tfppo.data.prompts import PromptSet, encode_prompts, pad_left
+from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import Example
 from tfppo.errors import UserError
 from tfppo.text.tokenizer import Tokenizer
@@ -19,6 +19,11 @@ def tokenizer():
 
 def byte_ids(text):
     return [2 + byte for byte in text.encode()]
+
+
+def encode_prompts(examples, tokenizer, config, seed):
+    """The prompts of the trajectories alone."""
+    return [prompt for prompt, _ in encode_trajectories(examples, tokenizer, config, seed)]
 
 
 def config(shortest=4, longest=8):
@@ -57,6 +62,15 @@ def test_given_prompts_are_taken_whole(tokenizer):
     ]
 
 
+def test_trajectories_are_prompts_and_how_the_data_goes_on(tokenizer):
+    examples = [Example("abcdefgh"), Example("abc"), Example(" then", prompt="when"), Example("", prompt="x")]
+    assert encode_trajectories(examples, tokenizer, config(5, 5), seed=0) == [
+        ([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS]),
+        ([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS]),
+        ([EOS, *byte_ids("x")], [EOS]),
+    ]
+
+
 def test_a_given_prompt_that_is_too_long_is_named(tokenizer):
     with pytest.raises(UserError, match="data.max_prompt_tokens is 8, but the prompt '123456789' has 9 tokens"):
         encode_prompts([Example("r", prompt="123456789")], tokenizer, config(), seed=0)
@@ -84,7 +98,8 @@ def test_left_padding_by_hand():
 
 class TestPromptSet:
     def make(self, tokenizer, count=10, seed=0):
-        return PromptSet([[EOS, 100 + number] for number in range(count)], tokenizer, 3, seed)
+        trajectories = [([EOS, 100 + number], [200 + number] * (number % 4) + [EOS]) for number in range(count)]
+        return PromptSet(trajectories, tokenizer.pad_id, 4, seed)
 
     def numbers(self, prompts):
         assert prompts.prompt_ids.shape[1] == 4
@@ -129,3 +144,25 @@ class TestPromptSet:
     def test_all_in_order(self, tokenizer):
         batches = [self.numbers(batch) for batch in self.make(tokenizer).batches(4)]
         assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+    def test_a_prompt_is_repeated_next_to_itself(self, tokenizer):
+        prompts = self.make(tokenizer)
+        for step in range(4):
+            numbers = self.numbers(prompts.batch(step, 6, repeats=3))
+            assert numbers[:3] == [numbers[0]] * 3 and numbers[3:] == [numbers[3]] * 3
+            # The groups follow each other as single prompts do.
+            assert numbers[::3] == self.numbers(prompts.batch(step, 2))
+
+    def test_continuations_go_with_their_prompts(self, tokenizer):
+        prompts = self.make(tokenizer)
+        seen = set()
+        for step in range(5):
+            ids, mask = prompts.continuations(step, 4, 3)
+            assert ids.dtype == np.int32 and mask.dtype == np.float32 and ids.shape == mask.shape == (4, 3)
+            for row, number in enumerate(self.numbers(prompts.batch(step, 4))):
+                expected = ([200 + number] * (number % 4) + [EOS])[:3]  # cut where it is longer
+                size = len(expected)
+                assert ids[row].tolist() == expected + [PAD] * (3 - size)
+                assert mask[row].tolist() == [1.0] * size + [0.0] * (3 - size)
+                seen.add(size)
+        assert seen == {1, 2, 3}

@@ -108,13 +108,13 @@ def test_saving_replaces_the_folder_whole(tokenizer, tmp_path):
     (tmp_path / "deep" / "model.saving").mkdir()
     (tmp_path / "deep" / "model.saving" / "half").write_text("of a run that was killed")
     second = make_model(seed=2)
-    save_model(second, Tokenizer([(b"a", b"b")]), folder)
+    save_model(second, Tokenizer([(b"a", b"b"), (b"ab", b"c")]), folder)
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["model"]
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     assert files == ["model.keras", "tokenizer/merges.txt", "tokenizer/vocabulary.json"]
     loaded, loaded_tokenizer = load_language_model(folder)
     assert_same_weights(loaded, numbers(second))
-    assert loaded_tokenizer.vocabulary_size == 259
+    assert loaded_tokenizer.decode([259]) == "abc"
 
 
 @pytest.mark.parametrize("load", [load_language_model, load_policy])
@@ -174,6 +174,11 @@ class TestDamage:
         other = keras.Sequential([keras.Input([3]), keras.layers.Dense(2)])
         other.save(folder / "model.keras")
         with pytest.raises(UserError, match="model.keras.* cannot be read as a tfppo model"):
+            load(folder)
+
+    def test_the_tokenizer_of_another_model(self, load, folder):
+        Tokenizer([(b"a", b"b")]).save(folder / "tokenizer")
+        with pytest.raises(UserError, match="holds a model of 260 tokens and a tokenizer of 259"):
             load(folder)
 
     def test_no_tokenizer(self, load, folder):

@@ -1,10 +1,10 @@
-"""Rewards, returns and advantages, against numbers worked by hand and loops in float64."""
+"""Returns and advantages by every estimator, against numbers worked by hand and loops in float64."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.ops.advantages import discounted_returns, gae, token_rewards
+from tfppo.ops.advantages import discounted_returns, estimate_advantages, gae, grpo, rloo
 
 LENGTHS = [0, 1, 3, 7, 5, 2]
 MASK = (np.arange(7) < np.array(LENGTHS)[:, None]).astype(np.float32)
@@ -74,9 +74,87 @@ def test_discounted_returns_of_ragged_rows(garbage):
     np.testing.assert_allclose(discounted_returns(rewards, MASK, 0.9), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_score_lands_on_the_last_real_token_and_kl_on_every_one():
-    scores = tf.constant([0.5, -2.0, 3.0, 7.0])
-    kl = tf.constant([[1.0, -2.0, 3.0], [0.5, 99.0, np.nan], [1.0, 2.0, np.inf], [4.0, 5.0, 6.0]])
-    mask = tf.constant([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    expected = [[-0.2, 0.4, -0.1], [-2.1, 0.0, 0.0], [-0.2, 2.6, 0.0], [0.0, 0.0, 0.0]]
-    np.testing.assert_allclose(token_rewards(scores, kl, mask, 0.2), expected, rtol=1e-6, atol=1e-7)
+@pytest.mark.parametrize(
+    ("totals", "group_size", "expected"),
+    [
+        ([1.0, 2.0, 3.0], 3, [-1.5, 0.0, 1.5]),
+        ([1.0, 3.0], 2, [-2.0, 2.0]),
+        ([1.0, 2.0, 3.0, 4.0, 4.0, 4.0], 3, [-1.5, 0.0, 1.5, 0.0, 0.0, 0.0]),
+        ([0.0, 8.0, 1.0, 2.0], 2, [-8.0, 8.0, -1.0, 1.0]),  # neighbours are a group
+    ],
+)
+def test_rloo_by_hand(totals, group_size, expected):
+    np.testing.assert_allclose(rloo(tf.constant(totals), group_size), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("totals", "group_size", "expected"),
+    [
+        ([1.0, 2.0, 3.0], 3, [-1.0, 0.0, 1.0]),
+        ([1.0, 3.0], 2, [-(0.5**0.5), 0.5**0.5]),  # deviation sqrt(2): n - 1
+        ([5.0, 5.0, 5.0, 0.0, 6.0, 0.0], 3, [0.0, 0.0, 0.0, -2 / 12**0.5, 4 / 12**0.5, -2 / 12**0.5]),
+        ([0.0, 2e-6], 2, [-1e-6 / (2**0.5 * 1e-6 + 1e-6), 1e-6 / (2**0.5 * 1e-6 + 1e-6)]),  # what is added: 1e-6
+    ],
+)
+def test_grpo_by_hand(totals, group_size, expected):
+    np.testing.assert_allclose(grpo(tf.constant(totals), group_size), expected, rtol=1e-5, atol=1e-7)
+
+
+REWARDS, VALUES = [[1.0, 2.0, 3.0, 7.0], [4.0, 0.0, 0.0, 7.0]], [[1.0, 2.0, 3.0, 7.0], [5.0, 6.0, 7.0, 7.0]]
+TWO_ROWS = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
+
+
+def estimate(estimator, gamma=1.0, gae_lambda=0.95, rewards=REWARDS, values=VALUES, mask=TWO_ROWS, **more):
+    return estimate_advantages(
+        *map(tf.constant, (rewards, values, mask)), estimator=estimator, gamma=gamma, gae_lambda=gae_lambda, **more
+    )
+
+
+def test_monte_carlo_is_the_return_less_the_value():
+    advantages, returns = estimate("monte_carlo", gamma=0.9)
+    np.testing.assert_allclose(returns, [[5.23, 4.7, 3.0, 0.0], [4.0, 0.0, 0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(advantages, [[4.23, 2.7, 0.0, 0.0], [-1.0, -6.0, 0.0, 0.0]], rtol=1e-6, atol=1e-6)
+
+
+def test_reinforce_pp_is_the_return():
+    advantages, returns = estimate("reinforce_pp", gamma=0.9)
+    np.testing.assert_allclose(advantages, [[5.23, 4.7, 3.0, 0.0], [4.0, 0.0, 0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(advantages, returns)
+
+
+@pytest.mark.parametrize(("estimator", "share"), [("rloo", 2.0), ("grpo", 0.5**0.5)])
+def test_estimators_by_group_give_every_token_the_same(estimator, share):
+    advantages, _ = estimate(estimator, group_size=2)  # totals 6 and 4: padding does not count
+    np.testing.assert_allclose(advantages, share * np.array([[1, 1, 1, 0], [-1, -1, 0, 0]]), rtol=1e-5)
+
+
+def test_gae_with_a_lambda_of_the_critics_own():
+    row = dict(rewards=[[0.0, 0.0, 5.0]], values=[[1.0, 2.0, 3.0]], mask=[[1.0, 1.0, 1.0]])
+    advantages, returns = estimate("gae", critic_gae_lambda=1.0, **row)
+    np.testing.assert_allclose(advantages, [[3.755, 2.9, 2.0]], rtol=1e-6)
+    np.testing.assert_allclose(returns, [[5.0, 5.0, 5.0]], rtol=1e-6)
+    _, returns = estimate("gae", **row)
+    np.testing.assert_allclose(returns, [[4.755, 4.9, 5.0]], rtol=1e-6)
+    _, returns = estimate("gae", critic_gae_lambda=0.0, **row)
+    np.testing.assert_allclose(returns, [[2.0, 3.0, 5.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["gae", "monte_carlo"])
+def test_states_after_the_last_token_have_a_target_and_no_advantage(estimator):
+    """Rewards .1, .2 and, one position later, 5: returns 5.3, 5.2, 5; advantages of the two tokens alone."""
+    row = dict(rewards=[[0.1, 0.2, 5.0, 9.0]], values=[[1.0, 2.0, 3.0, 9.0]], mask=[[1.0, 1.0, 0.0, 0.0]])
+    advantages, returns = estimate(estimator, gae_lambda=1.0, critic_mask=tf.constant([[1.0, 1.0, 1.0, 0.0]]), **row)
+    np.testing.assert_allclose(returns, [[5.3, 5.2, 5.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(advantages, [[4.3, 3.2, 0.0, 0.0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["gae", "monte_carlo", "rloo", "grpo", "reinforce_pp"])
+@pytest.mark.parametrize("garbage", [1e6, np.nan])
+def test_padding_has_no_advantage_and_no_share_in_one(estimator, garbage):
+    def of(garbage):
+        rewards, values = random_batch(3, garbage)
+        return estimate(estimator, 0.9, rewards=rewards, values=values, mask=MASK, group_size=2, critic_gae_lambda=0.5)
+
+    for dirty, clean in zip(of(garbage), of(0.0), strict=True):
+        np.testing.assert_array_equal(dirty, clean)
+        assert not clean.numpy()[MASK == 0].any() and clean.numpy().any()

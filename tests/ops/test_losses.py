@@ -7,7 +7,14 @@ import pytest
 import tensorflow as tf
 
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.ops.losses import clipped_surrogate_loss, clipped_value_loss, importance_ratio
+from tfppo.ops.losses import (
+    clipped_surrogate_loss,
+    clipped_value_loss,
+    importance_ratio,
+    is_clipped,
+    is_value_clipped,
+    token_weights,
+)
 
 
 def value_and_gradient(loss_fn, at):
@@ -66,6 +73,85 @@ def test_clipped_surrogate_of_random_numbers():
         kept = min(max(ratio, 0.7), 1.3)
         expected.append(-min(ratio * advantage, kept * advantage))
     np.testing.assert_allclose(clipped_surrogate_loss(ratios, advantages, clip_range=0.3), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (1.25, 1.0, -1.25, -1.0),  # inside: the upper range is .28
+        (1.5, 1.0, -1.28, 0.0),
+        (0.75, -1.0, 0.8, 0.0),  # outside: the lower one stays .2
+        (0.75, 1.0, -0.75, -1.0),
+        (1.5, -1.0, 1.5, 1.0),
+    ],
+)
+def test_clip_with_another_upper_range_by_hand(ratio, advantage, loss, gradient):
+    result = value_and_gradient(
+        lambda r: clipped_surrogate_loss(r, advantage, clip_range=0.2, clip_range_high=0.28), ratio
+    )
+    np.testing.assert_allclose(result, [loss, gradient], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss", "gradient"),
+    [
+        (5.0, -1.0, 3.0, 0.0),
+        (5.0, -2.0, 6.0, 0.0),
+        (2.9, -1.0, 2.9, 1.0),
+        (0.5, -1.0, 0.8, 0.0),
+        (5.0, 1.0, -1.2, 0.0),  # a gain is never bounded by it
+        (0.5, 1.0, -0.5, -1.0),
+    ],
+)
+def test_dual_clip_by_hand(ratio, advantage, loss, gradient):
+    result = value_and_gradient(lambda r: clipped_surrogate_loss(r, advantage, clip_range=0.2, dual_clip=3.0), ratio)
+    np.testing.assert_allclose(result, [loss, gradient], rtol=1e-6, atol=1e-7)
+
+
+def test_is_clipped_where_the_gradient_is_cut_off():
+    ratios = tf.constant([1.5, 1.5, 0.5, 0.5, 1.1, 0.9, 1.5, 0.5, 1.25])
+    advantages = tf.constant([1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 0.0, 0.0, 1.0])
+    expected = [True, False, False, True, False, False, False, False, True]
+    assert is_clipped(ratios, advantages, clip_range=0.2).numpy().tolist() == expected
+    higher = is_clipped(ratios, advantages, clip_range=0.2, clip_range_high=0.28).numpy().tolist()
+    assert higher == [*expected[:-1], False]
+
+
+def test_is_value_clipped_where_the_clipped_error_counts():
+    values = tf.constant([0.5, 0.5, -0.5, 0.1, 0.2, 0.0])
+    returns = tf.constant([1.0, 0.0, -1.0, 1.0, 1.0, 1.0])
+    expected = [True, False, True, False, False, False]
+    assert is_value_clipped(values, tf.zeros(6), returns, value_clip_range=0.2).numpy().tolist() == expected
+    # Where it says so, the loss stands still in the value.
+    values = tf.Variable(values)
+    with tf.GradientTape() as tape:
+        losses = clipped_value_loss(values, tf.zeros(6), returns, value_clip_range=0.2)
+    np.testing.assert_array_equal(tape.gradient(losses, values).numpy() == 0.0, expected)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "expected", "total"),
+    [
+        ("token_mean", [[0.25, 0.25, 0.25, 0.0], [0.25, 0.0, 0.0, 0.0]], 1.0),
+        ("sequence_mean", [[1 / 6, 1 / 6, 1 / 6, 0.0], [0.5, 0.0, 0.0, 0.0]], 1.0),
+        ("sequence_sum", [[0.5, 0.5, 0.5, 0.0], [0.5, 0.0, 0.0, 0.0]], 2.0),  # the mean length
+    ],
+)
+def test_token_weights_by_hand(aggregation, expected, total):
+    mask = tf.constant([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    weights = token_weights(mask, aggregation)
+    np.testing.assert_allclose(weights, expected, rtol=1e-6)
+    np.testing.assert_allclose(tf.reduce_sum(weights), total, rtol=1e-6)
+    # A sequence without a token weighs nothing, though it is one of the three.
+    wider = token_weights(tf.concat([mask, tf.zeros([1, 4])], 0), aggregation)
+    share = 1.0 if aggregation == "token_mean" else 2 / 3
+    np.testing.assert_allclose(wider, share * np.array([*expected, [0.0] * 4]), rtol=1e-6)
+    np.testing.assert_array_equal(token_weights(tf.zeros([2, 4]), aggregation), np.zeros([2, 4]))
+
+
+def test_an_unknown_aggregation_is_refused():
+    with pytest.raises(ValueError, match="'mean'; choose one of .*token_mean"):
+        token_weights(tf.ones([1, 1]), "mean")
 
 
 def test_surrogate_gradient_at_ratio_one_is_that_of_reinforce():

@@ -91,6 +91,27 @@ def test_whiten_ignores_padding_and_leaves_zeros_there(shift_mean):
     np.testing.assert_allclose(whiten(values, mask, shift_mean=shift_mean), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_unbiased_whiten_gives_the_published_number():
+    whitened = whiten(tf.constant(TABLE), tf.ones([3, 3]), shift_mean=False, unbiased=True)
+    np.testing.assert_allclose(whitened[0, 0], 0.1394, atol=6e-5)  # 1.6 - .4 / sqrt(.6 / 8)
+    # Of the real tokens alone: their number is 9 here too.
+    padded, mask = tf.pad(TABLE, [[0, 1], [0, 1]], constant_values=9.0), tf.pad(tf.ones([3, 3]), [[0, 1], [0, 1]])
+    np.testing.assert_allclose(whiten(padded, mask, shift_mean=False, unbiased=True)[:3, :3], whitened, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_whiten_of_one_value_is_finite(unbiased):
+    mask = tf.constant([[1.0, 0.0]])
+    np.testing.assert_allclose(whiten(tf.constant([[5.0, 1.0]]), mask, shift_mean=True, unbiased=unbiased), [[0, 0]])
+
+
+def test_sum_weighs_by_the_mask():
+    weights = tf.constant([[0.25, 0.5, 0.0], [2.0, 0.0, 0.0]])
+    values = tf.constant([[4.0, 6.0, np.nan], [-1.0, np.inf, 7.0]])
+    np.testing.assert_allclose(masked_sum(values, weights), 2.0, rtol=1e-6)
+    np.testing.assert_allclose(masked_sum(values, weights, axis=1), [4.0, -2.0], rtol=1e-6)
+
+
 def test_whiten_of_equal_values_is_finite():
     values, mask = tf.fill([2, 2], 3.0), tf.ones([2, 2])
     np.testing.assert_array_equal(whiten(values, mask, shift_mean=True), np.zeros([2, 2]))

@@ -5,7 +5,7 @@ import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 from tfppo.errors import UserError
-from tfppo.rewards.loading import load_reward, score
+from tfppo.rewards.loading import load_reward
 from tfppo.rewards.vader import vader_sentiment
 
 GOOD = ["What a great, wonderful film!", "I love it.", "a delightful and charming comedy"]
@@ -64,7 +64,7 @@ def test_load_by_file(tmp_path):
 def test_a_reward_that_is_not_there(name):
     with pytest.raises(UserError) as error:
         load_reward(name)
-    assert f"reward is {name!r}" in str(error.value) and "\n" not in str(error.value)
+    assert f"reward.functions has {name!r}" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_reward_file_with_a_mistake(tmp_path):
@@ -72,37 +72,3 @@ def test_a_reward_file_with_a_mistake(tmp_path):
     path.write_text("def f(:\n")
     with pytest.raises(UserError, match=r"broken.py.*line 1"):
         load_reward(f"{path}:f")
-
-
-@pytest.mark.parametrize("scores", [[1, 2.5], (1, 2.5), np.array([1, 2.5]), np.float32([1, 2.5])])
-def test_score_takes_any_list_of_numbers(scores):
-    result = score(lambda prompts, responses: scores, ["a", "b"], ["c", "d"])
-    assert result.dtype == np.float32 and result.tolist() == [1.0, 2.5]
-
-
-def test_score_hands_over_prompts_and_responses():
-    seen = []
-    score(lambda prompts, responses: seen.append((prompts, responses)) or [0, 0], ["a", "b"], ["c", "d"])
-    assert seen == [(["a", "b"], ["c", "d"])]
-
-
-@pytest.mark.parametrize(
-    ("scores", "message"),
-    [
-        ([1.0], r"shape \[1\] for 2 responses"),
-        ([1.0, 2.0, 3.0], r"shape \[3\] for 2 responses"),
-        ([[1.0], [2.0]], r"shape \[2, 1\] for 2 responses"),
-        (3.0, r"shape \[\] for 2 responses"),
-        (None, r"shape \[\] for 2 responses"),
-        (["good", "bad"], r"must return a list of numbers, not \['good', 'bad'\]"),
-        ([[1.0], [2.0, 3.0]], r"must return a list of numbers"),
-        ({"a": 1}, r"must return a list of numbers"),
-        ([1.0, float("nan")], r"the reward is nan for prompt 'second' and response 'two\\nlines'; it must be finite"),
-        ([1.0, float("-inf")], r"the reward is -inf for prompt 'second'"),
-        ([float("inf"), 1.0], r"the reward is inf for prompt 'first' and response 'one'"),
-    ],
-)
-def test_score_refuses(scores, message):
-    with pytest.raises(UserError, match=message) as error:
-        score(lambda prompts, responses: scores, ["first", "second"], ["one", "two\nlines"])
-    assert "\n" not in str(error.value)
