@@ -309,9 +309,14 @@ class TestMixedBfloat16:
         difference = np.abs(mixed(ids) - model(ids))[..., 1:]
         assert difference.max() > 1e-3 and difference.mean() < 0.05
 
-    def test_logits_have_more_than_bfloat16s_8_bits(self, mixed):
-        logits = mixed(tokens(2, 9))[..., 1:]
-        assert np.mean(logits == tf.cast(tf.cast(logits, tf.bfloat16), tf.float32)) < 0.05
+    def test_logits_are_a_product_in_bfloat16_rounded_once(self, mixed):
+        hidden = np.asarray(tf.cast(mixed.trunk(tokens(2, 9)), tf.float32), np.float64)
+        embedding = np.asarray(tf.cast(tf.cast(mixed.trunk.token_embedding, tf.bfloat16), tf.float32), np.float64)
+        expected = (hidden @ embedding.T)[..., 1:]
+        logits = mixed(tokens(2, 9))
+        assert logits.dtype == tf.float32
+        # Half a unit in the last of 8 bits, and what the sum of the product rounds.
+        np.testing.assert_allclose(logits[..., 1:], expected, rtol=2.0**-8, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
