@@ -8,14 +8,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfppo.config import SamplingConfig
+from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.distribute import check_divides
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 from tfppo.rewards.scoring import Batch, total_scores
-from tfppo.rollout import Sampler
+from tfppo.rollout import Sampler, scored_part
 from tfppo.seeds import seed_for
 
 
@@ -42,7 +42,7 @@ def evaluate(
     *,
     tokenizer,
     rewards,
-    weights,
+    reward: RewardConfig,
     strategy,
     seed,
     batch_size,
@@ -50,6 +50,7 @@ def evaluate(
     """Samples one response a prompt and measures them.
 
     The KL is exact: the divergence of the two next-token distributions, summed over the states of a response.
+    The reward is what the reward functions give, unshaped; they see what they see in training.
     The perplexity is the reference's, of the responses' tokens.
     Raises: UserError where the reward function errs.
     """
@@ -74,9 +75,10 @@ def evaluate(
         measured.append([values.numpy()[:rows] for values in figures])
         ids, mask = samples.response_ids.numpy()[:rows], samples.response_mask.numpy()[:rows]
         texts += tokenizer.decode_batch(batch.prompt_ids.numpy())
-        responses += tokenizer.decode_batch(ids)
+        mask, _ = scored_part(ids, mask, reward, tokenizer.eos_id)
+        responses += tokenizer.decode_batch(np.where(mask > 0, ids, tokenizer.pad_id))
         part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer)
-        scores.append(total_scores(rewards, weights, part)[0].reshape(rows, -1).sum(axis=1))
+        scores.append(total_scores(rewards, reward.weights, part)[0].reshape(rows, -1).sum(axis=1))
     scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     figures = {

@@ -192,7 +192,7 @@ class Experiment:
             config.sampling,
             tokenizer=tokenizer,
             rewards=self.rewards(),
-            weights=config.reward.weights,
+            reward=config.reward,
             strategy=self.strategy,
             seed=config.seed,
             batch_size=config.evaluation.batch_size,

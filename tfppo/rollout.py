@@ -65,6 +65,17 @@ def first_stop_mask(response_ids, response_mask, stop_id, truncate_after):
     return response_mask * (stops_before == 0), stops.any(axis=1)
 
 
+def scored_part(response_ids, response_mask, reward: RewardConfig, stop_id):
+    """The mask of what reward functions see of responses: all of them, or with `truncate_at_eos` up to the first stop.
+
+    Args: response_ids, response_mask: NumPy arrays [B, R].
+    Returns: float32 [B, R], and which responses have such a stop, bool [B]; None where nothing is truncated.
+    """
+    if not reward.truncate_at_eos:
+        return response_mask, None
+    return first_stop_mask(response_ids, response_mask, stop_id, reward.truncate_after)
+
+
 class RolloutCollector:
     """Collects rollouts of a policy.
 
@@ -121,10 +132,9 @@ class RolloutCollector:
         return self._score(prompts, Samples(response_ids, response_mask, logprobs, values, last))
 
     def _score(self, prompts, samples):
-        ids, mask, stopped = samples.response_ids.numpy(), samples.response_mask.numpy(), samples.stopped
-        if self.reward.truncate_at_eos:
-            mask, found = first_stop_mask(ids, mask, self.tokenizer.eos_id, self.reward.truncate_after)
-            stopped = tf.constant(found)
+        ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
+        mask, found = scored_part(ids, mask, self.reward, self.tokenizer.eos_id)
+        stopped = samples.stopped if found is None else tf.constant(found)
         prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())
         responses = self.tokenizer.decode_batch(np.where(mask > 0, ids, self.tokenizer.pad_id))
         # The reference is dispatched first: on an accelerator it runs while Python scores.
