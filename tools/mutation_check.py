@@ -258,7 +258,20 @@ def mutate(folder, mutation):
 def run_tests(folder, tests):
     """pytest's exit code, and the first failing test or the last line that it printed."""
     environment = {**os.environ, "PYTHONPATH": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "--color=no", *tests]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-n",
+        "0",
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=no",
+        "--color=no",
+        *tests,
+    ]
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
     failed = re.search(r"^(?:FAILED|ERROR) \S*?/?(\w+\.py(?:::\S+)?)", result.stdout, re.MULTILINE)
     lines = result.stdout.strip().splitlines() or result.stderr.strip().splitlines() or [""]
