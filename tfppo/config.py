@@ -80,7 +80,7 @@ class LmConfig:
     max_grad_norm: float = 1.0  # 0: no clipping
     eval_every: int = 100  # steps between held-out perplexities
     patience: int = 3  # evaluations without improvement before training stops; 0: never
-    dtype: str = "mixed_bfloat16"  # Keras dtype policy of the training run; the weights are float32 in either
+    dtype: str = "auto"  # Keras dtype policy: mixed_bfloat16 where that is fast, else float32 (weights are in either)
     jit_compile: bool = False
     keep_checkpoints: int = 2
 
@@ -99,7 +99,8 @@ class LmConfig:
         require(self.patience >= 0, "lm.patience", self.patience, "it must not be negative")
         require(self.weight_decay >= 0, "lm.weight_decay", self.weight_decay, "it must not be negative")
         require(0 < self.adam_beta2 < 1, "lm.adam_beta2", self.adam_beta2, "it must be between 0 and 1")
-        validate_dtype("lm.dtype", self.dtype)
+        if self.dtype != "auto":
+            validate_dtype("lm.dtype", self.dtype)
 
 
 @dataclass(kw_only=True, slots=True)

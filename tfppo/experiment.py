@@ -25,7 +25,7 @@ from tfppo.config import Config
 from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
-from tfppo.distribute import make_strategy
+from tfppo.distribute import has_fast_bfloat16, make_strategy
 from tfppo.errors import UserError
 from tfppo.evaluation import Evaluation, evaluate, write_evaluation
 from tfppo.learner import Learner
@@ -111,15 +111,17 @@ class Experiment:
 
         Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
         """
-        config = self.config
+        config, dtype = self.config, self.config.lm.dtype
+        if dtype == "auto":
+            dtype = "mixed_bfloat16" if has_fast_bfloat16() else "float32"
         with self.strategy.scope():
             if config.language_model:
-                model, tokenizer = load_language_model(config.language_model, config.lm.dtype)
+                model, tokenizer = load_language_model(config.language_model, dtype)
             else:
                 texts = [f"{example.prompt or ''}{example.text}" for example in self.examples("train")]
                 tokenizer = Tokenizer.train(texts, config.model.vocabulary_size)
                 sizes = {**dataclasses.asdict(config.model), "vocabulary_size": tokenizer.vocabulary_size}
-                model = LanguageModel(**sizes, pad_id=tokenizer.pad_id, dtype=config.lm.dtype)
+                model = LanguageModel(**sizes, pad_id=tokenizer.pad_id, dtype=dtype)
         train, _ = self.packed("train", tokenizer, model.max_sequence_length)
         validation, num_words = self.packed("validation", tokenizer, model.max_sequence_length)
         trainer = LmTrainer(
