@@ -149,7 +149,8 @@ class Experiment:
         with self.strategy.scope():
             ref_model, tokenizer = load_language_model(self.language_model_folder(), ppo.dtype)
             ref_model.trainable = False
-            policy, average = (self.new_policy(ref_model) for _ in range(2))
+            policy = self.new_policy(ref_model)
+            average = self.new_policy(ref_model) if ppo.ema_decay else None
         self.check_positions(ref_model)
         collector = RolloutCollector(
             policy,
@@ -162,11 +163,11 @@ class Experiment:
         )
         learner = Learner(policy, ppo, config.reward, self.strategy, config.sampling.temperature)
         prompts = self.prompts("train", tokenizer)
-        trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average if ppo.ema_decay else None)
+        trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average)
         self.write_config()
         trainer.train()
         save_model(policy, tokenizer, self.folder / "policy")
-        if ppo.ema_decay:
+        if average is not None:
             save_model(average, tokenizer, self.folder / "policy_average")
         plot_reward_over_kl(read_metrics(self.folder / "ppo.jsonl"), self.folder / "reward_over_kl.png")
 
