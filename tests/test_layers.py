@@ -28,6 +28,8 @@ LAYERS = (
         "tfppo.presets",
         "tfppo.seeds",
         "tfppo.schedules",
+        "tfppo.costs",
+        "tfppo.estimate",
         "tfppo.distribute",
         "tfppo.interrupt",
         "tfppo.types",
@@ -46,7 +48,7 @@ LAYERS = (
         "tfppo.charts",
         "tfppo.progress",
     ),
-    ("tfppo.trainer", "tfppo.lm_trainer", "tfppo.experiment"),
+    ("tfppo.trainer", "tfppo.lm_trainer", "tfppo.experiment", "tfppo.benchmark"),
     # tfppo/__init__.py is the facade: it may offer every module, so no module may lean on it.
     ("tfppo.cli", "tfppo", "tools.*"),
 )

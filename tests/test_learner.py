@@ -272,9 +272,9 @@ def weights_of(batch, aggregation="token_mean"):
 
 
 def loss_of(policy, batch, config, policy_coef=1.0, temperature=TEMPERATURE):
-    return ppo_loss(
-        policy, batch, weights_of(batch, config.loss_aggregation), config, temperature, tf.constant(policy_coef)
-    )
+    policy_coef = tf.constant(policy_coef)
+    outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+    return ppo_loss(*outputs, batch, weights_of(batch, config.loss_aggregation), config, temperature, policy_coef)
 
 
 @pytest.mark.parametrize("whiten_rewards", [False, True])
@@ -366,7 +366,8 @@ def test_loss_and_statistics_of_a_minibatch_are_those_of_the_equations(changes):
     np.testing.assert_allclose(ratio_error, largest, rtol=1e-4)
     # A share of a minibatch with twice the tokens is half of it.
     halves = tuple(0.5 * weights for weights in weights_of(batch))
-    half, (shares, _) = ppo_loss(policy, batch, halves, config, TEMPERATURE, tf.constant(1.0))
+    outputs = policy.response_outputs(*batch[:4])
+    half, (shares, _) = ppo_loss(*outputs, batch, halves, config, TEMPERATURE, tf.constant(1.0))
     np.testing.assert_allclose([half, *shares], [0.5 * loss, *(0.5 * statistics)], rtol=1e-5)
 
 

@@ -56,8 +56,8 @@ def uniforms(seed=0, batch=BATCH, length=RESPONSE):
 @functools.cache
 def sampler(policy, length, jit=False, **arguments):
     signature = [tf.TensorSpec([None, None], tf.int32)] * 2 + [tf.TensorSpec([None, length], tf.float32)]
-    function = functools.partial(sample, policy, **(dict(stop_id=STOP, pad_id=PAD) | arguments))
-    return tf.function(function, input_signature=signature, jit_compile=jit, autograph=False)
+    function = functools.partial(sample, policy, compiled=jit, **(dict(stop_id=STOP, pad_id=PAD) | arguments))
+    return tf.function(function, input_signature=signature, autograph=False)
 
 
 @functools.cache

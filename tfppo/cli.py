@@ -33,12 +33,12 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     from ml_collections import config_flags
 
     flags.disclaim_key_flags()  # they belong to the binary, whose --help lists them
-    with _one_line_errors():
+    with one_line_errors():
         path = _config_path(sys.argv) or default_config
         _check_overrides(sys.argv)
         sys.argv, nones = _take_nones(sys.argv)
     # Without --config, the default is loaded, and overridden, as soon as the flag is defined.
-    with _one_line_errors(), _config_errors(path):
+    with one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
             "config", default_config, "Experiment: a file of configs/; --config.section.field=value changes a field."
         )
@@ -46,7 +46,7 @@ def run(main, *, default_config, define_flags=lambda flags: None):
         define_flags(flags)
 
     def parse(argv):
-        with _one_line_errors():
+        with one_line_errors():
             with _config_errors(path):
                 rest = flags.FLAGS(argv)
             if len(rest) > 1:
@@ -64,7 +64,7 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     def checked_main(argv):
         logging.set_verbosity(logging.WARNING)
         try:
-            with _one_line_errors():
+            with one_line_errors():
                 return main(config_flag.value, workdir.value, flags.FLAGS)
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
@@ -145,7 +145,7 @@ def _config_errors(path):
 
 
 @contextmanager
-def _one_line_errors():
+def one_line_errors():
     """Turns the user's mistakes into one line and exit code 1."""
     from absl.flags import Error
 

@@ -99,8 +99,7 @@ class LmConfig:
         require(self.patience >= 0, "lm.patience", self.patience, "it must not be negative")
         require(self.weight_decay >= 0, "lm.weight_decay", self.weight_decay, "it must not be negative")
         require(0 < self.adam_beta2 < 1, "lm.adam_beta2", self.adam_beta2, "it must be between 0 and 1")
-        if self.dtype != "auto":
-            validate_dtype("lm.dtype", self.dtype)
+        validate_dtype("lm.dtype", self.dtype, auto=True)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -219,8 +218,9 @@ class PpoConfig:
     critic: str = "shared"  # value head on the policy's trunk, or "separate": a trunk of its own
     critic_init: str = "policy"  # separate: a copy of the policy's trunk; or the folder of a reward model
     # Running
-    dtype: str = "float32"
-    jit_compile: bool = True  # compile the gradient computation with XLA
+    dtype: str = "float32"  # Keras dtype policy of sampling and of the reference
+    update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is fast, else dtype (weights are in float32)
+    jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where that is faster
     ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
 
     def validate(self):

@@ -47,6 +47,13 @@ def has_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+def resolve_dtype(dtype, otherwise="float32"):
+    """The dtype policy that "auto" stands for here: mixed_bfloat16 where that is fast, else `otherwise`."""
+    if dtype != "auto":
+        return dtype
+    return "mixed_bfloat16" if has_fast_bfloat16() else otherwise
+
+
 def share_of_replica(rows):
     """This replica's equal, contiguous share of tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
 

@@ -25,7 +25,7 @@ from tfppo.config import Config
 from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
-from tfppo.distribute import has_fast_bfloat16, make_strategy
+from tfppo.distribute import make_strategy, resolve_dtype
 from tfppo.errors import UserError
 from tfppo.evaluation import Evaluation, evaluate, write_evaluation
 from tfppo.learner import Learner
@@ -111,9 +111,7 @@ class Experiment:
 
         Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
         """
-        config, dtype = self.config, self.config.lm.dtype
-        if dtype == "auto":
-            dtype = "mixed_bfloat16" if has_fast_bfloat16() else "float32"
+        config, dtype = self.config, resolve_dtype(self.config.lm.dtype)
         with self.strategy.scope():
             if config.language_model:
                 model, tokenizer = load_language_model(config.language_model, dtype)
@@ -161,7 +159,8 @@ class Experiment:
             rewards=rewards,
             strategy=self.strategy,
         )
-        learner = Learner(policy, ppo, config.reward, self.strategy, config.sampling.temperature)
+        dtype = resolve_dtype(ppo.update_dtype, otherwise=ppo.dtype)
+        learner = Learner(policy, ppo, config.reward, self.strategy, config.sampling.temperature, dtype)
         prompts = self.prompts("train", tokenizer)
         trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average)
         self.write_config()

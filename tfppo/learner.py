@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, share_of_replica
+from tfppo.models.precision import computing_in
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.logprobs import entropy, token_logprobs
 from tfppo.ops.losses import (
@@ -15,7 +16,7 @@ from tfppo.ops.losses import (
     token_weights,
 )
 from tfppo.ops.masking import masked_sum
-from tfppo.optimization import gradients_of, make_optimizer, optimize
+from tfppo.optimization import dense_gradients, make_optimizer, optimize
 from tfppo.targets import prepare_targets
 from tfppo.types import Targets
 
@@ -32,17 +33,17 @@ STEP_STATISTICS = (
 APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 
 
-def ppo_loss(policy, batch: Targets, weights, config: PpoConfig, temperature, policy_coef):
+def ppo_loss(logits, values, batch: Targets, weights, config: PpoConfig, temperature, policy_coef):
     """The loss of some rows of a minibatch, and STEP_STATISTICS, as shares of the whole minibatch's.
 
     Each token enters with its weight in the whole minibatch: however a minibatch is cut, over replicas or accumulation
     steps, the shares add up to the same loss.
     Args:
+        logits [b, R, V], values [b, R]: the policy's, of the states in which each response token was chosen.
         weights: three [b, R]: of the policy's losses, of the statistics (mean over tokens), of the critic's loss.
         policy_coef: 0 while the critic alone learns, else 1.
     Returns: (loss, ([8] statistics, largest |ratio - 1| of these rows)).
     """
-    logits, values = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
     policy_weights, token_means, critic_weights = weights
     logprobs = token_logprobs(logits, batch.response_ids, temperature)
     ratio = importance_ratio(logprobs, batch.old_logprobs)
@@ -95,9 +96,10 @@ class Learner:
     Args:
         policy: built in the strategy's scope.
         temperature: of the sampling, which divides the logits here too.
+        dtype: Keras dtype policy of the update, which may be another one than that of sampling; None: the policy's.
     """
 
-    def __init__(self, policy, config: PpoConfig, reward: RewardConfig, strategy, temperature=1.0):
+    def __init__(self, policy, config: PpoConfig, reward: RewardConfig, strategy, temperature=1.0, dtype=None):
         part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
         self.policy, self.config, self.reward = policy, config, reward
@@ -120,7 +122,13 @@ class Learner:
             own = {id(variable) for variable in critic}
             is_critic = [id(variable) in own for variable in policy.trainable_variables]
             self._groups = [[i for i, is_own in enumerate(is_critic) if is_own is part] for part in (False, True)]
-        self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=config.jit_compile)
+        self.dtype = dtype or policy.dtype_policy.name
+        jit_compile = config.jit_compile
+        if jit_compile is None:
+            # On CPUs, bfloat16 products are fast outside of XLA only.
+            jit_compile = self.dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
+        self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=jit_compile)
+        self._output_gradients = tf.function(self._output_gradients_eagerly, jit_compile=True)
         self.update = tf.function(self._update)
 
     def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0):
@@ -206,6 +214,18 @@ class Learner:
 
     def _micro_gradients_eagerly(self, batch, weights, policy_coef):
         variables = [variable.value for variable in self.policy.trainable_variables]
-        return gradients_of(
-            lambda: ppo_loss(self.policy, batch, weights, self.config, self.temperature, policy_coef), variables
-        )
+        with computing_in(self.policy, self.dtype), tf.GradientTape() as tape:
+            outputs = self.policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+        output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
+        return dense_gradients(tape, outputs, variables, output_gradients), statistics
+
+    def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):
+        """Gradients of the loss with respect to logits and values, and the statistics.
+
+        Compiled as one piece even where the products around it are not: of the logits, the largest array of the step,
+        it makes one pass, and no float32 copy of them is kept.
+        """
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            loss, statistics = ppo_loss(*outputs, batch, weights, self.config, self.temperature, policy_coef)
+        return tape.gradient(loss, outputs), statistics

@@ -19,7 +19,10 @@ def _summed_loss(logits, targets, weights):
 
 def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
     """Sum of -log P(target) over the targets that count, in nats: a scalar."""
-    logits = model(batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed)
+    hidden = model.trunk(
+        batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
+    )
+    logits = model.logits(hidden)
     return _summed_loss(logits, batch.targets, batch.weights)
 
 

@@ -8,9 +8,10 @@ import keras
 import tensorflow as tf
 
 
-class _GradientsAreReduced:
-    """Keeps a Keras optimizer from summing, a second time, gradients that already are the sum over replicas; and lets
-    some variables learn at another rate.
+class _FusedAdam:
+    """Adam's step as one pass over a variable and its moments, of gradients that are summed over replicas already.
+
+    Keras would sum them a second time, and make a dozen passes. Some variables may learn at another rate.
     """
 
     _rate_scales = None
@@ -21,38 +22,44 @@ class _GradientsAreReduced:
 
     def update_step(self, gradient, variable, learning_rate):
         """One variable's step."""
-        scale = (self._rate_scales or {}).get(self._get_variable_index(variable), 1.0)
-        super().update_step(gradient, variable, learning_rate * scale)
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        beta_2_power = tf.pow(self.beta_2, step)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=beta_2_power,
+            lr=tf.cast(learning_rate, tf.float32) * (self._rate_scales or {}).get(index, 1.0),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self._kernel_epsilon(beta_2_power),
+            grad=gradient,
+        )
+
+    def _kernel_epsilon(self, beta_2_power):
+        """What the kernel adds to sqrt(v): it takes TensorFlow's form of Adam."""
+        del beta_2_power
+        return self.epsilon
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         return list(grads_and_vars)
 
 
-class _PyTorchForm:
-    """Adam's step with the bias corrections made before epsilon is added: m_hat / (sqrt(v_hat) + epsilon).
-
-    For small gradients this is a larger step than that of Keras' form with the same epsilon.
-    """
-
-    def update_step(self, gradient, variable, learning_rate):
-        """One variable's step."""
-        index = self._get_variable_index(variable)
-        momentum, velocity = self._momentums[index], self._velocities[index]
-        step = tf.cast(self.iterations + 1, variable.dtype)
-        learning_rate = tf.cast(learning_rate, variable.dtype)
-        self.assign_add(momentum, (gradient - momentum) * (1.0 - self.beta_1))
-        self.assign_add(velocity, (tf.square(gradient) - velocity) * (1.0 - self.beta_2))
-        corrected_momentum = momentum / (1.0 - tf.pow(self.beta_1, step))
-        corrected_velocity = velocity / (1.0 - tf.pow(self.beta_2, step))
-        self.assign_sub(variable, learning_rate * corrected_momentum / (tf.sqrt(corrected_velocity) + self.epsilon))
-
-
-class Adam(_GradientsAreReduced, keras.optimizers.Adam):
+class Adam(_FusedAdam, keras.optimizers.Adam):
     """Keras' Adam, which is TensorFlow's form of it: its epsilon is the Adam paper's epsilon-hat."""
 
 
-class AdamW(_GradientsAreReduced, _PyTorchForm, keras.optimizers.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) in PyTorch's form."""
+class AdamW(_FusedAdam, keras.optimizers.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) in PyTorch's form: m_hat / (sqrt(v_hat) + epsilon).
+
+    The bias corrections come before epsilon is added: for small gradients a larger step than that of TensorFlow's form.
+    """
+
+    def _kernel_epsilon(self, beta_2_power):
+        # sqrt(v_hat) + epsilon = (sqrt(v) + epsilon * sqrt(1 - b2^t)) / sqrt(1 - b2^t)
+        return self.epsilon * tf.sqrt(1.0 - beta_2_power)
 
 
 def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, weight_decay):
@@ -84,15 +91,20 @@ def clip_by_global_norm(gradients, max_norm, groups=None):
     return clipped, norm
 
 
+def dense_gradients(tape, target, variables, output_gradients=None):
+    """Gradients as plain tensors, zeros where a variable has no part in the target."""
+    gradients = tape.gradient(target, variables, output_gradients)
+    return [
+        tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+        for gradient, variable in zip(gradients, variables, strict=True)
+    ]
+
+
 def gradients_of(loss_fn, variables):
     """Dense gradients of a loss and its statistics: loss_fn() -> (loss, statistics) to (gradients, statistics)."""
     with tf.GradientTape() as tape:
         loss, statistics = loss_fn()
-    gradients = tape.gradient(loss, variables)
-    return [
-        tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-        for gradient, variable in zip(gradients, variables, strict=True)
-    ], statistics
+    return dense_gradients(tape, loss, variables), statistics
 
 
 def optimize(

@@ -43,10 +43,10 @@ class Sampler:
                 top_k=config.top_k,
                 top_p=config.top_p,
                 value_after_stop=value_after_stop,
+                compiled=config.jit_compile,
             )
 
-        compiled = tf.function(sample_share, jit_compile=config.jit_compile)
-        self._sample = tf.function(lambda *rows: map_rows(strategy, compiled, *rows))
+        self._sample = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))
 
     def __call__(self, prompts: Prompts, seed) -> Samples:
         """Samples of prompts [B, P], by an int32 [2] seed."""
@@ -112,7 +112,7 @@ class RolloutCollector:
             compiled_fn = tf.function(fn, jit_compile=sampling.jit_compile)
             return tf.function(lambda *rows: map_rows(strategy, compiled_fn, *rows))
 
-        self._ref_logprobs, self._teacher_forced = compiled(ref_logprobs), compiled(teacher_forced)
+        self.ref_logprobs, self._teacher_forced = compiled(ref_logprobs), compiled(teacher_forced)
 
     def collect(self, prompts: Prompts, seed) -> Collected:
         """One rollout of prompts [B, P], sampled from the policy.
@@ -131,16 +131,20 @@ class RolloutCollector:
         last = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
         return self._score(prompts, Samples(response_ids, response_mask, logprobs, values, last))
 
-    def _score(self, prompts, samples):
+    def score(self, prompts, samples):
+        """What the reward functions say of samples: Batch, scores, mean of each function, which responses stopped."""
         ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
         mask, found = scored_part(ids, mask, self.reward, self.tokenizer.eos_id)
-        stopped = samples.stopped if found is None else tf.constant(found)
         prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())
         responses = self.tokenizer.decode_batch(np.where(mask > 0, ids, self.tokenizer.pad_id))
-        # The reference is dispatched first: on an accelerator it runs while Python scores.
-        ref_logprobs = self._ref_logprobs(*prompts, samples.response_ids, samples.response_mask)
         batch = Batch(prompt_texts, responses, prompts, ids, mask, self.tokenizer)
         scores, means = total_scores(self.rewards, self.reward.weights, batch)
+        return batch, scores, means, samples.stopped if found is None else tf.constant(found)
+
+    def _score(self, prompts, samples):
+        # The reference is dispatched first: on an accelerator it runs while Python scores.
+        ref_logprobs = self.ref_logprobs(*prompts, samples.response_ids, samples.response_mask)
+        batch, scores, means, stopped = self.score(prompts, samples)
         shaped = self.shaper(scores, stopped.numpy(), batch.lengths)
         rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(shaped), stopped)
-        return Collected(rollout, prompt_texts, responses, scores.reshape(len(scores), -1).sum(axis=1), means)
+        return Collected(rollout, batch.texts, batch.responses, scores.reshape(len(scores), -1).sum(axis=1), means)

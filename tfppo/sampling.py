@@ -4,14 +4,18 @@ The randomness comes in as data: `uniforms` [B, R], one number a token. So the s
 count of replicas, compiled or not, and different rows differ.
 """
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from tfppo.models.transformer import MASKED_SCORE
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shapes import size_of
+from tfppo.ops.slots import write_slot
 from tfppo.types import Samples
 
 _BLOCK = 64  # tokens a block of the two-level search
+_FEWEST_ROWS = 4  # smaller batches are not made: their steps take hardly less time
 
 
 def draw_uniforms(seed, batch_size, response_length):
@@ -73,6 +77,20 @@ def _first_above(ends, target):
     return tf.minimum(count, ends.shape[-1] - 1)
 
 
+class _Rows(NamedTuple):
+    """The rows that are being sampled, after some steps."""
+
+    step: tf.Tensor  # scalar: tokens that every row has
+    tokens: tf.Tensor  # [B] the last ones
+    alive: tf.Tensor  # [B] bool, no stop token yet
+    valued: tf.Tensor  # [B] bool, the state reached still needs its value
+    sizes: tf.Tensor  # [B] prompt lengths
+    real: tf.Tensor  # [B, C] bool, cache slots that are not a prompt's padding
+    uniforms: tf.Tensor  # [B, R]
+    buffers: tuple  # of [B, R]: token ids, mask, log-probabilities, values
+    cache: tuple  # nest of [B, H, C, D/H]
+
+
 def sample(
     policy,
     prompt_ids,
@@ -85,57 +103,106 @@ def sample(
     top_k=0,
     top_p=1.0,
     value_after_stop=False,
+    compiled=False,
 ):
     """Continues each prompt by up to R sampled tokens, until its stop token; ends when every row has stopped.
 
-    The log-probabilities are those of the distribution sampled from: temperature and filters applied.
+    The log-probabilities are those of the distribution sampled from: temperature and filters applied. Once half of the
+    rows have stopped, the others go on in a batch of half the size, and so on: a long row does not hold up all of them.
 
     Args: prompt_ids, prompt_mask [B, P], padded on the left; uniforms [B, R]; stop_id: None never stops;
         temperature 0 takes the likeliest token (log-probabilities then are those at temperature 1); value_after_stop
-        also notes the value of the state that the stop token leads to, at the first padding position.
+        also notes the value of the state that the stop token leads to, at the first padding position; compiled: XLA
+        compiles the reading of the prompts and the loop of each batch size, when they are first needed.
     Returns: Samples.
     """
-    prompt_length, response_length = size_of(prompt_ids, 1), uniforms.shape[1]
-    batch_size = size_of(prompt_ids, 0)
-    prompt_mask = tf.cast(prompt_mask, tf.int32)
-    prompt_sizes = tf.reduce_sum(prompt_mask, axis=1)
-    cache_length = prompt_length + response_length - 1
-    real = tf.pad(prompt_mask, [[0, 0], [0, response_length - 1]], constant_values=1) > 0
+    response_length = uniforms.shape[1]
+    cache_length = size_of(prompt_ids, 1) + response_length - 1
 
-    def choose(logits, step):
-        logits = filter_logits(logits / (temperature or 1.0), top_k=top_k, top_p=top_p)
+    def choose(logits, numbers):
+        logits = filter_logits(tf.cast(logits, tf.float32) / (temperature or 1.0), top_k=top_k, top_p=top_p)
         if temperature == 0.0:
             tokens = tf.argmax(logits, axis=-1, output_type=tf.int32)
         else:
-            tokens = inverse_cdf_sample(logits, tf.gather(uniforms, step, axis=1))
+            tokens = inverse_cdf_sample(logits, numbers)
         return tokens, token_logprobs(logits, tokens)
 
-    def write(buffer, step, row):
-        return tf.tensor_scatter_nd_update(buffer, [[step]], row[None])
-
-    def record(step, alive, valued, buffers, logits, values):
-        """Draws the token of this step for every row and notes it for the rows still alive."""
-        tokens, logprobs = choose(logits, step)
+    def with_token(rows, logits, values, cache):
+        """Draws the next token of every row and notes it for the rows still alive."""
+        step, alive = rows.step, rows.alive
+        tokens, logprobs = choose(logits, tf.gather(rows.uniforms, step, axis=1))
         tokens = tf.where(alive, tokens, pad_id)
-        rows = (tokens, tf.cast(alive, tf.float32), tf.where(alive, logprobs, 0.0), tf.where(valued, values, 0.0))
-        buffers = tuple(write(buffer, step, row) for buffer, row in zip(buffers, rows, strict=True))
+        notes = (tokens, tf.cast(alive, tf.float32), tf.where(alive, logprobs, 0.0), tf.where(rows.valued, values, 0.0))
+        buffers = tuple(
+            write_slot(buffer, note, step, axis=1, compiled=compiled)
+            for buffer, note in zip(rows.buffers, notes, strict=True)
+        )
         still_alive = alive if stop_id is None else alive & (tokens != stop_id)
-        return tokens, still_alive, alive if value_after_stop else still_alive, buffers
+        valued = alive if value_after_stop else still_alive
+        return rows._replace(
+            step=step + 1, tokens=tokens, alive=still_alive, valued=valued, buffers=buffers, cache=cache
+        )
 
-    def body(step, tokens, alive, valued, buffers, cache):
-        index = prompt_length + step - 1
-        visible = real & (tf.range(cache_length) <= index)
-        logits, values, cache = policy.decode_step(tokens, prompt_sizes + step - 1, index, visible, cache)
-        return step + 1, *record(step, alive, valued, buffers, logits, values), cache
+    def start(prompt_ids, prompt_mask, uniforms):
+        prompt_mask = tf.cast(prompt_mask, tf.int32)
+        batch_size = size_of(prompt_ids, 0)
+        everyone = tf.fill([batch_size], True)
+        empty = tf.zeros([batch_size, response_length])
+        logits, values, cache = policy.prefill(prompt_ids, prompt_mask, cache_length)
+        rows = _Rows(
+            step=tf.constant(0),
+            tokens=tf.fill([batch_size], pad_id),
+            alive=everyone,
+            valued=everyone,
+            sizes=tf.reduce_sum(prompt_mask, axis=1),
+            real=tf.pad(prompt_mask, [[0, 0], [0, response_length - 1]], constant_values=1) > 0,
+            uniforms=uniforms,
+            buffers=(tf.fill([batch_size, response_length], pad_id), empty, empty, empty),
+            cache=cache,
+        )
+        return with_token(rows, logits, values, cache)
 
-    empty = tf.zeros([response_length, batch_size])
-    buffers = (tf.fill([response_length, batch_size], pad_id), empty, empty, empty)
-    logits, values, cache = policy.prefill(prompt_ids, prompt_mask, cache_length)
-    everyone = tf.fill([batch_size], True)
-    state = (tf.constant(1), *record(0, everyone, everyone, buffers, logits, values), cache)
-    _, _, alive, _, buffers, _ = tf.while_loop(
-        lambda step, tokens, alive, valued, buffers, cache: (step < response_length) & tf.reduce_any(valued),
-        body,
-        state,
-    )
-    return Samples(*(tf.transpose(buffer) for buffer in buffers), stopped=tf.logical_not(alive))
+    def go_on(rows, enough):
+        """Steps until no more than `enough` rows still need one, or all have R tokens."""
+
+        def body(*state):
+            rows = _Rows(*state)
+            index = cache_length - response_length + rows.step
+            visible = rows.real & (tf.range(cache_length) <= index)
+            step = (rows.tokens, rows.sizes + rows.step - 1, index, visible)
+            return with_token(rows, *policy.decode_step(*step, rows.cache, compiled))
+
+        def is_needed(*state):
+            rows = _Rows(*state)
+            return (rows.step < response_length) & (_count(rows.valued) > enough)
+
+        return _Rows(*tf.while_loop(is_needed, body, rows))
+
+    if compiled:
+        start, go_on = tf.function(start, jit_compile=True), tf.function(go_on, jit_compile=True)
+
+    def finish(rows):
+        """The rows' buffers and which are alive, when all that need it have R tokens."""
+        size = rows.tokens.shape[0]
+        can_shrink = stop_id is not None and size is not None and size % 2 == 0 and size >= 2 * _FEWEST_ROWS
+        rows = go_on(rows, tf.constant(size // 2 if can_shrink else 0))
+        done = (*rows.buffers, rows.alive)
+        if not can_shrink:
+            return done
+
+        def rest():
+            kept = tf.argsort(tf.cast(rows.valued, tf.int32), direction="DESCENDING", stable=True)[: size // 2]
+            half = tf.nest.map_structure(lambda tensor: tf.gather(tensor, kept) if tensor.shape.rank else tensor, rows)
+            return tuple(
+                tf.tensor_scatter_nd_update(all_rows, kept[:, None], longer)
+                for all_rows, longer in zip(done, finish(half), strict=True)
+            )
+
+        return tf.cond((rows.step < response_length) & tf.reduce_any(rows.valued), rest, lambda: done)
+
+    *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms))
+    return Samples(*buffers, stopped=tf.logical_not(alive))
+
+
+def _count(flags):
+    return tf.reduce_sum(tf.cast(flags, tf.int32))

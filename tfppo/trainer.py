@@ -141,13 +141,15 @@ class PpoTrainer:
     def check(self, scalars):
         """Raises UserError where the update cannot be trusted: a first ratio away from 1, or no finite gradient."""
         ppo = self.config.ppo
-        tolerance = ppo.ratio_tolerance or (1e-4 if ppo.dtype == "float32" else 0.2)
+        is_exact = ppo.dtype == self.learner.dtype == "float32"
+        tolerance = ppo.ratio_tolerance or (1e-4 if is_exact else 0.2)
         error = scalars["policy/first_ratio_error"]
         if not error <= tolerance:
             raise UserError(
                 f"the probability ratio on the first minibatch is off by {error:.2g}, more than ppo.ratio_tolerance "
                 f"{tolerance:g}: sampling and training disagree about the log-probabilities. Look for weights that "
-                f"changed between the two, a precision too low for the model (ppo.dtype), or diverged weights"
+                f"changed between the two, diverged weights, or a precision too low for the model (ppo.dtype, "
+                f"ppo.update_dtype)"
             )
         if not math.isfinite(scalars["policy/gradient_norm"]):
             raise UserError(

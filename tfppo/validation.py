@@ -24,9 +24,10 @@ def require_positive(section: str, config, *names: str):
         require(value > 0 and math.isfinite(value), f"{section}.{name}", value, "it must be above 0 and finite")
 
 
-def validate_dtype(name: str, dtype: str):
-    """Raises UserError for a dtype policy that tfppo does not run in."""
-    require(dtype in ("float32", "mixed_bfloat16"), name, dtype, "choose float32 or mixed_bfloat16")
+def validate_dtype(name: str, dtype: str, auto=False):
+    """Raises UserError for a dtype policy that tfppo does not run in; `auto` may be one."""
+    choices = ("auto", "float32", "mixed_bfloat16") if auto else ("float32", "mixed_bfloat16")
+    require_one_of(name, dtype, choices)
 
 
 def validate_ppo(ppo):
@@ -52,6 +53,7 @@ def validate_ppo(ppo):
     _validate_ranges(ppo)
     _validate_combinations(ppo)
     validate_dtype("ppo.dtype", ppo.dtype)
+    validate_dtype("ppo.update_dtype", ppo.update_dtype, auto=True)
 
 
 def _validate_batches(ppo):

@@ -293,14 +293,14 @@ def mixed(model):
 
 
 class TestMixedBfloat16:
-    def test_weights_and_outputs_are_float32(self, mixed):
+    def test_weights_and_outputs_are_float32_and_logits_inside_bfloat16(self, mixed):
         policy = Policy(mixed, separate_critic=True)
         assert {weight.dtype for weight in policy.weights} == {"float32"}
         logits, values = policy(tokens(2, 6))
         assert logits.dtype == values.dtype == tf.float32
         prompt_ids, prompt_mask = left_padded([tokens(3), tokens(2)], 4)
         logits, values, ((pair, _), _) = policy.prefill(prompt_ids, prompt_mask, 6)
-        assert logits.dtype == values.dtype == tf.float32
+        assert (logits.dtype, values.dtype) == (tf.bfloat16, tf.float32)
         assert pair[0].dtype == pair[1].dtype == tf.bfloat16
 
     def test_computes_in_bfloat16_close_to_float32(self, mixed, model):

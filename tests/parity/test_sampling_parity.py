@@ -240,7 +240,7 @@ def test_L6_D4_first_minibatch_has_ratio_1(separate_critic):
     rollout = Rollout(*make_prompts(), *samples[:4], samples.logprobs, scores, samples.stopped)
     statistics = {name: float(value) for name, value in learner.update(rollout, SEED, tf.constant(0.1)).items()}
     assert statistics["policy/first_ratio_error"] < 1e-5
-    assert abs(statistics["policy/ratio"] - 1) < 1e-6 and statistics["policy/approx_kl"] < 1e-10
+    assert abs(statistics["policy/ratio"] - 1) < 3e-6 and statistics["policy/approx_kl"] < 1e-10
     assert statistics["policy/clip_fraction"] == statistics["value/clip_fraction"] == 0.0
     assert statistics["objective/kl"] == 0.0  # the reference is the policy itself
     # At ratio 1 and whitened advantages the surrogate is the mean advantage: 0.

@@ -47,20 +47,21 @@ class LanguageModel(keras.Model):
         return self.trunk.sizes["max_sequence_length"]
 
     def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None):
-        """Logits [B, T, V]; the arguments are the trunk's."""
-        return self.logits(self.trunk(token_ids, padding_mask, segment_ids, positions, dropout_seed))
+        """Logits [B, T, V] in float32; the arguments are the trunk's."""
+        hidden = self.trunk(token_ids, padding_mask, segment_ids, positions, dropout_seed)
+        return tf.cast(self.logits(hidden), tf.float32)
 
     def response_logits(self, prompt_ids, prompt_mask, response_ids, response_mask):
         """Logits [B, R, V] of the states in which each response token was chosen; the arguments are the trunk's."""
         return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
 
     def logits(self, hidden):
-        """Next-token logits [..., V] of hidden states [..., D]: float32, from a product in the compute dtype."""
+        """Next-token logits [..., V] of hidden states [..., D], in the compute dtype that their product is made in."""
         embedding = tf.cast(self.trunk.token_embedding, self.compute_dtype)
         flat = tf.reshape(tf.cast(hidden, self.compute_dtype), [-1, embedding.shape[1]])
         logits = tf.matmul(flat, embedding, transpose_b=True)
         pad_bias = MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0])
-        logits = tf.cast(tf.nn.bias_add(logits, tf.cast(pad_bias, self.compute_dtype)), tf.float32)
+        logits = tf.nn.bias_add(logits, tf.cast(pad_bias, self.compute_dtype))
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
 

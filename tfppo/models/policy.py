@@ -36,10 +36,10 @@ class Policy(keras.Model):
         self.built = True
 
     def call(self, token_ids, padding_mask=None):
-        """Logits [B, T, V] of the next token and values [B, T] of the state, at every position."""
+        """Float32 logits [B, T, V] of the next token and values [B, T] of the state, at every position."""
         hidden = self.language_model.trunk(token_ids, padding_mask)
         critic_hidden = self.critic(token_ids, padding_mask) if self.critic else hidden
-        return self.language_model.logits(hidden), self._values(critic_hidden)
+        return tf.cast(self.language_model.logits(hidden), tf.float32), self._values(critic_hidden)
 
     def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None):
         """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
@@ -86,13 +86,14 @@ class Policy(keras.Model):
             critic_hidden, critic_cache = self.critic.prefill(prompt_ids, prompt_mask, cache_length)
         return self.language_model.logits(hidden[:, -1]), self._values(critic_hidden[:, -1]), (cache, critic_cache)
 
-    def decode_step(self, token_ids, positions, index, visible, cache):
+    def decode_step(self, token_ids, positions, index, visible, cache, compiled=False):
         """Logits [B, V] and values [B] after one more token a row; the arguments are the trunk's."""
         cache, critic_cache = cache
-        hidden, cache = self.language_model.trunk.decode_step(token_ids, positions, index, visible, cache)
+        step = (token_ids, positions, index, visible)
+        hidden, cache = self.language_model.trunk.decode_step(*step, cache, compiled)
         critic_hidden = hidden
         if self.critic:
-            critic_hidden, critic_cache = self.critic.decode_step(token_ids, positions, index, visible, critic_cache)
+            critic_hidden, critic_cache = self.critic.decode_step(*step, critic_cache, compiled)
         return self.language_model.logits(hidden), self._values(critic_hidden), (cache, critic_cache)
 
     def _values(self, hidden):

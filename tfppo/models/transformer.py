@@ -7,7 +7,8 @@ final layer norm. Weights exist from construction on, so the trunk can be run th
 * `prefill`      all prompt positions at once, and the cache that goes on from there
 * `decode_step`  one position more, with the cache
 
-The cache of a block is a pair of [C, B, H, D/H] tensors. Time comes first, so that a step writes one slice in place.
+The cache of a block is a pair of [B, H, C, D/H] tensors: attention then is one batched product, and a step writes one
+slot in place.
 """
 
 import keras
@@ -16,6 +17,7 @@ import tensorflow as tf
 from tfppo.errors import UserError
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.shapes import size_of
+from tfppo.ops.slots import write_slot
 
 LAYER_NORM_EPSILON = 1e-5
 MASKED_SCORE = -1e9
@@ -144,14 +146,14 @@ class TransformerBlock(keras.layers.Layer):
         x = self._residuals(x, context, dropout_seed)
         return x, (key, value)
 
-    def decode_step(self, x, cache, index, visible):
-        """One position: x [B, D], cache of [C, B, H, D/H], visible bool [B, 1, C] -> [B, D] and the cache with it."""
+    def decode_step(self, x, cache, index, visible, compiled):
+        """x [B, D], cache of [B, H, C, D/H], visible bool [B, 1, 1, C] -> [B, D] and the cache with one slot more."""
         query, key, value = self._split(self.qkv(self.attention_norm(x)))
         keys, values = (
-            tf.tensor_scatter_nd_update(old, [[index]], new[None]) for old, new in zip(cache, (key, value), strict=True)
+            write_slot(old, new, index, axis=2, compiled=compiled) for old, new in zip(cache, (key, value), strict=True)
         )
-        scores = tf.einsum("bhd,cbhd->bhc", query, keys)
-        context = tf.einsum("bhc,cbhd->bhd", self._softmax(scores, visible), values)
+        scores = tf.matmul(query[:, :, None], keys, transpose_b=True)
+        context = tf.matmul(self._softmax(scores, visible), values)
         return self._residuals(x, context, None), (keys, values)
 
     def _split(self, qkv):
@@ -261,20 +263,20 @@ class Transformer(keras.layers.Layer):
         caches = []
         for block in self.blocks:
             x, pair = block.with_cache(x, attention_mask)
-            time_major = (tf.transpose(part, [1, 0, 2, 3]) for part in pair)
-            caches.append(tuple(tf.pad(part, [[0, room], [0, 0], [0, 0], [0, 0]]) for part in time_major))
+            by_head = (tf.transpose(part, [0, 2, 1, 3]) for part in pair)
+            caches.append(tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head))
         return self.final_norm(x), caches
 
-    def decode_step(self, token_ids, positions, index, visible, caches):
+    def decode_step(self, token_ids, positions, index, visible, caches, compiled=False):
         """Hidden states [B, D] of one more token a row, and the caches with it at slot `index`.
 
         Args: token_ids, positions int [B]; index scalar; visible bool [B, C], the slots that may be seen, `index`
-            among them.
+            among them; compiled: whether XLA compiles the graph.
         """
         x = self._embed(token_ids, positions)
         grown = []
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.decode_step(x, cache, index, visible[:, None, :])
+            x, cache = block.decode_step(x, cache, index, visible[:, None, None, :], compiled)
             grown.append(cache)
         return self.final_norm(x), grown
 

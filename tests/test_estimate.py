@@ -1,0 +1,399 @@
+"""The calculator of memory and time, against numbers worked out by hand; and its binary."""
+
+import dataclasses
+import math
+import re
+import shlex
+
+import pytest
+from binaries import ROOT, command, run, run_all, succeed
+
+from tfppo.config import ModelConfig
+from tfppo.errors import UserError
+from tfppo.estimate import Device, Memory, Workload, all_reduce_seconds, estimate
+
+# Small enough for the back of an envelope: 2 layers of width 4, 300 tokens, 3 + 5 positions of which 7 are computed.
+MODEL = ModelConfig(
+    num_layers=2, hidden_dim=4, num_heads=2, intermediate_dim=16, vocabulary_size=300, max_sequence_length=8
+)
+WORKLOAD = Workload(
+    rollout_batch_size=8,
+    prompt_length=3,
+    response_length=5,
+    ppo_epochs=3,
+    num_minibatches=2,
+    accumulation_steps=2,
+    dtype="float32",
+    num_replicas=2,
+)
+# A million operations and a million bytes a second; a kilobyte is a millionth of a GB.
+DEVICE = Device(
+    peak_tflops=1e-6,
+    bandwidth_gb_s=1e-3,
+    memory_gb=1e-3,
+    interconnect_gb_s=1e-3,
+    update_efficiency=0.5,
+    decode_efficiency=0.25,
+    base_memory_gb=1e-6,
+)
+# Blocks: 2 * (4 * 4 * 4 + 2 * 4 * 16) = 384. Vectors: 2 * (9 * 4 + 16) + 2 * 4 = 112. Embeddings: 4 * (300 + 8) = 1232.
+WEIGHTS = 1728
+TRAINED = WEIGHTS + 5  # and the value head
+
+
+def of(workload=WORKLOAD, device=DEVICE, model=MODEL, **changes):
+    """The estimate, with some fields of the workload changed."""
+    return estimate(model, dataclasses.replace(workload, **changes), device)
+
+
+def seconds_of(result):
+    return {span.name: span.seconds for span in result.spans}
+
+
+# Memory.
+
+
+def test_memory_that_is_always_held():
+    assert of().memory.held == pytest.approx(
+        {
+            "process": 1000,
+            "policy weights": 4 * WEIGHTS,
+            "critic weights": 4 * 5,
+            "reference weights": 4 * WEIGHTS,
+            "optimizer moments": 8 * TRAINED,
+            "rollout": 8 * (3 * 2 + 5 * 12) * 4,  # every replica holds all 8 episodes
+        }
+    )
+
+
+def test_memory_of_the_phases():
+    # A replica samples 4 episodes and computes the gradient of 1 at a time.
+    token_logits, layer_scores = 300 * 4, 2 * 7 * 7 * 4
+    kept = 2 * 7 * 4 * (8 * 4 + 3 * 16) + 2 * layer_scores  # of 2 layers
+    assert of().memory.phases == {
+        "sampling": {
+            "cast weights": 0,
+            "KV cache": 2 * 2 * (4 * 7 * 4) * 4,  # keys and values, in 2 layers
+            "logits or prompt pass": 4 * 3 * token_logits,
+        },
+        "reference": {"cast weights": 0, "logits or one layer": 2 * (4 * 5) * token_logits},
+        "gradients": {
+            "cast weights": 0,
+            "gradients": 2 * 4 * TRAINED,  # the sum of the parts so far, and the next part's
+            "activations": kept,
+            "logits or scores": 4 * 5 * token_logits,
+        },
+        "optimizer": {"gradients": 2 * 4 * TRAINED, "scratch": 2 * 4 * (300 * 4)},
+    }
+
+
+def test_the_layers_count_where_they_need_more_than_the_logits():
+    long = ModelConfig(
+        num_layers=2, hidden_dim=4, num_heads=2, intermediate_dim=16, vocabulary_size=258, max_sequence_length=2000
+    )
+    phases = of(model=long, prompt_length=1000, response_length=1).memory.phases
+    # Three tensors of the width, and the scores and the softmax of 2 heads over 1000 positions.
+    layer = 4 * 1000 * (3 * 4 * 4 + 2 * 2 * 1000 * 4)
+    assert phases["sampling"]["logits or prompt pass"] == layer
+    assert phases["reference"]["logits or one layer"] == layer
+    assert phases["gradients"]["logits or scores"] == 2 * 1000 * 1000 * 4
+    # With few positions, the MLP needs more than the attention: the width once, and 16 twice.
+    wide = dataclasses.replace(MODEL, intermediate_dim=100_000)
+    phases = of(model=wide).memory.phases
+    assert phases["sampling"]["logits or prompt pass"] == 4 * 3 * 4 * (4 + 2 * 100_000)
+    assert phases["optimizer"]["scratch"] == 2 * 4 * (4 * 100_000)
+
+
+def test_memory_in_bfloat16():
+    half, full = of(dtype="mixed_bfloat16").memory, of().memory
+    assert half.held == full.held  # float32 under every dtype
+    assert half.phases["sampling"]["cast weights"] == 2 * TRAINED
+    assert half.phases["reference"]["cast weights"] == 2 * WEIGHTS
+    assert half.phases["gradients"]["cast weights"] == 2 * TRAINED
+    assert half.phases["sampling"]["KV cache"] == full.phases["sampling"]["KV cache"] / 2
+    # Attention weights are kept twice: in float32 and cast.
+    assert half.phases["gradients"]["activations"] == 2 * 7 * 2 * (8 * 4 + 3 * 16) + 2 * 2 * 7 * 7 * (4 + 2)
+    for same in ("gradients", "logits or scores"):
+        assert half.phases["gradients"][same] == full.phases["gradients"][same]
+
+
+def test_memory_of_a_separate_critic():
+    alone, shared = of(critic="separate"), of()
+    trained = 2 * WEIGHTS + 5
+    assert alone.num_parameters == trained
+    assert alone.memory.held["critic weights"] == 4 * (WEIGHTS + 5)
+    assert alone.memory.held["optimizer moments"] == 8 * trained
+    assert alone.memory.phases["gradients"]["gradients"] == 2 * 4 * trained
+    for phase, part in (("sampling", "KV cache"), ("gradients", "activations")):
+        assert alone.memory.phases[phase][part] == 2 * shared.memory.phases[phase][part]
+    assert alone.memory.phases["reference"] == shared.memory.phases["reference"]
+
+
+def test_without_accumulation_there_is_one_set_of_gradients():
+    assert of(accumulation_steps=1).memory.phases["gradients"]["gradients"] == 4 * TRAINED
+    assert of(rollout_batch_size=16, accumulation_steps=4).memory.phases["gradients"]["gradients"] == 2 * 4 * TRAINED
+
+
+def total(*sizes, allocator):
+    phases = {str(i): {"a": size - 1, "b": 1} for i, size in enumerate(sizes)}
+    return Memory(held={"weights": 100, "moments": 200}, phases=phases, allocator=allocator).total
+
+
+def test_in_a_pool_the_phases_take_turns():
+    assert total(10, 30, 20, 5, allocator="pool") == 330
+    assert total(10, 30, 20, 40, allocator="pool") == 340
+
+
+def test_where_memory_grows_a_larger_block_is_a_new_one():
+    assert total(10, 30, 20, 5, allocator="growing") == 340  # the third fits in the second
+    assert total(10, 20, 30, 5, allocator="growing") == 360
+    assert total(10, 20, 30, 70, allocator="growing") == 370  # the optimizer's pieces fill the blocks, and 10 more
+
+
+def test_the_largest_phase_and_the_total():
+    memory = of().memory
+    assert memory.largest_phase == "reference"
+    held = 1000 + 2 * 4 * WEIGHTS + 4 * 5 + 8 * TRAINED + 2112
+    assert memory.total == pytest.approx(held + 48_000)
+    growing = of(device=dataclasses.replace(DEVICE, allocator="growing")).memory
+    sampling = 1792 + 14_400
+    assert growing.total == pytest.approx(held + sampling + 48_000)  # the update fits in the reference's block
+
+
+def test_it_fits_up_to_the_last_byte():
+    size = of().memory.total / 1e9
+    assert of(device=dataclasses.replace(DEVICE, memory_gb=size)).fits
+    assert not of(device=dataclasses.replace(DEVICE, memory_gb=size * (1 - 1e-9))).fits
+
+
+# Time.
+
+# A token's products in the blocks: 2 * 384; with its scores and context over T positions: + 4 * 2 * 4 * T.
+PROMPTS = 4 * 3 * (768 + 32 * 3) + 4 * 2 * 4 * 300  # logits of the last position only
+FORWARD = 4 * 7 * (768 + 32 * 7) + 4 * 5 * 2 * 4 * 300
+STEPS = 3 * 2
+
+
+def test_time_of_the_spans():
+    result = of()
+    assert seconds_of(result) == pytest.approx(
+        {
+            "prompts": PROMPTS / 1e6 / 0.5,
+            # 4 rows of products are more than the 4 bytes of a weight; 4 steps, as the prompts give the first token.
+            "decoding, weights": 4 * (4 * 2 * (384 + 1200)) / 1e6 / 0.25,
+            # Keys and values of 4 rows and 7 positions in 2 layers: more bytes than products.
+            "decoding, KV cache": 4 * (2 * 2 * 4 * 7 * 4 * 4) / 1e6 / 0.25,
+            "forward": FORWARD / 1e6 / 0.5,
+            "forward and backward": 3 * 3 * FORWARD / 1e6 / 0.5,
+            "optimizer": STEPS * (33 + 3) * 4 * TRAINED / 1e6,
+            "all-reduce": STEPS * 4 * TRAINED / 1e6,  # 2 (n - 1) / n = 1 for two
+        }
+    )
+    limits = ["compute", "compute", "bandwidth", "compute", "compute", "bandwidth", "interconnect"]
+    assert [span.limit for span in result.spans] == limits
+    assert result.seconds == pytest.approx(sum(seconds_of(result).values()))
+    assert result.phase_seconds("sampling") == pytest.approx(sum(list(seconds_of(result).values())[:3]))
+    assert result.tokens_per_second == pytest.approx(8 * 5 / result.seconds)
+
+
+def test_time_of_a_separate_critic():
+    """It reads prompts, decodes and learns as the actor does, but makes no logits."""
+    shared, alone = seconds_of(of()), seconds_of(of(critic="separate"))
+    assert alone["prompts"] - shared["prompts"] == pytest.approx(4 * 3 * (768 + 32 * 3) / 1e6 / 0.5)
+    assert alone["decoding, weights"] - shared["decoding, weights"] == pytest.approx(4 * (4 * 2 * 384) / 1e6 / 0.25)
+    assert alone["decoding, KV cache"] == pytest.approx(2 * shared["decoding, KV cache"])
+    assert alone["forward"] == shared["forward"]
+    more = alone["forward and backward"] - shared["forward and backward"]
+    assert more == pytest.approx(3 * 3 * 4 * 7 * (768 + 32 * 7) / 1e6 / 0.5)
+
+
+def test_few_rows_wait_for_the_weights():
+    weights = next(
+        span
+        for span in of(rollout_batch_size=2, num_minibatches=1, accumulation_steps=1).spans
+        if "weights" in span.name
+    )
+    assert weights.limit == "bandwidth"
+    assert weights.seconds == pytest.approx(4 * (4 * (384 + 1200)) / 1e6 / 0.25)
+
+
+def test_a_ring_sends_every_part_twice_but_its_own():
+    assert all_reduce_seconds(80e9, 8, interconnect_gb_s=10) == pytest.approx(2 * 7 / 8 * 80 / 10)
+    assert all_reduce_seconds(80e9, 1, interconnect_gb_s=10) == 0
+
+
+def test_whether_the_all_reduce_could_hide():
+    # The backward pass of the last of 2 micro-batches of each of the 6 steps, against 6 sums of the gradients.
+    backward = 2 / 3 * (3 * 3 * FORWARD / 1e6 / 0.5) / 2
+    just_enough = STEPS * 4 * TRAINED / backward / 1e9
+    assert of(device=dataclasses.replace(DEVICE, interconnect_gb_s=just_enough * 1.001)).all_reduce_could_hide
+    assert not of(device=dataclasses.replace(DEVICE, interconnect_gb_s=just_enough * 0.999)).all_reduce_could_hide
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("peak_tflops", 1e-9, "compute"),
+        ("bandwidth_gb_s", 1e-9, "bandwidth"),
+        ("interconnect_gb_s", 1e-9, "interconnect"),
+        ("memory_gb", 1e-9, "memory"),
+    ],
+)
+def test_what_is_slow_or_small_is_the_limit(name, value, limit):
+    assert of(device=dataclasses.replace(DEVICE, **{name: value})).limit == limit
+
+
+# What must hold whatever the numbers.
+
+
+def test_more_devices_take_less_time_and_memory():
+    results = [of(rollout_batch_size=64, num_replicas=count) for count in (1, 2, 4, 8)]
+    for fewer, more in zip(results, results[1:], strict=False):
+        mine, theirs = seconds_of(more), seconds_of(fewer)
+        for name in ("prompts", "decoding, KV cache", "forward", "forward and backward"):
+            assert mine[name] == pytest.approx(theirs[name] / 2)
+        assert mine["decoding, weights"] <= theirs["decoding, weights"]
+        assert more.seconds < fewer.seconds
+        assert more.memory.total < fewer.memory.total
+        assert more.memory.held == fewer.memory.held  # mirrored: no device holds less
+
+
+@pytest.mark.parametrize("field", ["rollout_batch_size", "prompt_length", "response_length", "ppo_epochs"])
+def test_more_work_takes_more_time(field):
+    more = of(**{field: 2 * getattr(WORKLOAD, field)})
+    assert more.seconds > of().seconds
+    assert more.memory.total > of().memory.total or field == "ppo_epochs"
+
+
+def test_smaller_parts_need_less_memory():
+    parts = [of(rollout_batch_size=64, accumulation_steps=count).memory.phases["gradients"] for count in (2, 4, 8)]
+    for larger, smaller in zip(parts, parts[1:], strict=False):
+        assert smaller["activations"] == larger["activations"] / 2
+        assert smaller["logits or scores"] == larger["logits or scores"] / 2
+
+
+def test_bfloat16_moves_fewer_bytes():
+    slow = dataclasses.replace(DEVICE, bandwidth_gb_s=1e-6)
+    full, half = seconds_of(of(device=slow)), seconds_of(of(device=slow, dtype="mixed_bfloat16"))
+    for name in ("decoding, weights", "decoding, KV cache"):
+        assert half[name] == pytest.approx(full[name] / 2)
+    long = dict(prompt_length=100, response_length=100)
+    assert of(**long, dtype="mixed_bfloat16").memory.total < of(**long).memory.total
+
+
+@pytest.mark.parametrize(
+    ("field", "names"),
+    [
+        ("update_efficiency", {"prompts", "forward", "forward and backward"}),
+        ("decode_efficiency", {"decoding, weights", "decoding, KV cache"}),
+    ],
+)
+def test_an_efficiency_divides_the_time_of_its_spans(field, names):
+    better = seconds_of(of(device=dataclasses.replace(DEVICE, **{field: 2 * getattr(DEVICE, field)})))
+    for name, seconds in seconds_of(of()).items():
+        assert better[name] == pytest.approx(seconds / 2 if name in names else seconds)
+
+
+# The user's mistakes.
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rollout_batch_size", 0, r"workload\.rollout_batch_size is 0; it must be above 0"),
+        ("prompt_length", 0, r"workload\.prompt_length is 0; .*above 0"),
+        ("response_length", -1, r"workload\.response_length is -1; .*above 0"),
+        ("ppo_epochs", 0, r"workload\.ppo_epochs is 0; .*above 0"),
+        ("num_minibatches", 3, r"workload\.num_minibatches is 3; it must divide rollout_batch_size, which is 8"),
+        ("accumulation_steps", 3, r"\.accumulation_steps is 3; .*rollout_batch_size / num_minibatches, which is 4"),
+        ("num_replicas", 4, r"\.num_replicas is 4; .* / num_minibatches / accumulation_steps, which is 2"),
+        ("dtype", "float16", r"workload\.dtype is 'float16'; choose float32 or mixed_bfloat16"),
+        ("critic", "none", r"workload\.critic is 'none'; choose one of shared, separate"),
+        ("peak_tflops", 0, r"device\.peak_tflops is 0; .*above 0"),
+        ("bandwidth_gb_s", math.inf, r"device\.bandwidth_gb_s is inf; .*finite"),
+        ("memory_gb", -1, r"device\.memory_gb is -1; .*above 0"),
+        ("interconnect_gb_s", math.nan, r"device\.interconnect_gb_s is nan; .*above 0"),
+        ("update_efficiency", 0, r"device\.update_efficiency is 0; .*above 0 and at most 1"),
+        ("decode_efficiency", 40, r"device\.decode_efficiency is 40; .*above 0 and at most 1"),
+        ("base_memory_gb", -0.5, r"device\.base_memory_gb is -0\.5; .*not negative"),
+        ("allocator", "arena", r"device\.allocator is 'arena'; choose one of pool, growing"),
+    ],
+)
+def test_wrong_numbers(field, value, message):
+    workload, device = (
+        dataclasses.replace(part, **{field: value}) if hasattr(part, field) else part for part in (WORKLOAD, DEVICE)
+    )
+    with pytest.raises(UserError, match=message):
+        of(workload, device)
+
+
+# The binary.
+
+
+def cells(out):
+    """Name of a row -> its cells."""
+    rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_binary_prints_a_table_without_tensorflow():
+    flags = ["--model=tiny,gpt2", "--device=h100,a100", "--num_replicas=2"]
+    done = succeed(run(command("estimate", *flags, python=["-X", "importtime"])))
+    imported = set(re.findall(r"\|\s+(\w+)\s*$", done.raw, re.MULTILINE))
+    assert "absl" in imported
+    assert not imported & {"tensorflow", "keras", "numpy"}
+    table = cells(done.out)
+    assert table[""] == ["tiny, 2 h100", "tiny, 2 a100", "gpt2, 2 h100", "gpt2, 2 a100"]
+    assert set(table["---"]) == {"---:"}
+    # 4 * 12 * 256^2 + 4 * 13 * 256 + 2 * 256 + 256 * (8192 + 33) + 257, and the same with 12, 768 and 50257.
+    assert table["trained parameters, millions"] == ["5.27", "5.27", "124", "124"]
+    assert table["GB always: optimizer moments"] == ["0.0421", "0.0421", "0.989", "0.989"]
+    assert table["GB always: process"] == ["1.00"] * 4
+    assert table["largest phase"] == ["gradients", "gradients", "optimizer", "optimizer"]
+    assert table["fits"] == ["yes"] * 4
+    assert all(cell.endswith("(interconnect)") for cell in table["s in update: all-reduce"])
+
+
+def test_every_flag_of_the_binary_changes_the_table():
+    base = ["--num_replicas=2", "--accumulation_steps=2", "--rollout_batch_size=64"]
+    others = shlex.split(
+        "--model=tiny --num_layers=3 --hidden_dim=120 --num_heads=6 --vocabulary_size=500 --rollout_batch_size=128 "
+        "--prompt_length=10 --response_length=11 --ppo_epochs=2 --num_minibatches=2 --accumulation_steps=1 "
+        "--dtype=float32 --critic=separate --num_replicas=1 --device=a100 --peak_tflops=1 --bandwidth_gb_s=10 "
+        "--memory_gb=2 --interconnect_gb_s=0.1 --update_efficiency=0.1 --decode_efficiency=0.1 --base_memory_gb=0.1 "
+        "--allocator=growing"
+    )
+    done = run_all({flag: command("estimate", *base, flag) for flag in ("--model=gpt2", *others)})
+    # The names of model and device stand above the table: what is below must differ too.
+    tables = {flag: {**cells(succeed(result).out), "": None} for flag, result in done.items()}
+    default = tables.pop("--model=gpt2")
+    assert [flag for flag, table in tables.items() if table == default] == []
+
+
+MISTAKES = {
+    "unknown model": (["--model=gpt5"], r"model is 'gpt5'; choose one of tiny, .*"),
+    "no device": (["--device="], r"model, device is \(\['gpt2'\], \[\]\); name at least one of each"),
+    "unknown device": (["--device=abacus"], r"device is 'abacus'; choose one of h100, .*"),
+    "no number": (["--ppo_epochs=many"], r"flag --ppo_epochs=many: .*"),
+    "unknown flag": (["--epochs=3"], r"Unknown command line flag 'epochs'.*"),
+    "positional argument": (["gpt2"], r"argument is 'gpt2'; .*--name=value"),
+    "bad value": (["--num_minibatches=7"], r"workload\.num_minibatches is 7; it must divide .*"),
+    "bad size": (["--num_heads=7"], r"model\.num_heads is 7; it must divide model\.hidden_dim 768"),
+}
+
+
+def test_mistakes_are_told_in_one_line():
+    done = run_all({name: command("estimate", *argv) for name, (argv, _) in MISTAKES.items()})
+    for name, (_, message) in MISTAKES.items():
+        assert done[name].code == 1, name
+        assert len(done[name].err) == 1, done[name].raw
+        assert re.fullmatch(f"error: {message}", done[name].err[0]), done[name].err[0]
+        assert done[name].out == ""
+
+
+def test_the_tables_of_the_documentation_are_those_of_its_commands():
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    pairs = re.findall(r"^    python tools/estimate\.py (.*?)\n\n(\|  \|.*?\n)\n", text, re.MULTILINE | re.DOTALL)
+    assert len(pairs) == text.count("    python tools/estimate.py")
+    for flags, table in pairs:
+        assert succeed(run(command("estimate", *shlex.split(flags.replace("\\\n", ""))))).out == table

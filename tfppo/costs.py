@@ -1,0 +1,52 @@
+"""What an iteration must compute and move, counted from the sizes: floating-point operations and bytes.
+
+A multiply-add is two operations. Only matrix products are counted: the rest is small beside them.
+"""
+
+from tfppo.config import ModelConfig
+
+
+def block_parameters(model: ModelConfig):
+    """Matrix entries of all blocks: query, key, value, output, and the two of the MLP."""
+    return model.num_layers * (4 * model.hidden_dim**2 + 2 * model.hidden_dim * model.intermediate_dim)
+
+
+def num_parameters(model: ModelConfig):
+    """All weights of a language model with tied embeddings: matrices, biases, layer norms, positions."""
+    width = model.hidden_dim
+    vectors = model.num_layers * (9 * width + model.intermediate_dim) + 2 * width
+    return block_parameters(model) + vectors + width * (model.vocabulary_size + model.max_sequence_length)
+
+
+def forward_flops(model: ModelConfig, *, rows, length, logits_length):
+    """Operations of one pass over `rows` sequences of `length` tokens, with logits at `logits_length` of them."""
+    attention = 4 * model.num_layers * model.hidden_dim * length  # a token's scores and context, over all positions
+    trunk = rows * length * (2 * block_parameters(model) + attention)
+    return trunk + rows * logits_length * 2 * model.hidden_dim * model.vocabulary_size
+
+
+def update_flops(model: ModelConfig, *, rows, prompt_length, response_length, separate_critic=False):
+    """Operations of one gradient step over `rows` episodes: a backward pass is twice a forward pass."""
+    length = prompt_length + response_length - 1
+    flops = forward_flops(model, rows=rows, length=length, logits_length=response_length)
+    if separate_critic:
+        flops += forward_flops(model, rows=rows, length=length, logits_length=0)
+    return 3 * flops
+
+
+def prefill_flops(model: ModelConfig, *, rows, prompt_length):
+    """Operations of reading the prompts before sampling."""
+    return forward_flops(model, rows=rows, length=prompt_length, logits_length=1)
+
+
+def decode_flops(model: ModelConfig, *, rows, context):
+    """Operations of one sampled token a row, which sees `context` positions."""
+    attention = 4 * model.num_layers * model.hidden_dim * context
+    return rows * (2 * block_parameters(model) + attention + 2 * model.hidden_dim * model.vocabulary_size)
+
+
+def decode_bytes(model: ModelConfig, *, rows, context, bytes_per_weight):
+    """Bytes that one step of sampling reads: every weight once, and the keys and values of `context` positions."""
+    weights = block_parameters(model) + model.hidden_dim * model.vocabulary_size
+    cache = 2 * model.num_layers * model.hidden_dim * context * rows
+    return bytes_per_weight * (weights + cache)

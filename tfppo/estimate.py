@@ -1,0 +1,353 @@
+"""What an iteration of PPO takes in memory and time, worked out on paper: plain numbers, and nothing is run.
+
+The operations are those of `tfppo.costs`; this module adds what is held in memory, for how long, and how fast a device
+gets through it. docs/scaling.md explains the formulas and checks them against measured runs.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from tfppo.config import ModelConfig
+from tfppo.costs import decode_bytes, decode_flops, forward_flops, num_parameters, prefill_flops, update_flops
+from tfppo.validation import require, require_one_of, require_positive, validate_dtype
+
+GIGA, TERA = 1e9, 1e12
+
+# Calibration. The counts of kept tensors are read from XLA's buffer assignment of the compiled functions
+# (jit_compile=True, the default); the other counts from the source of the optimizer and of the types.
+FLOAT32_BYTES = 4  # weights, moments, gradients, logits and attention weights are float32 under every dtype
+COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}  # of what matrix products read: activations, cache, cast weights
+KEPT_WIDTHS = 8  # [T, D] a layer kept for the backward pass: 2 norms, query, key, value, context, 2 residual sums
+KEPT_MLP_WIDTHS = 3  # [T, 4D] a layer kept for it: before GELU, its tanh, after GELU
+LAYER_WIDTHS = 3  # [T, D] alive at a time in a layer of a pass that keeps nothing: the residual stream, two more
+LAYER_MLP_WIDTHS = 2  # [T, 4D] alive at a time there: before and after GELU
+LAYER_SCORES = 2  # [H, T, T] alive at a time there: scores and their softmax
+SAMPLING_LOGITS = 3  # [V] a row in a step of sampling: logits, their exponentials, the same in blocks
+UPDATE_LOGITS = 4  # [R, V] of a micro-batch: logits, two of the softmax, gradient
+REFERENCE_LOGITS = 2  # [R, V] of the reference pass: logits, softmax
+GRADIENT_COPIES = 2  # of all gradients while they are reduced and clipped: before and after
+LARGEST_VARIABLE_COPIES = 2  # scratch of the optimizer and of the two parts that the tied embedding's gradient has
+OPTIMIZER_PASSES = 33  # a step's reads and writes of a float32 a weight: norm 1, clip 2, moments 18, Adam's change 12
+ACCUMULATION_PASSES = 3  # the same for adding a further micro-batch's gradient: two reads, one write
+ROLLOUT_PROMPT_FIELDS = 2  # [B, P] numbers of four bytes: ids and mask
+ROLLOUT_RESPONSE_FIELDS = 12  # [B, R] numbers of four bytes: uniforms 1, Rollout 5, what Targets adds 6
+BACKWARD_SHARE = 2 / 3  # of a gradient computation: a backward pass is two forward passes
+
+
+@dataclass(kw_only=True, frozen=True)
+class Workload:
+    """What one iteration does. The names are those of `tfppo.config`."""
+
+    rollout_batch_size: int = 64  # episodes, over all replicas
+    prompt_length: int = 9  # tokens, padding and start token included
+    response_length: int = 24  # tokens; every response is taken to be this long
+    ppo_epochs: int = 4
+    num_minibatches: int = 4
+    accumulation_steps: int = 1
+    dtype: str = "mixed_bfloat16"
+    critic: str = "shared"
+    num_replicas: int = 1  # devices, each of which holds everything
+
+    def validate(self):
+        """Raises UserError, naming field, value and remedy; returns itself."""
+        counts = ("rollout_batch_size", "prompt_length", "response_length", "ppo_epochs")
+        divisors = ("num_minibatches", "accumulation_steps", "num_replicas")
+        require_positive("workload", self, *counts, *divisors)
+        validate_dtype("workload.dtype", self.dtype)
+        require_one_of("workload.critic", self.critic, ("shared", "separate"))
+        rows, divided = self.rollout_batch_size, "rollout_batch_size"
+        for name in divisors:
+            value = getattr(self, name)
+            require(rows % value == 0, f"workload.{name}", value, f"it must divide {divided}, which is {rows}")
+            rows, divided = rows // value, f"{divided} / {name}"
+        return self
+
+    @property
+    def rows(self):
+        """Episodes that a replica samples."""
+        return self.rollout_batch_size // self.num_replicas
+
+    @property
+    def micro_rows(self):
+        """Episodes whose gradient a replica computes at once."""
+        return self.rows // self.num_minibatches // self.accumulation_steps
+
+    @property
+    def length(self):
+        """Positions that are computed and cached: the last token's own is not."""
+        return self.prompt_length + self.response_length - 1
+
+    @property
+    def num_steps(self):
+        """Optimizer steps."""
+        return self.ppo_epochs * self.num_minibatches
+
+
+@dataclass(kw_only=True, frozen=True)
+class Device:
+    """An accelerator or a processor. GB are 1e9 bytes.
+
+    Args:
+        peak_tflops: of matrix products in the workload's dtype; bandwidth_gb_s: of its memory; memory_gb: its size.
+        interconnect_gb_s: what it sends to its neighbour in a ring, one way.
+        update_efficiency: share of the peak in passes over many tokens; decode_efficiency: share of the roofline (the
+            slower of products and memory traffic) while sampling.
+        base_memory_gb: what a process holds before any model: TensorFlow about 0.6, compiled programs about 0.4.
+        allocator: "pool", where the phases take turns in one pool of memory (GPU); "growing", where a freed block is
+            kept, and a larger one does not fit in it (CPU).
+    """
+
+    peak_tflops: float
+    bandwidth_gb_s: float
+    memory_gb: float
+    interconnect_gb_s: float
+    update_efficiency: float = 0.4
+    decode_efficiency: float = 0.5
+    base_memory_gb: float = 1.0
+    allocator: str = "pool"
+
+    def validate(self):
+        """Raises UserError, naming field, value and remedy; returns itself."""
+        require_positive("device", self, "peak_tflops", "bandwidth_gb_s", "memory_gb", "interconnect_gb_s")
+        for name in ("update_efficiency", "decode_efficiency"):
+            value = getattr(self, name)
+            require(0 < value <= 1, f"device.{name}", value, "it is a share: choose one above 0 and at most 1")
+        base = self.base_memory_gb
+        require(0 <= base < math.inf, "device.base_memory_gb", base, "it must be finite and not negative")
+        require_one_of("device.allocator", self.allocator, ("pool", "growing"))
+        return self
+
+
+@dataclass(kw_only=True, frozen=True)
+class Memory:
+    """Bytes on one device, by part.
+
+    Args: held: there during the whole iteration; phases: name of a phase to what it needs besides, in running order.
+    """
+
+    held: dict[str, float]
+    phases: dict[str, dict[str, float]]
+    allocator: str
+
+    @property
+    def largest_phase(self):
+        """The name of the phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def total(self):
+        """Bytes at the fullest moment, under the device's allocator."""
+        *blocks, optimizer = (sum(parts.values()) for parts in self.phases.values())
+        if self.allocator == "growing":
+            # A compiled call takes one block, new unless an earlier one has room; the optimizer's pieces fit anywhere.
+            blocks = [sum(size for i, size in enumerate(blocks) if size > max(blocks[:i], default=0))]
+        return sum(self.held.values()) + max(*blocks, optimizer)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Span:
+    """A stretch of an iteration. Args: limit: what it waits for, "compute", "bandwidth" or "interconnect"."""
+
+    phase: str
+    name: str
+    seconds: float
+    limit: str
+
+
+@dataclass(kw_only=True, frozen=True)
+class Estimate:
+    """Memory and time of one iteration, as `estimate` works them out."""
+
+    num_parameters: int  # that are trained
+    memory: Memory
+    spans: tuple[Span, ...]
+    response_tokens: int  # sampled by all replicas
+    fits: bool
+    all_reduce_could_hide: bool  # behind the backward pass of a step's last micro-batch, were it started early
+
+    @property
+    def seconds(self):
+        """Of the whole iteration; the reward functions are not counted."""
+        return sum(span.seconds for span in self.spans)
+
+    def phase_seconds(self, phase):
+        """Of one phase."""
+        return sum(span.seconds for span in self.spans if span.phase == phase)
+
+    @property
+    def tokens_per_second(self):
+        """Sampled tokens, over the whole iteration."""
+        return self.response_tokens / self.seconds
+
+    @property
+    def limit(self):
+        """Memory, where it does not fit; else what most of the time is spent waiting for."""
+        if not self.fits:
+            return "memory"
+        seconds = {span.limit: 0.0 for span in self.spans}
+        for span in self.spans:
+            seconds[span.limit] += span.seconds
+        return max(seconds, key=seconds.get)
+
+
+def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate:
+    """Memory and time of one iteration on `workload.num_replicas` such devices. Raises: UserError."""
+    for part in (model, workload, device):
+        part.validate()
+    memory = memory_of(model, workload, device)
+    spans = time_of(model, workload, device)
+    seconds = {span.name: span.seconds for span in spans}
+    backward = BACKWARD_SHARE * seconds["forward and backward"] / workload.accumulation_steps
+    return Estimate(
+        num_parameters=trained_parameters(model, workload),
+        memory=memory,
+        spans=spans,
+        response_tokens=workload.rollout_batch_size * workload.response_length,
+        fits=memory.total <= device.memory_gb * GIGA,
+        all_reduce_could_hide=seconds["all-reduce"] <= backward,
+    )
+
+
+def critic_parameters(model: ModelConfig, workload: Workload):
+    """Weights that the critic adds: a value head, and a trunk where it has its own, token embedding included."""
+    head = model.hidden_dim + 1
+    return head + (num_parameters(model) if workload.critic == "separate" else 0)
+
+
+def trained_parameters(model: ModelConfig, workload: Workload):
+    """Weights that have a gradient and two moments."""
+    return num_parameters(model) + critic_parameters(model, workload)
+
+
+def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
+    """Bytes on each device: under MirroredStrategy every replica holds all weights, all moments and the rollout."""
+    weights, trained = num_parameters(model), trained_parameters(model, workload)
+    compute, trunks = COMPUTE_BYTES[workload.dtype], len(_trunks(model, workload))
+    # A dtype other than float32 reads a copy of the weights, cast once for each compiled call.
+    cast = compute if workload.dtype != "float32" else 0
+    logits = FLOAT32_BYTES * model.vocabulary_size  # of a token
+    scores = FLOAT32_BYTES * workload.micro_rows * model.num_heads * workload.length**2  # of a layer of a micro-batch
+    largest = FLOAT32_BYTES * model.hidden_dim * max(model.vocabulary_size, model.intermediate_dim)
+    numbers = ROLLOUT_PROMPT_FIELDS * workload.prompt_length + ROLLOUT_RESPONSE_FIELDS * workload.response_length
+    held = {
+        "process": device.base_memory_gb * GIGA,
+        "policy weights": FLOAT32_BYTES * weights,
+        "critic weights": FLOAT32_BYTES * critic_parameters(model, workload),
+        "reference weights": FLOAT32_BYTES * weights,
+        "optimizer moments": 2 * FLOAT32_BYTES * trained,
+        "rollout": FLOAT32_BYTES * workload.rollout_batch_size * numbers,
+    }
+    prompt_pass = _layer_bytes(model, rows=workload.rows, length=workload.prompt_length, compute=compute)
+    reference_pass = _layer_bytes(model, rows=workload.rows, length=workload.length, compute=compute)
+    phases = {
+        "sampling": {
+            "cast weights": cast * trained,
+            "KV cache": compute * trunks * _cache_numbers(model, workload),
+            "logits or prompt pass": max(SAMPLING_LOGITS * workload.rows * logits, prompt_pass),
+        },
+        "reference": {
+            "cast weights": cast * weights,
+            # Of the whole rollout at once.
+            "logits or one layer": max(
+                REFERENCE_LOGITS * workload.rows * workload.response_length * logits, reference_pass
+            ),
+        },
+        "gradients": {
+            "cast weights": cast * trained,
+            # A further micro-batch's gradients are made while the sum so far is there.
+            "gradients": FLOAT32_BYTES * trained * min(2, workload.accumulation_steps),
+            "activations": trunks * _kept_bytes(model, workload),
+            # The logits are gone when the backward pass reaches the layers, whose scores then have a gradient too.
+            "logits or scores": max(UPDATE_LOGITS * workload.micro_rows * workload.response_length * logits, scores),
+        },
+        "optimizer": {
+            "gradients": GRADIENT_COPIES * FLOAT32_BYTES * trained,
+            "scratch": LARGEST_VARIABLE_COPIES * largest,
+        },
+    }
+    return Memory(held=held, phases=phases, allocator=device.allocator)
+
+
+def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Span, ...]:
+    """The stretches of an iteration, which follow each other: nothing overlaps."""
+    products = device.peak_tflops * TERA * device.update_efficiency
+    bandwidth = device.bandwidth_gb_s * GIGA
+    prompts = dict(rows=workload.rows, prompt_length=workload.prompt_length)
+    prefill = sum(prefill_flops(trunk, **prompts) for trunk in _trunks(model, workload))
+    reference = forward_flops(model, rows=workload.rows, length=workload.length, logits_length=workload.response_length)
+    update = workload.ppo_epochs * update_flops(
+        model,
+        rows=workload.rows,
+        prompt_length=workload.prompt_length,
+        response_length=workload.response_length,
+        separate_critic=workload.critic == "separate",
+    )
+    trained = FLOAT32_BYTES * trained_parameters(model, workload)
+    passes = OPTIMIZER_PASSES + ACCUMULATION_PASSES * (workload.accumulation_steps - 1)
+    step = passes * trained / bandwidth
+    ring = all_reduce_seconds(trained, workload.num_replicas, device.interconnect_gb_s)
+    return (
+        Span(phase="sampling", name="prompts", seconds=prefill / products, limit="compute"),
+        *_decoding(model, workload, device),
+        Span(phase="reference", name="forward", seconds=reference / products, limit="compute"),
+        Span(phase="update", name="forward and backward", seconds=update / products, limit="compute"),
+        Span(phase="update", name="optimizer", seconds=workload.num_steps * step, limit="bandwidth"),
+        Span(phase="update", name="all-reduce", seconds=workload.num_steps * ring, limit="interconnect"),
+    )
+
+
+def all_reduce_seconds(size, num_replicas, interconnect_gb_s):
+    """Seconds to sum `size` bytes over a ring: each device sends every part twice, but for its own."""
+    return 2 * (num_replicas - 1) / num_replicas * size / (interconnect_gb_s * GIGA)
+
+
+def _decoding(model, workload, device):
+    """All steps of sampling but the first, whose token comes from the prompt pass.
+
+    Weights and cache are read one after the other, so each waits for the slower of its own products and traffic. The
+    cache has its full length from the first step on, and every step reads all of it.
+    """
+    trunks, rows, width = _trunks(model, workload), workload.rows, COMPUTE_BYTES[workload.dtype]
+
+    def cost(context):
+        flops = sum(decode_flops(trunk, rows=rows, context=context) for trunk in trunks)
+        return flops, sum(decode_bytes(trunk, rows=rows, context=context, bytes_per_weight=width) for trunk in trunks)
+
+    weights = cost(context=0)
+    cache = (both - one for both, one in zip(cost(context=workload.length), weights, strict=True))
+    for name, (flops, traffic) in (("weights", weights), ("KV cache", cache)):
+        compute, memory = flops / (device.peak_tflops * TERA), traffic / (device.bandwidth_gb_s * GIGA)
+        yield Span(
+            phase="sampling",
+            name=f"decoding, {name}",
+            seconds=(workload.response_length - 1) * max(compute, memory) / device.decode_efficiency,
+            limit="compute" if compute > memory else "bandwidth",
+        )
+
+
+def _trunks(model, workload):
+    """What runs while sampling: the actor and, without a vocabulary to make logits of, a separate critic."""
+    return [model] if workload.critic == "shared" else [model, replace(model, vocabulary_size=0)]
+
+
+def _cache_numbers(model, workload):
+    """Keys and values of a replica's rows in all layers of one trunk."""
+    return 2 * model.num_layers * workload.rows * workload.length * model.hidden_dim
+
+
+def _layer_bytes(model, *, rows, length, compute):
+    """Bytes alive in a pass that keeps nothing: in the attention or in the MLP of one layer, whichever is more."""
+    tokens = rows * length
+    attention = compute * LAYER_WIDTHS * model.hidden_dim + FLOAT32_BYTES * LAYER_SCORES * model.num_heads * length
+    mlp = compute * (model.hidden_dim + LAYER_MLP_WIDTHS * model.intermediate_dim)
+    return tokens * max(attention, mlp)
+
+
+def _kept_bytes(model, workload):
+    """Bytes that one trunk keeps of a micro-batch for the backward pass."""
+    compute = COMPUTE_BYTES[workload.dtype]
+    widths = KEPT_WIDTHS * model.hidden_dim + KEPT_MLP_WIDTHS * model.intermediate_dim
+    # The softmax's own backward pass needs it in float32; the product with the values reads it in the compute dtype.
+    score = FLOAT32_BYTES if workload.dtype == "float32" else FLOAT32_BYTES + compute
+    scores = score * model.num_heads * workload.length
+    return model.num_layers * workload.micro_rows * workload.length * (compute * widths + scores)

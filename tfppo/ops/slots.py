@@ -1,0 +1,28 @@
+"""Writing into a buffer at a position that is known only when the graph runs, without a pass over the buffer."""
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+
+
+def write_slot(buffer, values, index, *, axis, compiled):
+    """The buffer with `values` at `index` of an axis; where the buffer is not needed again, it is written in place.
+
+    Neither compiler knows the other's operation: XLA has no plain strided update, and plain graphs no dynamic one.
+
+    Args: values: of the buffer's shape without the axis; index int32 scalar; compiled: whether XLA compiles the graph.
+    """
+    if compiled:
+        start = [index if i == axis else 0 for i in range(len(buffer.shape))]
+        return xla.dynamic_update_slice(buffer, tf.expand_dims(values, axis), tf.stack(start))
+    others = sum(1 << i for i in range(len(buffer.shape)) if i != axis)
+    start = [index if i == axis else 0 for i in range(len(buffer.shape))]
+    return tf.raw_ops.TensorStridedSliceUpdate(
+        input=buffer,
+        begin=tf.stack(start),
+        end=tf.zeros_like(tf.stack(start)),
+        strides=tf.ones_like(tf.stack(start)),
+        value=values,
+        begin_mask=others,
+        end_mask=others,
+        shrink_axis_mask=1 << axis,
+    )

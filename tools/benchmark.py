@@ -1,0 +1,164 @@
+"""Times the phases of a PPO iteration, and says how much of the machine's own speed each one reaches.
+
+    python tools/benchmark.py --preset=tiny --batch=16
+
+Prints a JSON line (which --output appends to a file) and a table. Nothing is read and nothing is trained to keep:
+weights and prompts are random. docs/benchmarks.md has figures.
+"""
+
+import json
+import os
+import time
+
+from absl import app, flags
+
+from tfppo.cli import one_line_errors
+from tfppo.config import Config, EvaluationConfig, ModelConfig, PpoConfig, SamplingConfig
+from tfppo.validation import require
+
+STARTED = time.perf_counter()
+
+# Layers, width, heads, vocabulary.
+PRESETS = {"tiny": (4, 256, 4, 8192), "small": (6, 384, 6, 8192), "gpt2": (12, 768, 12, 50257)}
+
+PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Size of the model.")
+BATCH = flags.DEFINE_integer("batch", 16, "Episodes an iteration.")
+PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 32, "Tokens of every prompt.")
+RESPONSE_LENGTH = flags.DEFINE_integer("response_length", 64, "Tokens of every response.")
+MEAN_LENGTH = flags.DEFINE_integer(
+    "mean_length", 0, "Responses stop at random, after so many tokens on average; 0: never."
+)
+EPOCHS = flags.DEFINE_integer("epochs", 4, "Passes over the rollout in an update.")
+MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "Optimizer steps of each pass.")
+CRITIC = flags.DEFINE_enum("critic", "shared", ["shared", "separate"], "Whether the critic has a trunk of its own.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "mixed_bfloat16"], "Of sampling and the reference.")
+UPDATE_DTYPE = flags.DEFINE_enum("update_dtype", "auto", ["auto", "float32", "mixed_bfloat16"], "Of the update.")
+COMPILE_SAMPLING = flags.DEFINE_bool("compile_sampling", True, "Compile sampling and the reference with XLA.")
+COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", ["auto", "true", "false"], "Compile the update with XLA.")
+REPLICAS = flags.DEFINE_integer("replicas", 1, "Replicas of MirroredStrategy; -1: no strategy at all.")
+RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each phase, after one that compiles; the median counts.")
+OUTPUT = flags.DEFINE_string("output", None, "File that the JSON line is appended to.")
+
+
+def make_config():
+    """The configuration of the flags. Raises: UserError for values that do not fit."""
+    layers, width, heads, vocabulary = PRESETS[PRESET.value]
+    for flag in (BATCH, PROMPT_LENGTH, RESPONSE_LENGTH, EPOCHS, MINIBATCHES, RUNS):
+        require(flag.value > 0, f"--{flag.name}", flag.value, "it must be above 0")
+    require(MEAN_LENGTH.value >= 0, "--mean_length", MEAN_LENGTH.value, "use 0 for full length or a positive number")
+    require(REPLICAS.value >= -1, "--replicas", REPLICAS.value, "use -1 for no strategy or a positive number")
+    ppo = PpoConfig(
+        total_episodes=BATCH.value,
+        rollout_batch_size=BATCH.value,
+        ppo_epochs=EPOCHS.value,
+        num_minibatches=MINIBATCHES.value,
+        critic=CRITIC.value,
+        dtype=DTYPE.value,
+        update_dtype=UPDATE_DTYPE.value,
+        jit_compile={"auto": None, "true": True, "false": False}[COMPILE_UPDATE.value],
+        learning_rate=1e-6,  # the model stays what it is, and with it the lengths of its responses
+    )
+    config = Config(
+        num_replicas=max(REPLICAS.value, 0),
+        model=ModelConfig(
+            num_layers=layers,
+            hidden_dim=width,
+            num_heads=heads,
+            vocabulary_size=vocabulary,
+            intermediate_dim=4 * width,
+            max_sequence_length=PROMPT_LENGTH.value + RESPONSE_LENGTH.value,
+            dropout=0.0,
+        ),
+        sampling=SamplingConfig(
+            response_length=RESPONSE_LENGTH.value,
+            stop_at_eos=MEAN_LENGTH.value > 0,
+            jit_compile=COMPILE_SAMPLING.value,
+        ),
+        ppo=ppo,
+        evaluation=EvaluationConfig(samples_every=0),
+    )
+    config.data.max_prompt_tokens = PROMPT_LENGTH.value - 1  # a start token is counted besides
+    return config.validate()
+
+
+def main(argv):
+    with one_line_errors():
+        require(len(argv) == 1, "argument", argv[-1], "it is not a flag; write --name=value")
+        config = make_config()
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from tfppo.benchmark import Benchmark, measure_ceilings, peak_memory_gb, shares_of_ceiling
+
+        startup = time.perf_counter() - STARTED
+        benchmark = Benchmark(config, PROMPT_LENGTH.value, MEAN_LENGTH.value, REPLICAS.value >= 0)
+    timings, length = benchmark.measure(RUNS.value)
+    peak = peak_memory_gb()  # before the ceilings, whose matrices are not the iteration's
+    ceilings = measure_ceilings()
+    shares = {} if MEAN_LENGTH.value else shares_of_ceiling(benchmark, timings, ceilings)
+    positions = BATCH.value * (PROMPT_LENGTH.value + length)
+    tokens = {"sampling": BATCH.value * length, "update": EPOCHS.value * positions, "iteration": BATCH.value * length}
+    record = {
+        **{flag.name: flag.value for flag in FLAGS_OF_A_RUN},
+        "mean_response_length": length,
+        "computed_in": benchmark.dtype,
+        "startup_seconds": startup,
+        "first_call_seconds": {phase: timing.first for phase, timing in timings.items()},
+        "seconds": {phase: timing.seconds for phase, timing in timings.items()},
+        "tokens_per_second": {
+            phase: tokens.get(phase, positions) / timing.seconds for phase, timing in timings.items()
+        },
+        "share_of_ceiling": shares,
+        "ceilings": ceilings,
+        "peak_memory_gb": peak,
+    }
+    line = json.dumps(record)
+    print(line)
+    if OUTPUT.value:
+        with open(OUTPUT.value, "a") as file:
+            file.write(line + "\n")
+    print(table(record))
+
+
+FLAGS_OF_A_RUN = (
+    PRESET,
+    BATCH,
+    PROMPT_LENGTH,
+    RESPONSE_LENGTH,
+    EPOCHS,
+    MINIBATCHES,
+    CRITIC,
+    DTYPE,
+    UPDATE_DTYPE,
+    COMPILE_SAMPLING,
+    COMPILE_UPDATE,
+    REPLICAS,
+)
+
+
+def table(record):
+    """The record as a Markdown table, with a line for what is not of a phase."""
+    lines = ["| phase | s | tokens/s | share of ceiling | first call, s |", "|---|---:|---:|---:|---:|"]
+    for phase, seconds in record["seconds"].items():
+        share = record["share_of_ceiling"].get(phase)
+        cells = (
+            f"{seconds:.4f}",
+            f"{record['tokens_per_second'][phase]:,.0f}",
+            "" if share is None else f"{share:.0%}",
+            f"{record['first_call_seconds'][phase]:.1f}",
+        )
+        lines.append(f"| {phase} | {' | '.join(cells)} |")
+    ceilings = record["ceilings"]
+    lines.append(
+        f"\nceilings: {ceilings['float32_gflops']:.0f} GFLOP/s float32, {ceilings['bfloat16_gflops']:.0f} bfloat16, "
+        f"copy {ceilings['copy_gb_per_second']:.1f} GB/s; peak memory {record['peak_memory_gb']:.2f} GB; "
+        f"start-up {record['startup_seconds']:.1f} s"
+    )
+    return "\n".join(lines)
+
+
+def parse(argv):
+    with one_line_errors():
+        return flags.FLAGS(argv)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)
