@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.distribute import make_strategy
-from tfppo.learner import STEP_STATISTICS, Learner, ppo_loss
+from tfppo.learner import STEP_STATISTICS, Learner, cut_responses, last_position, ppo_loss
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.optimization import gradients_of
@@ -41,7 +41,7 @@ def make_config(**changes):
 
 
 @functools.cache
-def make_learner(critic="shared", value_head=True, whiten_rewards=False, **changes):
+def make_learner(critic="shared", value_head=True, whiten_rewards=False, lengths_vary=False, dtype=None, **changes):
     """A learner, compiled once for all the tests that ask for the same settings."""
     strategy = make_strategy(1)
     with strategy.scope():
@@ -51,7 +51,8 @@ def make_learner(critic="shared", value_head=True, whiten_rewards=False, **chang
             policy.value_kernel.assign(rng.normal(0.0, 0.3, policy.value_kernel.shape))
             policy.value_bias.assign([0.2])
     reward = RewardConfig(whiten=whiten_rewards)
-    learner = Learner(policy, make_config(critic=critic, **changes), reward, strategy, temperature=TEMPERATURE)
+    config = make_config(critic=critic, **changes)
+    learner = Learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary)
     learner.start = policy.get_weights()
     return learner
 
@@ -541,7 +542,16 @@ def test_a_rewarded_token_becomes_likelier():
     assert mean_logprob(punished) < mean_logprob(learner.start) - 0.05
 
 
-@pytest.mark.parametrize("changes", [{"accumulation_steps": 4}, {"jit_compile": True}], ids=["accumulation", "xla"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"accumulation_steps": 4},
+        {"jit_compile": True},
+        {"lengths_vary": True},
+        {"lengths_vary": True, "jit_compile": True, "accumulation_steps": 2},
+    ],
+    ids=["accumulation", "xla", "lengths", "lengths_and_accumulation_under_xla"],
+)
 def test_parameters_do_not_depend_on_how_a_minibatch_is_computed(changes):
     whole = make_learner(max_grad_norm=0.05)
     parts = make_learner(max_grad_norm=0.05, **changes)
@@ -552,6 +562,32 @@ def test_parameters_do_not_depend_on_how_a_minibatch_is_computed(changes):
     assert_same_weights(weights, expected, atol=1e-5)
     for name, value in statistics.items():
         np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+def test_responses_are_cut_to_the_longest_of_their_part_and_no_shorter():
+    """Three rows of 2, 5 and 0 tokens; the critic learns one position more of the first (after_last)."""
+    mask = tf.constant([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0], [0] * 6], tf.float32)
+    critic_mask = tf.constant([[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0], [0] * 6], tf.float32)
+    assert (last_position(mask, critic_mask) + 1).numpy().tolist() == [3, 5, 0]
+    targets = Targets(*[tf.ones([3, 4])] * 2, *[mask] * 8)
+    for length, buckets, expected in ((3, 6, 3), (3, 3, 4), (5, 2, 6), (0, 6, 1), (5, 8, 5)):
+        cut, (weights,) = cut_responses((targets, (mask,)), tf.constant(length), buckets)
+        assert {tensor.shape[1] for tensor in cut[2:]} == {weights.shape[1]} == {expected}
+        assert cut.prompt_ids.shape == cut.prompt_mask.shape == [3, 4]
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_float32(critic):
+    exact, rough = make_learner(critic=critic), make_learner(critic=critic, dtype="mixed_bfloat16")
+    expected, statistics = run(exact, make_rollout())
+    weights, rounded = run(rough, make_rollout())
+    assert all(weight.dtype == np.float32 for weight in weights)
+    assert rough.policy.dtype_policy.name == "float32"  # sampling stays in float32
+    change = largest_change(expected, exact.start)
+    assert 0 < largest_change(weights, expected) < change
+    assert 1e-4 < rounded["policy/first_ratio_error"] < 0.1 and statistics["policy/first_ratio_error"] < 1e-4
+    np.testing.assert_allclose(rounded["loss/value"], statistics["loss/value"], rtol=0.05)
+    np.testing.assert_allclose(rounded["policy/entropy"], statistics["policy/entropy"], rtol=0.02)
 
 
 def test_more_padding_on_the_right_changes_nothing():

@@ -366,3 +366,25 @@ class TestDrawUniforms:
     def test_jit_changes_nothing(self):
         compiled = tf.function(lambda seed: draw_uniforms(seed, 7, 9), jit_compile=True)
         np.testing.assert_array_equal(compiled(tf.constant([5, 6])), draw_uniforms(tf.constant([5, 6]), 7, 9))
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("value_after_stop", [False, True])
+def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole(jit, value_after_stop):
+    """16 rows, of which most stop early: the loop goes on with 8 and with 4, and the rows keep their places."""
+    policy = make_policy(**{str(STOP): 5.0})
+    policy.value_bias.assign([0.25])
+    rng = np.random.default_rng(5)
+    prompts = rng.integers(2, VOCABULARY, [16, PROMPT]).astype(np.int32), np.ones([16, PROMPT], np.int32)
+    numbers = uniforms(3, 16)
+    whole = run(policy, prompts, numbers, jit=jit, value_after_stop=value_after_stop)
+    lengths = whole.response_mask.sum(axis=1)
+    assert np.sort(lengths)[11] < lengths.max()  # the batch of 4 has a use
+    static = tf.function(
+        functools.partial(sample, policy, stop_id=STOP, pad_id=PAD, value_after_stop=value_after_stop, compiled=jit)
+    )
+    shrunk = static(*map(tf.constant, prompts), tf.constant(numbers))
+    for name in ("response_ids", "response_mask", "stopped"):
+        np.testing.assert_array_equal(getattr(shrunk, name), getattr(whole, name), err_msg=name)
+    np.testing.assert_allclose(shrunk.logprobs, whole.logprobs, atol=1e-5)
+    np.testing.assert_allclose(shrunk.values, whole.values, atol=1e-6)

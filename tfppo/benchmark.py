@@ -118,7 +118,9 @@ class Benchmark:
         self.collector = RolloutCollector(
             policy, reference, config.sampling, config.reward, tokenizer=tokenizer, rewards=[reward], strategy=strategy
         )
-        self.learner = Learner(policy, ppo, config.reward, strategy, config.sampling.temperature, self.dtype)
+        self.learner = Learner(
+            policy, ppo, config.reward, strategy, dtype=self.dtype, lengths_vary=config.sampling.stop_at_eos
+        )
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))
         self._advantages = tf.function(lambda rollout: prepare_targets(rollout, ppo, config.reward, 0.05)[0])

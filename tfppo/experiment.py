@@ -160,7 +160,15 @@ class Experiment:
             strategy=self.strategy,
         )
         dtype = resolve_dtype(ppo.update_dtype, otherwise=ppo.dtype)
-        learner = Learner(policy, ppo, config.reward, self.strategy, config.sampling.temperature, dtype)
+        learner = Learner(
+            policy,
+            ppo,
+            config.reward,
+            self.strategy,
+            config.sampling.temperature,
+            dtype,
+            lengths_vary=config.sampling.stop_at_eos or ppo.trajectories == "dataset",
+        )
         prompts = self.prompts("train", tokenizer)
         trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average)
         self.write_config()

@@ -1,5 +1,7 @@
 """The PPO update: epochs of shuffled minibatches over one rollout, in one compiled call."""
 
+import math
+
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
@@ -30,6 +32,8 @@ STEP_STATISTICS = (
     "policy/ratio",
     "value/clip_fraction",
 )
+_LENGTH_PARTS = 4  # that a minibatch of varying lengths is cut in
+_LENGTH_BUCKETS = 8  # lengths that parts are cut to: each one is compiled when it first comes up
 APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 
 
@@ -90,6 +94,28 @@ def ppo_loss(logits, values, batch: Targets, weights, config: PpoConfig, tempera
     return loss, (tf.stack(statistics), ratio_error)
 
 
+def last_position(*masks):
+    """Of each row, the last position that is 1 in one of the masks [B, R]; -1 where there is none: int32 [B]."""
+    position = tf.range(masks[0].shape[1])
+    return tf.reduce_max(tf.stack([tf.where(mask > 0, position, -1) for mask in masks]), axis=[0, 2])
+
+
+def cut_responses(batch, length, buckets):
+    """A Targets and weights with responses cut to `length` tokens, rounded up so that there are few different lengths.
+
+    Args: batch: a nest of a Targets of [b, P] prompts and [b, R] others, and of [b, R]; buckets: how many lengths.
+    """
+    targets, weights = batch
+    step = -(-targets.response_ids.shape[1] // buckets)
+    length = -(-tf.maximum(length, 1) // step) * step
+
+    def cut(tensor):
+        return tensor[:, :length]
+
+    prompts = dict(prompt_ids=targets.prompt_ids, prompt_mask=targets.prompt_mask)
+    return tf.nest.map_structure(cut, targets)._replace(**prompts), tf.nest.map_structure(cut, weights)
+
+
 class Learner:
     """Owns the optimizer; turns one rollout into one improved policy.
 
@@ -97,9 +123,12 @@ class Learner:
         policy: built in the strategy's scope.
         temperature: of the sampling, which divides the logits here too.
         dtype: Keras dtype policy of the update, which may be another one than that of sampling; None: the policy's.
+        lengths_vary: whether responses may be shorter than R; minibatches then are computed in parts of like length.
     """
 
-    def __init__(self, policy, config: PpoConfig, reward: RewardConfig, strategy, temperature=1.0, dtype=None):
+    def __init__(
+        self, policy, config: PpoConfig, reward: RewardConfig, strategy, temperature=1.0, dtype=None, lengths_vary=False
+    ):
         part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
         self.policy, self.config, self.reward = policy, config, reward
@@ -122,6 +151,7 @@ class Learner:
             own = {id(variable) for variable in critic}
             is_critic = [id(variable) in own for variable in policy.trainable_variables]
             self._groups = [[i for i, is_own in enumerate(is_critic) if is_own is part] for part in (False, True)]
+        self.lengths_vary = lengths_vary
         self.dtype = dtype or policy.dtype_policy.name
         jit_compile = config.jit_compile
         if jit_compile is None:
@@ -184,27 +214,37 @@ class Learner:
         return tf.reshape(tf.stack(orders), [config.ppo_epochs * config.num_minibatches, -1])
 
     def _replica_gradients(self, targets, rows, policy_coef):
-        """This replica's share of a minibatch's gradients and statistics, in `accumulation_steps` parts."""
+        """This replica's share of a minibatch's gradients and statistics, computed part by part."""
         config = self.config
         mask = tf.gather(targets.response_mask, rows)
+        critic_mask = tf.gather(targets.critic_mask, rows)
         weights = (
             token_weights(mask, config.loss_aggregation),
             token_weights(mask, "token_mean"),
-            token_weights(tf.gather(targets.critic_mask, rows), "token_mean"),
+            token_weights(critic_mask, "token_mean"),
         )
-        rows, weights = tf.nest.map_structure(
-            lambda tensor: tf.reshape(tensor, [config.accumulation_steps, -1, *tensor.shape[1:]]),
-            share_of_replica((rows, weights)),
+        rows, weights, lengths = share_of_replica((rows, weights, last_position(mask, critic_mask) + 1))
+        num_parts = config.accumulation_steps
+        if self.lengths_vary:
+            # Rows of like length share a part, which then is hardly padded. Parts only share a sum: any cut is right.
+            order = tf.argsort(lengths, stable=True)
+            rows, weights, lengths = tf.nest.map_structure(lambda x: tf.gather(x, order), (rows, weights, lengths))
+            num_parts *= math.gcd(rows.shape[0] // num_parts, _LENGTH_PARTS)
+        rows, weights, lengths = tf.nest.map_structure(
+            lambda tensor: tf.reshape(tensor, [num_parts, -1, *tensor.shape[1:]]), (rows, weights, lengths)
         )
 
         def part(number):
             batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows[number]), targets)
             mine = tuple(tensor[number] for tensor in weights)
+            if self.lengths_vary:
+                batch, mine = cut_responses((batch, mine), tf.reduce_max(lengths[number]), _LENGTH_BUCKETS)
             return self._micro_gradients(batch, mine, tf.convert_to_tensor(policy_coef, tf.float32))
 
         gradients, (shares, ratio_error) = part(0)
-        for number in range(1, config.accumulation_steps):
-            more, (more_shares, more_error) = part(number)
+        for number in range(1, num_parts):
+            with tf.control_dependencies(gradients):  # one after the other: together they would need all the memory
+                more, (more_shares, more_error) = part(number)
             gradients = [total + gradient for total, gradient in zip(gradients, more, strict=True)]
             shares, ratio_error = shares + more_shares, tf.maximum(ratio_error, more_error)
         # The largest error has to survive a sum over replicas: each one fills its own slot.

@@ -1,0 +1,112 @@
+"""The benchmark: its model of random lengths, its shares of the ceiling by hand, and the real binary."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfppo.benchmark import Timing, make_tokenizer, shares_of_ceiling, stop_at_random, timed
+from tfppo.config import Config, ModelConfig, PpoConfig, SamplingConfig
+from tfppo.models.language_model import LanguageModel
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = ("--batch=4", "--prompt_length=3", "--response_length=5", "--epochs=1", "--minibatches=2", "--runs=1")
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+
+
+@pytest.mark.parametrize("size", [258, 260, 1000, 8192])
+def test_the_tokenizer_has_exactly_the_size_asked_for(size):
+    tokenizer = make_tokenizer(size)
+    assert tokenizer.vocabulary_size == size
+    assert tokenizer.decode(list(range(2, size)))
+
+
+def test_stops_have_the_same_probability_in_every_state():
+    model = LanguageModel(50, 2, 2, 16, 32, 12)
+    stop_at_random(model, stop_id=1, probability=0.25)
+    logits = model(tf.constant(np.random.default_rng(0).integers(2, 50, [3, 12])))
+    np.testing.assert_allclose(tf.nn.softmax(logits)[..., 1], 0.25, rtol=1e-5)
+
+
+def test_timed_leaves_the_first_call_out_of_the_median():
+    calls = []
+    timing = timed(lambda: calls.append(1), 3)
+    assert len(calls) == 4 and timing.first > 0 and timing.seconds > 0
+
+
+def test_shares_of_the_ceiling_by_hand():
+    """One layer of width 2, MLP of 3, 5 tokens: 28 matrix entries, and 10 of the output layer."""
+    model = ModelConfig(
+        num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3, vocabulary_size=5, max_sequence_length=8
+    )
+    ppo = PpoConfig(rollout_batch_size=2, num_minibatches=1, ppo_epochs=3)
+    config = Config(model=model, sampling=SamplingConfig(response_length=2), ppo=ppo)
+    benchmark = SimpleNamespace(config=config, prompt_length=2, dtype="mixed_bfloat16")
+    ceilings = {"float32_gflops": 1e-9, "bfloat16_gflops": 2e-9, "copy_gb_per_second": 1e-9}  # 1, 2 and 1 a second
+    timings = {phase: Timing(0.0, 1000.0) for phase in ("sampling", "reference", "update")}
+    shares = shares_of_ceiling(benchmark, timings, ceilings)
+    # Reading 2 prompts of 2 tokens: 4 * (2 * 28 + 4 * 2 * 2) in the trunk, 2 * 20 for logits. One step more, with 3
+    # positions: 4 bytes of 28 + 10 weights and of 2 * 2 * 3 * 2 cached numbers are 248; its products, 2 * (56 + 24 +
+    # 20) = 200, need less.
+    assert shares["sampling"] == pytest.approx((4 * 72 + 40 + 248) / 1000)
+    # 2 rows of 3 positions, each 2 * 28 + 4 * 2 * 3, and logits at 2 of them.
+    assert shares["reference"] == pytest.approx((6 * 80 + 4 * 20) / 1000)
+    assert shares["update"] == pytest.approx(3 * 3 * (6 * 80 + 4 * 20) / 2 / 1000)
+
+
+def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
+    output = tmp_path / "runs.jsonl"
+    done = run(*TINY, f"--output={output}")
+    assert done.returncode == 0, done.stderr
+    line, *table = done.stdout.splitlines()
+    record = json.loads(line)
+    assert json.loads(output.read_text()) == record
+    assert (record["preset"], record["batch"], record["mean_response_length"]) == ("tiny", 4, 5.0)
+    phases = ["sampling", "reward", "reference", "advantages", "update", "iteration"]
+    assert list(record["seconds"]) == phases and min(record["seconds"].values()) > 0
+    tokens = record["seconds"]["update"] * record["tokens_per_second"]["update"]
+    assert tokens == pytest.approx(1 * 4 * (3 + 5))
+    assert 0 < record["share_of_ceiling"]["update"] < 1 and record["peak_memory_gb"] > 0.2
+    assert [row.split("|")[1].strip() for row in table if row.startswith("| ")] == ["phase", *phases]
+
+
+def test_the_binary_takes_every_other_flag():
+    done = run(
+        *TINY,
+        "--mean_length=2",
+        "--critic=separate",
+        "--dtype=mixed_bfloat16",
+        "--update_dtype=float32",
+        "--nocompile_sampling",
+        "--compile_update=false",
+        "--replicas=-1",
+    )
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout.splitlines()[0])
+    assert record["computed_in"] == "float32" and record["critic"] == "separate"
+    assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--batch=0"], ["--batch", "0", "above 0"]),
+        (["--batch=6"], ["ppo.num_minibatches"]),
+        (["--preset=huge"], ["preset", "tiny"]),
+        (["surplus"], ["surplus", "not a flag"]),
+    ],
+)
+def test_mistakes_are_one_line(arguments, parts):
+    done = run(*arguments)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert all(part in line for part in parts), line
