@@ -1,6 +1,7 @@
 """The benchmark: its model of random lengths, its shares of the ceiling by hand, and the real binary."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,8 @@ TINY = ("--batch=4", "--prompt_length=3", "--response_length=5", "--epochs=1", "
 
 def run(*arguments):
     command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
 
 
 @pytest.mark.parametrize("size", [258, 260, 1000, 8192])

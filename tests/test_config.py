@@ -299,6 +299,7 @@ BAD = [
     ({"ppo__ratio_tolerance": -1.0}, "ppo.ratio_tolerance", "-1.0", "None for off"),
     ({"ppo__rollout_batch_size": 1, "ppo__num_minibatches": 1}, "ppo.rollout_batch_size", "1", "at least 2 episodes"),
     ({"ppo__dtype": "bfloat16"}, "ppo.dtype", "'bfloat16'", "float32, mixed_bfloat16"),
+    ({"ppo__update_dtype": "bfloat16"}, "ppo.update_dtype", "'bfloat16'", "auto, float32, mixed_bfloat16"),
     ({"evaluation__num_prompts": 1}, "evaluation.num_prompts", "1", "at least 2"),
     ({"evaluation__batch_size": 0}, "evaluation.batch_size", "0", "above 0"),
     ({"evaluation__num_samples": 0}, "evaluation.num_samples", "0", "above 0"),

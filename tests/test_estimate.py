@@ -16,29 +16,16 @@ from tfppo.estimate import Device, Memory, Workload, all_reduce_seconds, estimat
 MODEL = ModelConfig(
     num_layers=2, hidden_dim=4, num_heads=2, intermediate_dim=16, vocabulary_size=300, max_sequence_length=8
 )
-WORKLOAD = Workload(
-    rollout_batch_size=8,
-    prompt_length=3,
-    response_length=5,
-    ppo_epochs=3,
-    num_minibatches=2,
-    accumulation_steps=2,
-    dtype="float32",
-    num_replicas=2,
-)
+EPISODES = dict(rollout_batch_size=8, prompt_length=3, response_length=5)
+WORKLOAD = Workload(**EPISODES, ppo_epochs=3, num_minibatches=2, accumulation_steps=2, dtype="float32", num_replicas=2)
 # A million operations and a million bytes a second; a kilobyte is a millionth of a GB.
-DEVICE = Device(
-    peak_tflops=1e-6,
-    bandwidth_gb_s=1e-3,
-    memory_gb=1e-3,
-    interconnect_gb_s=1e-3,
-    update_efficiency=0.5,
-    decode_efficiency=0.25,
-    base_memory_gb=1e-6,
-)
+SPEEDS = dict(peak_tflops=1e-6, bandwidth_gb_s=1e-3, memory_gb=1e-3, interconnect_gb_s=1e-3)
+DEVICE = Device(**SPEEDS, update_efficiency=0.5, decode_efficiency=0.25, base_memory_gb=1e-6)
+CPU = dataclasses.replace(DEVICE, allocator="growing")
 # Blocks: 2 * (4 * 4 * 4 + 2 * 4 * 16) = 384. Vectors: 2 * (9 * 4 + 16) + 2 * 4 = 112. Embeddings: 4 * (300 + 8) = 1232.
 WEIGHTS = 1728
 TRAINED = WEIGHTS + 5  # and the value head
+CACHE = 2 * 2 * (4 * 7 * 4) * 4  # bytes of keys and values of 4 episodes, in 2 layers
 
 
 def of(workload=WORKLOAD, device=DEVICE, model=MODEL, **changes):
@@ -73,17 +60,17 @@ def test_memory_of_the_phases():
     assert of().memory.phases == {
         "sampling": {
             "cast weights": 0,
-            "KV cache": 2 * 2 * (4 * 7 * 4) * 4,  # keys and values, in 2 layers
-            "logits or prompt pass": 4 * 3 * token_logits,
+            "KV cache": 2 * CACHE,  # what the prompts left, and the loop's own
+            "logits or prompt pass": 4 * 4 * token_logits,  # logits, exponentials, the same in blocks, softmax
         },
         "reference": {"cast weights": 0, "logits or one layer": 2 * (4 * 5) * token_logits},
         "gradients": {
             "cast weights": 0,
             "gradients": 2 * 4 * TRAINED,  # the sum of the parts so far, and the next part's
             "activations": kept,
-            "logits or scores": 4 * 5 * token_logits,
+            "logits or scores": 3 * 5 * token_logits,  # logits, softmax, gradient
         },
-        "optimizer": {"gradients": 2 * 4 * TRAINED, "scratch": 2 * 4 * (300 * 4)},
+        "optimizer": {"gradients": 2 * 4 * TRAINED},
     }
 
 
@@ -94,14 +81,14 @@ def test_the_layers_count_where_they_need_more_than_the_logits():
     phases = of(model=long, prompt_length=1000, response_length=1).memory.phases
     # Three tensors of the width, and the scores and the softmax of 2 heads over 1000 positions.
     layer = 4 * 1000 * (3 * 4 * 4 + 2 * 2 * 1000 * 4)
-    assert phases["sampling"]["logits or prompt pass"] == layer
+    # While the prompts are read there is one cache, of 1000 positions, and not two.
+    assert phases["sampling"]["logits or prompt pass"] == layer - 2 * 2 * (4 * 1000 * 4) * 4
     assert phases["reference"]["logits or one layer"] == layer
     assert phases["gradients"]["logits or scores"] == 2 * 1000 * 1000 * 4
     # With few positions, the MLP needs more than the attention: the width once, and 16 twice.
     wide = dataclasses.replace(MODEL, intermediate_dim=100_000)
     phases = of(model=wide).memory.phases
-    assert phases["sampling"]["logits or prompt pass"] == 4 * 3 * 4 * (4 + 2 * 100_000)
-    assert phases["optimizer"]["scratch"] == 2 * 4 * (4 * 100_000)
+    assert phases["sampling"]["logits or prompt pass"] == 4 * 3 * 4 * (4 + 2 * 100_000) - CACHE
 
 
 def test_memory_in_bfloat16():
@@ -113,8 +100,26 @@ def test_memory_in_bfloat16():
     assert half.phases["sampling"]["KV cache"] == full.phases["sampling"]["KV cache"] / 2
     # Attention weights are kept twice: in float32 and cast.
     assert half.phases["gradients"]["activations"] == 2 * 7 * 2 * (8 * 4 + 3 * 16) + 2 * 2 * 7 * 7 * (4 + 2)
-    for same in ("gradients", "logits or scores"):
+    for same in ("gradients", "logits or scores"):  # of a logit 2 + 2 + 4 + 4 bytes, and 4 + 4 + 4
         assert half.phases["gradients"][same] == full.phases["gradients"][same]
+    # In sampling and in the reference pass the logits themselves are half as large, the softmax is not.
+    assert half.phases["sampling"]["logits or prompt pass"] == 4 * 300 * (2 + 3 * 4)
+    assert half.phases["reference"]["logits or one layer"] == 4 * 5 * 300 * (2 + 4)
+
+
+def test_the_update_may_have_a_dtype_of_its_own():
+    full, half = of().memory.phases, of(dtype="mixed_bfloat16").memory.phases
+    assert of(update_dtype="mixed_bfloat16").memory.phases == {**full, "gradients": half["gradients"]}
+    mixed = of(dtype="mixed_bfloat16", update_dtype="float32").memory.phases
+    assert mixed == {**half, "gradients": full["gradients"]}
+    assert of(dtype="mixed_bfloat16", update_dtype="").memory.phases == half
+
+
+def test_a_bfloat16_update_on_a_cpu_keeps_more():
+    cpu = of(device=CPU, update_dtype="mixed_bfloat16").memory.phases["gradients"]
+    # Of a position, norms in float32 2 * 2 * 4 * 4, 6 widths and 5 of the MLP in bfloat16: 68 bytes a unit of width.
+    assert cpu["activations"] == 2 * 7 * (68 * 4) + 2 * 2 * 7 * 7 * (4 + 2)
+    assert of(device=CPU).memory.phases == of().memory.phases  # float32 is compiled there too
 
 
 def test_memory_of_a_separate_critic():
@@ -155,8 +160,8 @@ def test_the_largest_phase_and_the_total():
     assert memory.largest_phase == "reference"
     held = 1000 + 2 * 4 * WEIGHTS + 4 * 5 + 8 * TRAINED + 2112
     assert memory.total == pytest.approx(held + 48_000)
-    growing = of(device=dataclasses.replace(DEVICE, allocator="growing")).memory
-    sampling = 1792 + 14_400
+    growing = of(device=CPU).memory
+    sampling = 2 * CACHE + 19_200
     assert growing.total == pytest.approx(held + sampling + 48_000)  # the update fits in the reference's block
 
 
@@ -185,7 +190,7 @@ def test_time_of_the_spans():
             "decoding, KV cache": 4 * (2 * 2 * 4 * 7 * 4 * 4) / 1e6 / 0.25,
             "forward": FORWARD / 1e6 / 0.5,
             "forward and backward": 3 * 3 * FORWARD / 1e6 / 0.5,
-            "optimizer": STEPS * (33 + 3) * 4 * TRAINED / 1e6,
+            "optimizer": STEPS * (10 + 3) * 4 * TRAINED / 1e6,  # norm 1, clipping 2, Adam 4 reads and 3 writes; a sum
             "all-reduce": STEPS * 4 * TRAINED / 1e6,  # 2 (n - 1) / n = 1 for two
         }
     )
@@ -208,11 +213,8 @@ def test_time_of_a_separate_critic():
 
 
 def test_few_rows_wait_for_the_weights():
-    weights = next(
-        span
-        for span in of(rollout_batch_size=2, num_minibatches=1, accumulation_steps=1).spans
-        if "weights" in span.name
-    )
+    few = of(rollout_batch_size=2, num_minibatches=1, accumulation_steps=1)
+    weights = next(span for span in few.spans if "weights" in span.name)
     assert weights.limit == "bandwidth"
     assert weights.seconds == pytest.approx(4 * (4 * (384 + 1200)) / 1e6 / 0.25)
 
@@ -230,17 +232,9 @@ def test_whether_the_all_reduce_could_hide():
     assert not of(device=dataclasses.replace(DEVICE, interconnect_gb_s=just_enough * 0.999)).all_reduce_could_hide
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "limit"),
-    [
-        ("peak_tflops", 1e-9, "compute"),
-        ("bandwidth_gb_s", 1e-9, "bandwidth"),
-        ("interconnect_gb_s", 1e-9, "interconnect"),
-        ("memory_gb", 1e-9, "memory"),
-    ],
-)
-def test_what_is_slow_or_small_is_the_limit(name, value, limit):
-    assert of(device=dataclasses.replace(DEVICE, **{name: value})).limit == limit
+def test_what_is_slow_or_small_is_the_limit():
+    for name, limit in zip(SPEEDS, ("compute", "bandwidth", "memory", "interconnect"), strict=True):
+        assert of(device=dataclasses.replace(DEVICE, **{name: 1e-9})).limit == limit
 
 
 # What must hold whatever the numbers.
@@ -282,14 +276,15 @@ def test_bfloat16_moves_fewer_bytes():
 
 
 @pytest.mark.parametrize(
-    ("field", "names"),
+    ("field", "value", "names"),
     [
-        ("update_efficiency", {"prompts", "forward", "forward and backward"}),
-        ("decode_efficiency", {"decoding, weights", "decoding, KV cache"}),
+        ("update_efficiency", 2 * 0.5, {"prompts", "forward", "forward and backward"}),
+        ("decode_efficiency", 2 * 0.25, {"decoding, weights", "decoding, KV cache"}),
+        ("update_peak_tflops", 2 * 1e-6, {"forward and backward"}),
     ],
 )
-def test_an_efficiency_divides_the_time_of_its_spans(field, names):
-    better = seconds_of(of(device=dataclasses.replace(DEVICE, **{field: 2 * getattr(DEVICE, field)})))
+def test_twice_the_speed_halves_the_time_of_its_spans(field, value, names):
+    better = seconds_of(of(device=dataclasses.replace(DEVICE, **{field: value})))
     for name, seconds in seconds_of(of()).items():
         assert better[name] == pytest.approx(seconds / 2 if name in names else seconds)
 
@@ -307,9 +302,11 @@ def test_an_efficiency_divides_the_time_of_its_spans(field, names):
         ("num_minibatches", 3, r"workload\.num_minibatches is 3; it must divide rollout_batch_size, which is 8"),
         ("accumulation_steps", 3, r"\.accumulation_steps is 3; .*rollout_batch_size / num_minibatches, which is 4"),
         ("num_replicas", 4, r"\.num_replicas is 4; .* / num_minibatches / accumulation_steps, which is 2"),
-        ("dtype", "float16", r"workload\.dtype is 'float16'; choose float32 or mixed_bfloat16"),
+        ("dtype", "float16", r"workload\.dtype is 'float16'; choose one of float32, mixed_bfloat16"),
+        ("update_dtype", "auto", r"workload\.update_dtype is 'auto'; choose one of float32, mixed_bfloat16"),
         ("critic", "none", r"workload\.critic is 'none'; choose one of shared, separate"),
         ("peak_tflops", 0, r"device\.peak_tflops is 0; .*above 0"),
+        ("update_peak_tflops", 0, r"device\.update_peak_tflops is 0; .*above 0"),
         ("bandwidth_gb_s", math.inf, r"device\.bandwidth_gb_s is inf; .*finite"),
         ("memory_gb", -1, r"device\.memory_gb is -1; .*above 0"),
         ("interconnect_gb_s", math.nan, r"device\.interconnect_gb_s is nan; .*above 0"),
@@ -359,9 +356,9 @@ def test_every_flag_of_the_binary_changes_the_table():
     others = shlex.split(
         "--model=tiny --num_layers=3 --hidden_dim=120 --num_heads=6 --vocabulary_size=500 --rollout_batch_size=128 "
         "--prompt_length=10 --response_length=11 --ppo_epochs=2 --num_minibatches=2 --accumulation_steps=1 "
-        "--dtype=float32 --critic=separate --num_replicas=1 --device=a100 --peak_tflops=1 --bandwidth_gb_s=10 "
-        "--memory_gb=2 --interconnect_gb_s=0.1 --update_efficiency=0.1 --decode_efficiency=0.1 --base_memory_gb=0.1 "
-        "--allocator=growing"
+        "--dtype=float32 --update_dtype=float32 --critic=separate --num_replicas=1 --device=a100 --peak_tflops=1 "
+        "--update_peak_tflops=1 --bandwidth_gb_s=10 --memory_gb=2 --interconnect_gb_s=0.1 --update_efficiency=0.1 "
+        "--decode_efficiency=0.1 --base_memory_gb=0.1 --allocator=growing"
     )
     done = run_all({flag: command("estimate", *base, flag) for flag in ("--model=gpt2", *others)})
     # The names of model and device stand above the table: what is below must differ too.

@@ -104,9 +104,10 @@ def finished(tmp_path_factory):
     return trainer, start, np.array(scores), folder, functools.partial(make_trainer, folder, recorded, **settings)
 
 
-def test_an_update_is_traced_once(finished):
-    trainer = finished[0]
-    assert trainer.learner.update.experimental_get_tracing_count() == 1
+def test_nothing_is_traced_after_the_first_iteration(finished):
+    learner, collector = finished[0].learner, finished[0].collector
+    for function in (learner.update, collector.sampler.function, collector.ref_logprobs):
+        assert function.experimental_get_tracing_count() == 1
 
 
 def test_the_average_follows_its_recursion(finished):

@@ -13,21 +13,26 @@ from tfppo.validation import require, require_one_of, require_positive, validate
 
 GIGA, TERA = 1e9, 1e12
 
-# Calibration. The counts of kept tensors are read from XLA's buffer assignment of the compiled functions
-# (jit_compile=True, the default); the other counts from the source of the optimizer and of the types.
-FLOAT32_BYTES = 4  # weights, moments, gradients, logits and attention weights are float32 under every dtype
-COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}  # of what matrix products read: activations, cache, cast weights
+# Calibration. What compiled functions hold is read from XLA's buffer assignment (jit_compile at its defaults), what the
+# plain graph of a bfloat16 update on a CPU keeps from that graph, the rest from the source of optimizer and types.
+FLOAT32_BYTES = 4  # weights, moments, gradients and attention weights are float32 under every dtype
+COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}  # of what products read and write: activations, cache, logits
 KEPT_WIDTHS = 8  # [T, D] a layer kept for the backward pass: 2 norms, query, key, value, context, 2 residual sums
 KEPT_MLP_WIDTHS = 3  # [T, 4D] a layer kept for it: before GELU, its tanh, after GELU
+# The same of a bfloat16 update on a CPU, outside XLA, where nothing is computed a second time.
+PLAIN_KEPT_WIDTHS = 14  # of 2 norms: centred, scaled (both float32, so 8), result; query, key, value, context
+PLAIN_KEPT_MLP_WIDTHS = 5  # before GELU, half of it, its tanh, one more than that, after GELU
 LAYER_WIDTHS = 3  # [T, D] alive at a time in a layer of a pass that keeps nothing: the residual stream, two more
 LAYER_MLP_WIDTHS = 2  # [T, 4D] alive at a time there: before and after GELU
 LAYER_SCORES = 2  # [H, T, T] alive at a time there: scores and their softmax
-SAMPLING_LOGITS = 3  # [V] a row in a step of sampling: logits, their exponentials, the same in blocks
-UPDATE_LOGITS = 4  # [R, V] of a micro-batch: logits, two of the softmax, gradient
-REFERENCE_LOGITS = 2  # [R, V] of the reference pass: logits, softmax
+CACHE_COPIES = 2  # the compiled loop of steps copies the cache that it is given, and writes into the copy
+SAMPLING_LOGITS = 3  # [V] a row of float32 in a step of sampling, besides logits: exponentials, blocks, softmax
+REFERENCE_LOGITS = 1  # [R, V] of float32 in the reference pass, besides the logits: softmax
+# Of a logit of a micro-batch, under either dtype: logits, gradient and one array of the softmax in float32, or the two
+# in bfloat16 and two arrays of the softmax in float32.
+UPDATE_LOGIT_BYTES = 12
 GRADIENT_COPIES = 2  # of all gradients while they are reduced and clipped: before and after
-LARGEST_VARIABLE_COPIES = 2  # scratch of the optimizer and of the two parts that the tied embedding's gradient has
-OPTIMIZER_PASSES = 33  # a step's reads and writes of a float32 a weight: norm 1, clip 2, moments 18, Adam's change 12
+OPTIMIZER_PASSES = 10  # a step's reads and writes of a float32 a weight: norm 1, clip 2, Adam 7 (4 read, 3 written)
 ACCUMULATION_PASSES = 3  # the same for adding a further micro-batch's gradient: two reads, one write
 ROLLOUT_PROMPT_FIELDS = 2  # [B, P] numbers of four bytes: ids and mask
 ROLLOUT_RESPONSE_FIELDS = 12  # [B, R] numbers of four bytes: uniforms 1, Rollout 5, what Targets adds 6
@@ -44,7 +49,8 @@ class Workload:
     ppo_epochs: int = 4
     num_minibatches: int = 4
     accumulation_steps: int = 1
-    dtype: str = "mixed_bfloat16"
+    dtype: str = "mixed_bfloat16"  # of sampling and the reference
+    update_dtype: str | None = None  # of the update; None: dtype
     critic: str = "shared"
     num_replicas: int = 1  # devices, each of which holds everything
 
@@ -54,6 +60,7 @@ class Workload:
         divisors = ("num_minibatches", "accumulation_steps", "num_replicas")
         require_positive("workload", self, *counts, *divisors)
         validate_dtype("workload.dtype", self.dtype)
+        validate_dtype("workload.update_dtype", self.dtype_of_update)
         require_one_of("workload.critic", self.critic, ("shared", "separate"))
         rows, divided = self.rollout_batch_size, "rollout_batch_size"
         for name in divisors:
@@ -61,6 +68,11 @@ class Workload:
             require(rows % value == 0, f"workload.{name}", value, f"it must divide {divided}, which is {rows}")
             rows, divided = rows // value, f"{divided} / {name}"
         return self
+
+    @property
+    def dtype_of_update(self):
+        """`update_dtype`, or where that is empty `dtype`."""
+        return self.update_dtype or self.dtype
 
     @property
     def rows(self):
@@ -88,7 +100,8 @@ class Device:
     """An accelerator or a processor. GB are 1e9 bytes.
 
     Args:
-        peak_tflops: of matrix products in the workload's dtype; bandwidth_gb_s: of its memory; memory_gb: its size.
+        peak_tflops: of matrix products in the workload's dtype; update_peak_tflops: in its update_dtype, None for the
+            same; bandwidth_gb_s: of its memory; memory_gb: its size.
         interconnect_gb_s: what it sends to its neighbour in a ring, one way.
         update_efficiency: share of the peak in passes over many tokens; decode_efficiency: share of the roofline (the
             slower of products and memory traffic) while sampling.
@@ -101,6 +114,7 @@ class Device:
     bandwidth_gb_s: float
     memory_gb: float
     interconnect_gb_s: float
+    update_peak_tflops: float | None = None
     update_efficiency: float = 0.4
     decode_efficiency: float = 0.5
     base_memory_gb: float = 1.0
@@ -108,7 +122,9 @@ class Device:
 
     def validate(self):
         """Raises UserError, naming field, value and remedy; returns itself."""
-        require_positive("device", self, "peak_tflops", "bandwidth_gb_s", "memory_gb", "interconnect_gb_s")
+        speeds = ("peak_tflops", "bandwidth_gb_s", "memory_gb", "interconnect_gb_s")
+        given = () if self.update_peak_tflops is None else ("update_peak_tflops",)
+        require_positive("device", self, *speeds, *given)
         for name in ("update_efficiency", "decode_efficiency"):
             value = getattr(self, name)
             require(0 < value <= 1, f"device.{name}", value, "it is a share: choose one above 0 and at most 1")
@@ -223,11 +239,11 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     """Bytes on each device: under MirroredStrategy every replica holds all weights, all moments and the rollout."""
     weights, trained = num_parameters(model), trained_parameters(model, workload)
     compute, trunks = COMPUTE_BYTES[workload.dtype], len(_trunks(model, workload))
-    # A dtype other than float32 reads a copy of the weights, cast once for each compiled call.
-    cast = compute if workload.dtype != "float32" else 0
-    logits = FLOAT32_BYTES * model.vocabulary_size  # of a token
+    cast, update_cast = _cast_bytes(workload.dtype), _cast_bytes(workload.dtype_of_update)
+    logits = workload.rows * model.vocabulary_size  # at one position
+    update_logits = workload.micro_rows * workload.response_length * model.vocabulary_size
     scores = FLOAT32_BYTES * workload.micro_rows * model.num_heads * workload.length**2  # of a layer of a micro-batch
-    largest = FLOAT32_BYTES * model.hidden_dim * max(model.vocabulary_size, model.intermediate_dim)
+    cache = compute * trunks * _cache_numbers(model, workload)
     numbers = ROLLOUT_PROMPT_FIELDS * workload.prompt_length + ROLLOUT_RESPONSE_FIELDS * workload.response_length
     held = {
         "process": device.base_memory_gb * GIGA,
@@ -242,28 +258,26 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     phases = {
         "sampling": {
             "cast weights": cast * trained,
-            "KV cache": compute * trunks * _cache_numbers(model, workload),
-            "logits or prompt pass": max(SAMPLING_LOGITS * workload.rows * logits, prompt_pass),
+            "KV cache": CACHE_COPIES * cache,
+            # When the prompts are read, there is one cache only.
+            "logits or prompt pass": max((compute + FLOAT32_BYTES * SAMPLING_LOGITS) * logits, prompt_pass - cache),
         },
         "reference": {
             "cast weights": cast * weights,
             # Of the whole rollout at once.
             "logits or one layer": max(
-                REFERENCE_LOGITS * workload.rows * workload.response_length * logits, reference_pass
+                (compute + FLOAT32_BYTES * REFERENCE_LOGITS) * workload.response_length * logits, reference_pass
             ),
         },
         "gradients": {
-            "cast weights": cast * trained,
+            "cast weights": update_cast * trained,
             # A further micro-batch's gradients are made while the sum so far is there.
             "gradients": FLOAT32_BYTES * trained * min(2, workload.accumulation_steps),
-            "activations": trunks * _kept_bytes(model, workload),
+            "activations": trunks * _kept_bytes(model, workload, device),
             # The logits are gone when the backward pass reaches the layers, whose scores then have a gradient too.
-            "logits or scores": max(UPDATE_LOGITS * workload.micro_rows * workload.response_length * logits, scores),
+            "logits or scores": max(UPDATE_LOGIT_BYTES * update_logits, scores),
         },
-        "optimizer": {
-            "gradients": GRADIENT_COPIES * FLOAT32_BYTES * trained,
-            "scratch": LARGEST_VARIABLE_COPIES * largest,
-        },
+        "optimizer": {"gradients": GRADIENT_COPIES * FLOAT32_BYTES * trained},
     }
     return Memory(held=held, phases=phases, allocator=device.allocator)
 
@@ -271,6 +285,7 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
 def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Span, ...]:
     """The stretches of an iteration, which follow each other: nothing overlaps."""
     products = device.peak_tflops * TERA * device.update_efficiency
+    update_products = (device.update_peak_tflops or device.peak_tflops) * TERA * device.update_efficiency
     bandwidth = device.bandwidth_gb_s * GIGA
     prompts = dict(rows=workload.rows, prompt_length=workload.prompt_length)
     prefill = sum(prefill_flops(trunk, **prompts) for trunk in _trunks(model, workload))
@@ -290,7 +305,7 @@ def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Spa
         Span(phase="sampling", name="prompts", seconds=prefill / products, limit="compute"),
         *_decoding(model, workload, device),
         Span(phase="reference", name="forward", seconds=reference / products, limit="compute"),
-        Span(phase="update", name="forward and backward", seconds=update / products, limit="compute"),
+        Span(phase="update", name="forward and backward", seconds=update / update_products, limit="compute"),
         Span(phase="update", name="optimizer", seconds=workload.num_steps * step, limit="bandwidth"),
         Span(phase="update", name="all-reduce", seconds=workload.num_steps * ring, limit="interconnect"),
     )
@@ -305,7 +320,8 @@ def _decoding(model, workload, device):
     """All steps of sampling but the first, whose token comes from the prompt pass.
 
     Weights and cache are read one after the other, so each waits for the slower of its own products and traffic. The
-    cache has its full length from the first step on, and every step reads all of it.
+    cache has its full length from the first step on, and every step reads all of it. Responses are taken to have full
+    length too: where they stop earlier, stopped rows leave the batch, and it takes less.
     """
     trunks, rows, width = _trunks(model, workload), workload.rows, COMPUTE_BYTES[workload.dtype]
 
@@ -343,11 +359,18 @@ def _layer_bytes(model, *, rows, length, compute):
     return tokens * max(attention, mlp)
 
 
-def _kept_bytes(model, workload):
+def _cast_bytes(dtype):
+    """Bytes a weight: a dtype other than float32 reads a copy of the weights, cast once for each call."""
+    return COMPUTE_BYTES[dtype] if dtype != "float32" else 0
+
+
+def _kept_bytes(model, workload, device):
     """Bytes that one trunk keeps of a micro-batch for the backward pass."""
-    compute = COMPUTE_BYTES[workload.dtype]
-    widths = KEPT_WIDTHS * model.hidden_dim + KEPT_MLP_WIDTHS * model.intermediate_dim
+    compute, is_full = COMPUTE_BYTES[workload.dtype_of_update], workload.dtype_of_update == "float32"
+    widths, mlp_widths = KEPT_WIDTHS, KEPT_MLP_WIDTHS
+    if device.allocator == "growing" and not is_full:
+        widths, mlp_widths = PLAIN_KEPT_WIDTHS, PLAIN_KEPT_MLP_WIDTHS
+    numbers = widths * model.hidden_dim + mlp_widths * model.intermediate_dim
     # The softmax's own backward pass needs it in float32; the product with the values reads it in the compute dtype.
-    score = FLOAT32_BYTES if workload.dtype == "float32" else FLOAT32_BYTES + compute
-    scores = score * model.num_heads * workload.length
-    return model.num_layers * workload.micro_rows * workload.length * (compute * widths + scores)
+    scores = (FLOAT32_BYTES if is_full else FLOAT32_BYTES + compute) * model.num_heads * workload.length
+    return model.num_layers * workload.micro_rows * workload.length * (compute * numbers + scores)

@@ -26,7 +26,7 @@ class Collected(NamedTuple):
 
 
 class Sampler:
-    """Prompts to Samples under one compiled function, on all replicas."""
+    """Prompts to Samples under one `tf.function`, on all replicas."""
 
     def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False):
         self.config = config
@@ -46,12 +46,12 @@ class Sampler:
                 compiled=config.jit_compile,
             )
 
-        self._sample = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))
+        self.function = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))
 
     def __call__(self, prompts: Prompts, seed) -> Samples:
         """Samples of prompts [B, P], by an int32 [2] seed."""
         uniforms = draw_uniforms(seed, prompts.prompt_ids.shape[0], self.config.response_length)
-        return self._sample(prompts.prompt_ids, prompts.prompt_mask, uniforms)
+        return self.function(prompts.prompt_ids, prompts.prompt_mask, uniforms)
 
 
 def first_stop_mask(response_ids, response_mask, stop_id, truncate_after):

@@ -143,7 +143,8 @@ def sample(
             step=step + 1, tokens=tokens, alive=still_alive, valued=valued, buffers=buffers, cache=cache
         )
 
-    def start(prompt_ids, prompt_mask, uniforms):
+    def start(prompt_ids, prompt_mask, uniforms, enough):
+        """Reads the prompts, and goes on as `go_on`: in one compiled piece, which then holds one cache, not two."""
         prompt_mask = tf.cast(prompt_mask, tf.int32)
         batch_size = size_of(prompt_ids, 0)
         everyone = tf.fill([batch_size], True)
@@ -160,9 +161,9 @@ def sample(
             buffers=(tf.fill([batch_size, response_length], pad_id), empty, empty, empty),
             cache=cache,
         )
-        return with_token(rows, logits, values, cache)
+        return go_on_eagerly(with_token(rows, logits, values, cache), enough)
 
-    def go_on(rows, enough):
+    def go_on_eagerly(rows, enough):
         """Steps until no more than `enough` rows still need one, or all have R tokens."""
 
         def body(*state):
@@ -178,29 +179,35 @@ def sample(
 
         return _Rows(*tf.while_loop(is_needed, body, rows))
 
+    go_on = go_on_eagerly
     if compiled:
-        start, go_on = tf.function(start, jit_compile=True), tf.function(go_on, jit_compile=True)
+        start, go_on = tf.function(start, jit_compile=True), tf.function(go_on_eagerly, jit_compile=True)
+
+    def enough_of(size):
+        """How many of `size` rows may still need tokens when the others leave: 0 where none ever leave."""
+        can_shrink = stop_id is not None and size is not None and size % 2 == 0 and size >= 2 * _FEWEST_ROWS
+        return size // 2 if can_shrink else 0
 
     def finish(rows):
-        """The rows' buffers and which are alive, when all that need it have R tokens."""
+        """Buffers and which rows are alive, when all have R tokens that need them; no more need some than is enough."""
         size = rows.tokens.shape[0]
-        can_shrink = stop_id is not None and size is not None and size % 2 == 0 and size >= 2 * _FEWEST_ROWS
-        rows = go_on(rows, tf.constant(size // 2 if can_shrink else 0))
         done = (*rows.buffers, rows.alive)
-        if not can_shrink:
+        if not enough_of(size):
             return done
 
         def rest():
             kept = tf.argsort(tf.cast(rows.valued, tf.int32), direction="DESCENDING", stable=True)[: size // 2]
             half = tf.nest.map_structure(lambda tensor: tf.gather(tensor, kept) if tensor.shape.rank else tensor, rows)
+            longer_rows = finish(go_on(half, tf.constant(enough_of(size // 2))))
             return tuple(
                 tf.tensor_scatter_nd_update(all_rows, kept[:, None], longer)
-                for all_rows, longer in zip(done, finish(half), strict=True)
+                for all_rows, longer in zip(done, longer_rows, strict=True)
             )
 
         return tf.cond((rows.step < response_length) & tf.reduce_any(rows.valued), rest, lambda: done)
 
-    *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms))
+    enough = tf.constant(enough_of(prompt_ids.shape[0]))
+    *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms, enough))
     return Samples(*buffers, stopped=tf.logical_not(alive))
 
 

@@ -54,13 +54,17 @@ WORKLOAD = {
     "accumulation_steps": flags.DEFINE_integer(
         "accumulation_steps", Workload.accumulation_steps, "Parts that a minibatch is computed in."
     ),
-    "dtype": flags.DEFINE_string("dtype", Workload.dtype, "Of the products: float32 or mixed_bfloat16."),
+    "dtype": flags.DEFINE_string("dtype", Workload.dtype, "Of sampling and reference: float32 or mixed_bfloat16."),
+    "update_dtype": flags.DEFINE_string("update_dtype", "", "Of the update; empty: --dtype."),
     "critic": flags.DEFINE_string("critic", Workload.critic, "shared or separate."),
     "num_replicas": flags.DEFINE_integer("num_replicas", Workload.num_replicas, "Devices; each holds everything."),
 }
 DEVICE = flags.DEFINE_list("device", ["h100"], f"Names of devices, of {', '.join(DEVICES)}; bfloat16 speeds.")
 SPEEDS = {
     "peak_tflops": flags.DEFINE_float("peak_tflops", None, "Matrix products in --dtype, instead of the device's."),
+    "update_peak_tflops": flags.DEFINE_float(
+        "update_peak_tflops", None, "Matrix products in --update_dtype, where that is another one than --dtype."
+    ),
     "bandwidth_gb_s": flags.DEFINE_float("bandwidth_gb_s", None, "Of its memory, instead of the device's."),
     "memory_gb": flags.DEFINE_float("memory_gb", None, "Of 1e9 bytes, instead of the device's."),
     "interconnect_gb_s": flags.DEFINE_float(

@@ -54,8 +54,8 @@ MUTATIONS = (
     Mutation(
         "temperature_dropped_in_the_sampler",
         "sampling.py",
-        "filter_logits(logits / (temperature or 1.0), ",
-        "filter_logits(logits, ",
+        "tf.cast(logits, tf.float32) / (temperature or 1.0)",
+        "tf.cast(logits, tf.float32)",
         SAMPLING,
     ),
     Mutation(
@@ -85,8 +85,8 @@ MUTATIONS = (
     Mutation(
         "stop_token_outside_the_mask",
         "sampling.py",
-        "rows = (tokens, tf.cast(alive, tf.float32),",
-        "rows = (tokens, tf.cast(alive & (tokens != (-1 if stop_id is None else stop_id)), tf.float32),",
+        "notes = (tokens, tf.cast(alive, tf.float32),",
+        "notes = (tokens, tf.cast(alive & (tokens != (-1 if stop_id is None else stop_id)), tf.float32),",
         SAMPLING,
     ),
     Mutation(
@@ -198,15 +198,15 @@ MUTATIONS = (
     Mutation(
         "adam_epsilon_outside_the_correction",
         "optimization.py",
-        "class Adam(_GradientsAreReduced, keras.optimizers.Adam)",
-        "class Adam(_GradientsAreReduced, _PyTorchForm, keras.optimizers.Adam)",
+        "        return self.epsilon\n",
+        "        return self.epsilon * tf.sqrt(1.0 - tf.pow(self.beta_2, tf.cast(self.iterations + 1, tf.float32)))\n",
         OPTIMIZER,
     ),
     Mutation(
-        "adamw_epsilon_inside_the_root",
+        "adamw_epsilon_of_tensorflow",
         "optimization.py",
-        "(tf.sqrt(corrected_velocity) + self.epsilon)",
-        "tf.sqrt(corrected_velocity + self.epsilon)",
+        "self.epsilon * tf.sqrt(1.0 - beta_2_power)",
+        "self.epsilon",
         OPTIMIZER,
     ),
     Mutation(
