@@ -88,7 +88,7 @@ def test_the_binary_takes_every_other_flag():
         "--critic=separate",
         "--dtype=mixed_bfloat16",
         "--update_dtype=float32",
-        "--nocompile_sampling",
+        "--compile_sampling=false",
         "--compile_update=false",
         "--replicas=-1",
     )

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfppo.config import Config, ModelConfig
 from tfppo.costs import decode_bytes, decode_flops, forward_flops, prefill_flops, update_flops
-from tfppo.distribute import make_strategy, resolve_dtype
+from tfppo.distribute import make_strategy, resolve_update_dtype
 from tfppo.learner import Learner
 from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
@@ -113,7 +113,7 @@ class Benchmark:
             if mean_length:
                 stop_at_random(reference, tokenizer.eos_id, 1.0 / mean_length)
             policy = Policy(copy_language_model(reference, ppo.dtype), ppo.critic == "separate")
-        self.dtype = resolve_dtype(ppo.update_dtype, otherwise=ppo.dtype)
+        self.dtype = resolve_update_dtype(ppo.update_dtype, config.model.hidden_dim, ppo.dtype)
         reward = TextReward("sentiment", load_reward(config.reward.functions[0]))
         self.collector = RolloutCollector(
             policy, reference, config.sampling, config.reward, tokenizer=tokenizer, rewards=[reward], strategy=strategy

@@ -111,7 +111,7 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stop_at_eos: bool = False  # whether EOS ends a response
-    jit_compile: bool = True  # compile the sampling loop with XLA
+    jit_compile: bool | None = None  # compile sampling and reference with XLA; None: unless ppo.dtype is faster without
 
     def validate(self):
         """Raises UserError for values that do not fit."""
@@ -219,7 +219,7 @@ class PpoConfig:
     critic_init: str = "policy"  # separate: a copy of the policy's trunk; or the folder of a reward model
     # Running
     dtype: str = "float32"  # Keras dtype policy of sampling and of the reference
-    update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is fast, else dtype (weights are in float32)
+    update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32
     jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where that is faster
     ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
 

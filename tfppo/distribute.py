@@ -47,11 +47,24 @@ def has_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def resolve_dtype(dtype, otherwise="float32"):
-    """The dtype policy that "auto" stands for here: mixed_bfloat16 where that is fast, else `otherwise`."""
+def resolve_update_dtype(dtype, width, otherwise):
+    """The dtype policy of the PPO update that "auto" stands for: mixed_bfloat16 where that is faster, else `otherwise`.
+
+    Below a width of 256, the products are too small a part of the update for their dtype to matter: on two cores with
+    bfloat16, a step at width 128 takes the same time in both, at width 256 it takes 1.4 times as long in float32.
+    """
     if dtype != "auto":
         return dtype
-    return "mixed_bfloat16" if has_fast_bfloat16() else otherwise
+    return "mixed_bfloat16" if width >= 256 and has_fast_bfloat16() else otherwise
+
+
+def resolve_jit_compile(jit_compile, dtype):
+    """Whether XLA compiles what computes under a dtype policy, where the configuration says None: it does, but for
+    bfloat16 on CPUs, whose products are fast outside of XLA only.
+    """
+    if jit_compile is not None:
+        return jit_compile
+    return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
 
 
 def share_of_replica(rows):

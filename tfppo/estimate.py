@@ -25,7 +25,6 @@ PLAIN_KEPT_MLP_WIDTHS = 5  # before GELU, half of it, its tanh, one more than th
 LAYER_WIDTHS = 3  # [T, D] alive at a time in a layer of a pass that keeps nothing: the residual stream, two more
 LAYER_MLP_WIDTHS = 2  # [T, 4D] alive at a time there: before and after GELU
 LAYER_SCORES = 2  # [H, T, T] alive at a time there: scores and their softmax
-CACHE_COPIES = 2  # the compiled loop of steps copies the cache that it is given, and writes into the copy
 SAMPLING_LOGITS = 3  # [V] a row of float32 in a step of sampling, besides logits: exponentials, blocks, softmax
 REFERENCE_LOGITS = 1  # [R, V] of float32 in the reference pass, besides the logits: softmax
 # Of a logit of a micro-batch, under either dtype: logits, gradient and one array of the softmax in float32, or the two
@@ -243,7 +242,6 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     logits = workload.rows * model.vocabulary_size  # at one position
     update_logits = workload.micro_rows * workload.response_length * model.vocabulary_size
     scores = FLOAT32_BYTES * workload.micro_rows * model.num_heads * workload.length**2  # of a layer of a micro-batch
-    cache = compute * trunks * _cache_numbers(model, workload)
     numbers = ROLLOUT_PROMPT_FIELDS * workload.prompt_length + ROLLOUT_RESPONSE_FIELDS * workload.response_length
     held = {
         "process": device.base_memory_gb * GIGA,
@@ -258,9 +256,8 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     phases = {
         "sampling": {
             "cast weights": cast * trained,
-            "KV cache": CACHE_COPIES * cache,
-            # When the prompts are read, there is one cache only.
-            "logits or prompt pass": max((compute + FLOAT32_BYTES * SAMPLING_LOGITS) * logits, prompt_pass - cache),
+            "KV cache": compute * trunks * _cache_numbers(model, workload),
+            "logits or prompt pass": max((compute + FLOAT32_BYTES * SAMPLING_LOGITS) * logits, prompt_pass),
         },
         "reference": {
             "cast weights": cast * weights,

@@ -25,7 +25,7 @@ from tfppo.config import Config
 from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
-from tfppo.distribute import make_strategy, resolve_dtype
+from tfppo.distribute import has_fast_bfloat16, make_strategy, resolve_jit_compile, resolve_update_dtype
 from tfppo.errors import UserError
 from tfppo.evaluation import Evaluation, evaluate, write_evaluation
 from tfppo.learner import Learner
@@ -101,7 +101,9 @@ class Experiment:
             if name.startswith("likelihood:"):
                 folder = name.removeprefix("likelihood:") or self.language_model_folder()
                 scorer, _ = load_language_model(folder)
-                rewards.append(LikelihoodReward(scorer, self.config.sampling.jit_compile))
+                rewards.append(
+                    LikelihoodReward(scorer, resolve_jit_compile(self.config.sampling.jit_compile, "float32"))
+                )
             else:
                 rewards.append(TextReward(name.rpartition(":")[2], load_reward(name)))
         return rewards
@@ -111,7 +113,9 @@ class Experiment:
 
         Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
         """
-        config, dtype = self.config, resolve_dtype(self.config.lm.dtype)
+        config, dtype = self.config, self.config.lm.dtype
+        if dtype == "auto":
+            dtype = "mixed_bfloat16" if has_fast_bfloat16() else "float32"
         with self.strategy.scope():
             if config.language_model:
                 model, tokenizer = load_language_model(config.language_model, dtype)
@@ -159,7 +163,7 @@ class Experiment:
             rewards=rewards,
             strategy=self.strategy,
         )
-        dtype = resolve_dtype(ppo.update_dtype, otherwise=ppo.dtype)
+        dtype = resolve_update_dtype(ppo.update_dtype, ref_model.trunk.sizes["hidden_dim"], ppo.dtype)
         learner = Learner(
             policy,
             ppo,

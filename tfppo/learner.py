@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
-from tfppo.distribute import check_divides, share_of_replica
+from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replica
 from tfppo.models.precision import computing_in
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.logprobs import entropy, token_logprobs
@@ -153,10 +153,7 @@ class Learner:
             self._groups = [[i for i, is_own in enumerate(is_critic) if is_own is part] for part in (False, True)]
         self.lengths_vary = lengths_vary
         self.dtype = dtype or policy.dtype_policy.name
-        jit_compile = config.jit_compile
-        if jit_compile is None:
-            # On CPUs, bfloat16 products are fast outside of XLA only.
-            jit_compile = self.dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
+        jit_compile = resolve_jit_compile(config.jit_compile, self.dtype)
         self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=jit_compile)
         self._output_gradients = tf.function(self._output_gradients_eagerly, jit_compile=True)
         self.update = tf.function(self._update)

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfppo.config import RewardConfig, SamplingConfig
-from tfppo.distribute import map_rows
+from tfppo.distribute import map_rows, resolve_jit_compile
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shaping import mask_after_last
 from tfppo.rewards.scoring import Batch, total_scores
@@ -30,6 +30,7 @@ class Sampler:
 
     def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False):
         self.config = config
+        compiled = resolve_jit_compile(config.jit_compile, policy.dtype_policy.name)
 
         def sample_share(prompt_ids, prompt_mask, uniforms):
             return sample(
@@ -43,7 +44,7 @@ class Sampler:
                 top_k=config.top_k,
                 top_p=config.top_p,
                 value_after_stop=value_after_stop,
-                compiled=config.jit_compile,
+                compiled=compiled,
             )
 
         self.function = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))
@@ -108,8 +109,10 @@ class RolloutCollector:
             states = mask_after_last(response_mask) if reward.placement == "after_last" else response_mask
             return logprobs * response_mask, values * states
 
+        jit_compile = resolve_jit_compile(sampling.jit_compile, ref_model.dtype_policy.name)
+
         def compiled(fn):
-            compiled_fn = tf.function(fn, jit_compile=sampling.jit_compile)
+            compiled_fn = tf.function(fn, jit_compile=jit_compile)
             return tf.function(lambda *rows: map_rows(strategy, compiled_fn, *rows))
 
         self.ref_logprobs, self._teacher_forced = compiled(ref_logprobs), compiled(teacher_forced)

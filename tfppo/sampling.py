@@ -4,10 +4,12 @@ The randomness comes in as data: `uniforms` [B, R], one number a token. So the s
 count of replicas, compiled or not, and different rows differ.
 """
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfppo.models.precision import casting_once
 from tfppo.models.transformer import MASKED_SCORE
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shapes import size_of
@@ -207,7 +209,8 @@ def sample(
         return tf.cond((rows.step < response_length) & tf.reduce_any(rows.valued), rest, lambda: done)
 
     enough = tf.constant(enough_of(prompt_ids.shape[0]))
-    *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms, enough))
+    with nullcontext() if compiled else casting_once(policy):
+        *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms, enough))
     return Samples(*buffers, stopped=tf.logical_not(alive))
 
 

@@ -33,8 +33,11 @@ MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "Optimizer steps of each pa
 CRITIC = flags.DEFINE_enum("critic", "shared", ["shared", "separate"], "Whether the critic has a trunk of its own.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "mixed_bfloat16"], "Of sampling and the reference.")
 UPDATE_DTYPE = flags.DEFINE_enum("update_dtype", "auto", ["auto", "float32", "mixed_bfloat16"], "Of the update.")
-COMPILE_SAMPLING = flags.DEFINE_bool("compile_sampling", True, "Compile sampling and the reference with XLA.")
-COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", ["auto", "true", "false"], "Compile the update with XLA.")
+MODES = {"auto": None, "true": True, "false": False}
+COMPILE_SAMPLING = flags.DEFINE_enum(
+    "compile_sampling", "auto", list(MODES), "Compile sampling and reference with XLA."
+)
+COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", list(MODES), "Compile the update with XLA.")
 REPLICAS = flags.DEFINE_integer("replicas", 1, "Replicas of MirroredStrategy; -1: no strategy at all.")
 RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each phase, after one that compiles; the median counts.")
 OUTPUT = flags.DEFINE_string("output", None, "File that the JSON line is appended to.")
@@ -55,7 +58,7 @@ def make_config():
         critic=CRITIC.value,
         dtype=DTYPE.value,
         update_dtype=UPDATE_DTYPE.value,
-        jit_compile={"auto": None, "true": True, "false": False}[COMPILE_UPDATE.value],
+        jit_compile=MODES[COMPILE_UPDATE.value],
         learning_rate=1e-6,  # the model stays what it is, and with it the lengths of its responses
     )
     config = Config(
@@ -72,7 +75,7 @@ def make_config():
         sampling=SamplingConfig(
             response_length=RESPONSE_LENGTH.value,
             stop_at_eos=MEAN_LENGTH.value > 0,
-            jit_compile=COMPILE_SAMPLING.value,
+            jit_compile=MODES[COMPILE_SAMPLING.value],
         ),
         ppo=ppo,
         evaluation=EvaluationConfig(samples_every=0),

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.models.precision import casting_once, computing_in
 from tfppo.models.transformer import Transformer, causal_mask
 
 SIZES = dict(vocabulary_size=70, num_layers=2, num_heads=3, hidden_dim=24, intermediate_dim=40, max_sequence_length=20)
@@ -302,6 +303,28 @@ class TestMixedBfloat16:
         logits, values, ((pair, _), _) = policy.prefill(prompt_ids, prompt_mask, 6)
         assert (logits.dtype, values.dtype) == (tf.bfloat16, tf.float32)
         assert pair[0].dtype == pair[1].dtype == tf.bfloat16
+
+    def test_matrices_cast_once_give_the_same_and_are_let_go_of(self, mixed):
+        policy, ids = Policy(mixed, separate_critic=True), tokens(2, 6)
+        expected = [output.numpy() for output in policy(ids)]
+        projection = mixed.trunk.blocks[0].qkv
+        kernel = projection.kernel.numpy()
+        with casting_once(policy):
+            assert projection.held_matrices[0].dtype == tf.bfloat16
+            once = [output.numpy() for output in policy(ids)]
+            projection.kernel.assign(tf.zeros_like(projection.kernel))  # the cast ones count
+            np.testing.assert_array_equal(policy(ids)[0], once[0])
+        for one, other in zip(once, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert projection.held_matrices is None and not np.array_equal(policy(ids)[0], expected[0])
+        projection.kernel.assign(kernel)
+
+    def test_computing_in_another_dtype_ends_with_the_block(self, model):
+        ids = tokens(2, 6)
+        with computing_in(model, "mixed_bfloat16"):
+            assert model.trunk(ids).dtype == tf.bfloat16
+        assert model.trunk(ids).dtype == tf.float32
+        assert {layer.dtype_policy.name for layer in model._flatten_layers()} == {"float32"}
 
     def test_computes_in_bfloat16_close_to_float32(self, mixed, model):
         ids = tokens(2, 9)

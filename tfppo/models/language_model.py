@@ -39,6 +39,7 @@ class LanguageModel(keras.Model):
             name="trunk",
         )
         self.pad_id = pad_id
+        self.held_matrices = None  # see tfppo/models/precision.py: casting_once
         self.built = True
 
     @property
@@ -57,13 +58,17 @@ class LanguageModel(keras.Model):
 
     def logits(self, hidden):
         """Next-token logits [..., V] of hidden states [..., D], in the compute dtype that their product is made in."""
-        embedding = tf.cast(self.trunk.token_embedding, self.compute_dtype)
+        (embedding,) = self.held_matrices or self.cast_matrices()
         flat = tf.reshape(tf.cast(hidden, self.compute_dtype), [-1, embedding.shape[1]])
         logits = tf.matmul(flat, embedding, transpose_b=True)
         pad_bias = MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0])
         logits = tf.nn.bias_add(logits, tf.cast(pad_bias, self.compute_dtype))
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
+
+    def cast_matrices(self):
+        """The output embedding [V, D] in the compute dtype."""
+        return (tf.cast(self.trunk.token_embedding, self.compute_dtype),)
 
     def get_config(self):
         return {**super().get_config(), **self.trunk.sizes, "pad_id": self.pad_id}

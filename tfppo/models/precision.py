@@ -21,3 +21,19 @@ def computing_in(model, dtype):
     finally:
         for layer, own in zip(layers, before, strict=True):
             layer.dtype_policy = own
+
+
+@contextmanager
+def casting_once(model):
+    """Casts the matrices of a model to its compute dtype here, for all uses inside, such as the steps of a loop.
+
+    XLA does that by itself; a plain graph would cast every matrix anew at every step.
+    """
+    layers = [layer for layer in [model, *model._flatten_layers(include_self=False)] if hasattr(layer, "cast_matrices")]
+    try:
+        for layer in layers:
+            layer.held_matrices = layer.cast_matrices()
+        yield
+    finally:
+        for layer in layers:
+            layer.held_matrices = None

@@ -101,12 +101,17 @@ class Projection(keras.layers.Layer):
         normal = keras.initializers.RandomNormal(stddev=stddev)
         self.kernel = self.add_weight(shape=[input_dim, output_dim], initializer=normal, name="kernel")
         self.bias = self.add_weight(shape=[output_dim], initializer="zeros", name="bias")
+        self.held_matrices = None  # see tfppo/models/precision.py: casting_once
         self.built = True
 
+    def cast_matrices(self):
+        """Kernel and bias in the compute dtype."""
+        return tf.cast(self.kernel, self.compute_dtype), tf.cast(self.bias, self.compute_dtype)
+
     def call(self, x):
+        kernel, bias = self.held_matrices or self.cast_matrices()
         x2d = tf.reshape(tf.cast(x, self.compute_dtype), [-1, self.input_dim])
-        y = tf.matmul(x2d, tf.cast(self.kernel, self.compute_dtype))
-        y = tf.nn.bias_add(y, tf.cast(self.bias, self.compute_dtype))
+        y = tf.nn.bias_add(tf.matmul(x2d, kernel), bias)
         return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
 
     def get_config(self):
