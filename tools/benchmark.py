@@ -46,8 +46,9 @@ OUTPUT = flags.DEFINE_string("output", None, "File that the JSON line is appende
 def make_config():
     """The configuration of the flags. Raises: UserError for values that do not fit."""
     layers, width, heads, vocabulary = PRESETS[PRESET.value]
-    for flag in (BATCH, PROMPT_LENGTH, RESPONSE_LENGTH, EPOCHS, MINIBATCHES, RUNS):
+    for flag in (BATCH, RESPONSE_LENGTH, EPOCHS, MINIBATCHES, RUNS):
         require(flag.value > 0, f"--{flag.name}", flag.value, "it must be above 0")
+    require(PROMPT_LENGTH.value > 1, "--prompt_length", PROMPT_LENGTH.value, "it must be above 1")
     require(MEAN_LENGTH.value >= 0, "--mean_length", MEAN_LENGTH.value, "use 0 for full length or a positive number")
     require(REPLICAS.value >= -1, "--replicas", REPLICAS.value, "use -1 for no strategy or a positive number")
     ppo = PpoConfig(
@@ -80,7 +81,8 @@ def make_config():
         ppo=ppo,
         evaluation=EvaluationConfig(samples_every=0),
     )
-    config.data.max_prompt_tokens = PROMPT_LENGTH.value - 1  # a start token is counted besides
+    # A start token is counted besides.
+    config.data.min_prompt_tokens = config.data.max_prompt_tokens = PROMPT_LENGTH.value - 1
     return config.validate()
 
 
