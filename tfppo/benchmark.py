@@ -3,16 +3,16 @@
 The model has random weights of a given size and the prompts are random tokens: neither changes the speed.
 """
 
+import dataclasses
 import math
 import resource
 import statistics
 import time
-from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
 
-from tfppo.config import Config, ModelConfig
+from tfppo.config import Config
 from tfppo.costs import decode_bytes, decode_flops, forward_flops, prefill_flops, update_flops
 from tfppo.distribute import make_strategy, resolve_update_dtype
 from tfppo.learner import Learner
@@ -28,7 +28,7 @@ from tfppo.text.tokenizer import Tokenizer
 from tfppo.types import Prompts
 
 
-@dataclass
+@dataclasses.dataclass
 class Timing:
     """Seconds of one phase: of its first call, which traces and compiles, and the median of the later ones."""
 
@@ -109,7 +109,7 @@ class Benchmark:
         strategy = make_strategy(config.num_replicas) if use_strategy else tf.distribute.get_strategy()
         tokenizer = make_tokenizer(config.model.vocabulary_size)
         with strategy.scope():
-            reference = LanguageModel(**vars_of(config.model), pad_id=tokenizer.pad_id, dtype=ppo.dtype)
+            reference = LanguageModel(**dataclasses.asdict(config.model), pad_id=tokenizer.pad_id, dtype=ppo.dtype)
             if mean_length:
                 stop_at_random(reference, tokenizer.eos_id, 1.0 / mean_length)
             policy = Policy(copy_language_model(reference, ppo.dtype), ppo.critic == "separate")
@@ -155,11 +155,6 @@ class Benchmark:
         timings["update"] = timed(lambda: self.update(rollout), runs)
         timings["iteration"] = timed(lambda: self.update(self.collect()), runs)
         return timings, float(tf.reduce_mean(tf.reduce_sum(samples.response_mask, axis=1)))
-
-
-def vars_of(model: ModelConfig):
-    """The sizes of a model by name."""
-    return {name: getattr(model, name) for name in model.__dataclass_fields__}
 
 
 def peak_memory_gb():

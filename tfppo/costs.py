@@ -5,6 +5,25 @@ A multiply-add is two operations. Only matrix products are counted: the rest is 
 
 from tfppo.config import ModelConfig
 
+# Sizes by name. "tiny", "small" and "gpt2" are those of tools/benchmark.py.
+MODEL_SIZES = {
+    name: dict(num_layers=layers, hidden_dim=width, num_heads=heads, vocabulary_size=vocabulary)
+    for name, layers, width, heads, vocabulary in (
+        ("tiny", 4, 256, 4, 8192),
+        ("small", 6, 384, 6, 8192),
+        ("gpt2", 12, 768, 12, 50257),
+        ("1.3b", 24, 2048, 16, 50257),
+        ("7b", 32, 4096, 32, 32000),
+    )
+}
+
+
+def model_of_sizes(*, positions, hidden_dim, **sizes):
+    """A ModelConfig of sizes as in MODEL_SIZES: without dropout, and with an MLP four times as wide as the model."""
+    return ModelConfig(
+        hidden_dim=hidden_dim, intermediate_dim=4 * hidden_dim, max_sequence_length=positions, dropout=0.0, **sizes
+    )
+
 
 def block_parameters(model: ModelConfig):
     """Matrix entries of all blocks: query, key, value, output, and the two of the MLP."""

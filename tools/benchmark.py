@@ -13,15 +13,13 @@ import time
 from absl import app, flags
 
 from tfppo.cli import one_line_errors
-from tfppo.config import Config, EvaluationConfig, ModelConfig, PpoConfig, SamplingConfig
+from tfppo.config import Config, EvaluationConfig, PpoConfig, SamplingConfig
+from tfppo.costs import MODEL_SIZES, model_of_sizes
 from tfppo.validation import require
 
 STARTED = time.perf_counter()
 
-# Layers, width, heads, vocabulary.
-PRESETS = {"tiny": (4, 256, 4, 8192), "small": (6, 384, 6, 8192), "gpt2": (12, 768, 12, 50257)}
-
-PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Size of the model.")
+PRESET = flags.DEFINE_enum("preset", "tiny", ["tiny", "small", "gpt2"], "Size of the model.")
 BATCH = flags.DEFINE_integer("batch", 16, "Episodes an iteration.")
 PROMPT_LENGTH = flags.DEFINE_integer("prompt_length", 32, "Tokens of every prompt.")
 RESPONSE_LENGTH = flags.DEFINE_integer("response_length", 64, "Tokens of every response.")
@@ -45,7 +43,6 @@ OUTPUT = flags.DEFINE_string("output", None, "File that the JSON line is appende
 
 def make_config():
     """The configuration of the flags. Raises: UserError for values that do not fit."""
-    layers, width, heads, vocabulary = PRESETS[PRESET.value]
     for flag in (BATCH, RESPONSE_LENGTH, EPOCHS, MINIBATCHES, RUNS):
         require(flag.value > 0, f"--{flag.name}", flag.value, "it must be above 0")
     require(PROMPT_LENGTH.value > 1, "--prompt_length", PROMPT_LENGTH.value, "it must be above 1")
@@ -64,15 +61,7 @@ def make_config():
     )
     config = Config(
         num_replicas=max(REPLICAS.value, 0),
-        model=ModelConfig(
-            num_layers=layers,
-            hidden_dim=width,
-            num_heads=heads,
-            vocabulary_size=vocabulary,
-            intermediate_dim=4 * width,
-            max_sequence_length=PROMPT_LENGTH.value + RESPONSE_LENGTH.value,
-            dropout=0.0,
-        ),
+        model=model_of_sizes(positions=PROMPT_LENGTH.value + RESPONSE_LENGTH.value, **MODEL_SIZES[PRESET.value]),
         sampling=SamplingConfig(
             response_length=RESPONSE_LENGTH.value,
             stop_at_eos=MEAN_LENGTH.value > 0,

@@ -13,28 +13,17 @@ import math
 from absl import app, flags
 
 from tfppo.cli import one_line_errors
-from tfppo.config import ModelConfig
+from tfppo.costs import MODEL_SIZES, model_of_sizes
 from tfppo.estimate import GIGA, Device, Estimate, Workload, estimate
 from tfppo.validation import require, require_one_of
 
-# Layers, width, heads, vocabulary. The MLP is four times as wide as the model.
-MODELS = {
-    name: dict(num_layers=layers, hidden_dim=width, num_heads=heads, vocabulary_size=vocabulary)
-    for name, layers, width, heads, vocabulary in (
-        ("tiny", 4, 256, 4, 8192),
-        ("small", 6, 384, 6, 8192),
-        ("gpt2", 12, 768, 12, 50257),
-        ("1.3b", 24, 2048, 16, 50257),
-        ("7b", 32, 4096, 32, 32000),
-    )
-}
 # Products in bfloat16 without sparsity; the interconnect is NVLink within a host.
 DEVICES = {
     "h100": Device(peak_tflops=989, bandwidth_gb_s=3350, memory_gb=80, interconnect_gb_s=450),
     "a100": Device(peak_tflops=312, bandwidth_gb_s=2000, memory_gb=80, interconnect_gb_s=300),
 }
 
-MODEL = flags.DEFINE_list("model", ["gpt2"], f"Names of models, of {', '.join(MODELS)}.")
+MODEL = flags.DEFINE_list("model", ["gpt2"], f"Names of models, of {', '.join(MODEL_SIZES)}.")
 SIZES = {
     "num_layers": flags.DEFINE_integer("num_layers", None, "Transformer blocks, instead of the model's."),
     "hidden_dim": flags.DEFINE_integer("hidden_dim", None, "Width, instead of the model's; the MLP has four times it."),
@@ -94,9 +83,10 @@ def main(argv):
         columns = {}
         for model in MODEL.value:
             for device in DEVICE.value:
-                require_one_of("model", model, MODELS)
+                require_one_of("model", model, MODEL_SIZES)
                 require_one_of("device", device, DEVICES)
-                sizes = model_config(workload, **{**MODELS[model], **given(SIZES)})
+                positions = workload.prompt_length + workload.response_length
+                sizes = model_of_sizes(positions=positions, **{**MODEL_SIZES[model], **given(SIZES)})
                 speeds = dataclasses.replace(DEVICES[device], **given(SPEEDS))
                 columns[f"{model}, {workload.num_replicas} {device}"] = estimate(sizes, workload, speeds)
         require(bool(columns), "model, device", (MODEL.value, DEVICE.value), "name at least one of each")
@@ -106,18 +96,6 @@ def main(argv):
 def given(holders):
     """The values of flags, by name, but for those that were left out."""
     return {name: holder.value for name, holder in holders.items() if holder.value is not None}
-
-
-def model_config(workload, *, num_layers, hidden_dim, num_heads, vocabulary_size):
-    """A ModelConfig with just the positions that the workload needs."""
-    return ModelConfig(
-        num_layers=num_layers,
-        hidden_dim=hidden_dim,
-        num_heads=num_heads,
-        vocabulary_size=vocabulary_size,
-        intermediate_dim=4 * hidden_dim,
-        max_sequence_length=workload.prompt_length + workload.response_length,
-    )
 
 
 def table(estimates: dict[str, Estimate]):
