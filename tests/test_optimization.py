@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.optimization import clip_by_global_norm, make_optimizer
+from tfppo.optimization import clipping_scales, dense_gradients, make_optimizer, scaled
 
 RATE = 0.5
 
@@ -80,21 +80,59 @@ def test_some_variables_learn_at_another_rate(name):
     np.testing.assert_array_equal([variable.numpy() for variable in variables], before)
 
 
+def clip(gradients, max_norm, groups=None):
+    scales, norm = clipping_scales(gradients, max_norm, groups)
+    return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
+
+
 def test_gradients_are_clipped_by_their_common_norm():
     gradients = [tf.constant([3.0]), tf.constant([[0.0, 4.0]])]
-    clipped, norm = clip_by_global_norm(gradients, 1.0)
+    clipped, norm = clip(gradients, 1.0)
     np.testing.assert_allclose([norm, clipped[0][0], clipped[1][0, 1]], [5.0, 0.6, 0.8], rtol=1e-6)
     for max_norm in (0.0, 6.0):
-        same, norm = clip_by_global_norm(gradients, max_norm)
+        same, norm = clip(gradients, max_norm)
         np.testing.assert_allclose([norm, same[0][0], same[1][0, 1]], [5.0, 3.0, 4.0], rtol=1e-6)
-    zeros, norm = clip_by_global_norm([tf.zeros([2])], 1.0)
+    zeros, norm = clip([tf.zeros([2])], 1.0)
     np.testing.assert_array_equal([norm, *zeros[0]], [0.0, 0.0, 0.0])
 
 
 def test_groups_are_clipped_apart():
     gradients = [tf.constant([3.0]), tf.constant([12.0]), tf.constant([4.0]), tf.constant([0.0])]
-    clipped, norm = clip_by_global_norm(gradients, 1.0, [[0, 2], [1], [3]])
+    clipped, norm = clip(gradients, 1.0, [[0, 2], [1], [3]])
     np.testing.assert_allclose([float(part[0]) for part in clipped], [0.6, 1.0, 0.8, 0.0], rtol=1e-6)
     np.testing.assert_allclose(norm, 13.0, rtol=1e-6)  # of all of them
-    clipped, _ = clip_by_global_norm(gradients, 6.0, [[0, 2], [1], [3]])
+    clipped, _ = clip(gradients, 6.0, [[0, 2], [1], [3]])
     np.testing.assert_allclose([float(part[0]) for part in clipped], [3.0, 6.0, 4.0, 0.0], rtol=1e-6)
+
+
+def test_the_norm_of_bfloat16_gradients_is_a_float32_one():
+    gradients = [tf.fill([1000], tf.constant(0.1, tf.bfloat16)), tf.constant([2.0])]
+    tenth = float(tf.constant(0.1, tf.bfloat16))
+    _, norm = clip(gradients, 0.0)
+    np.testing.assert_allclose(norm, np.sqrt(1000 * tenth**2 + 4.0), rtol=1e-6)  # bfloat16 would give 3.7 or 3.75
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_scaled_gradients_of_any_dtype_step_like_float32_ones(name):
+    gradients = [tf.constant([0.5, -0.25], tf.bfloat16), tf.constant([[3.0]])]
+    whole, lazy = ([tf.Variable([1.0, 2.0]), tf.Variable([[3.0]])] for _ in range(2))
+    reference, optimizer = make(name, whole, weight_decay=0.1), make(name, lazy, weight_decay=0.1)
+    for _ in range(3):
+        reference.apply([tf.cast(gradients[0], tf.float32) * 0.5, gradients[1]])
+        tf.function(optimizer.apply_scaled)(gradients, [tf.constant(0.5), None])
+    for expected, variable in zip(whole, lazy, strict=True):
+        np.testing.assert_allclose(variable, expected, rtol=1e-6)
+
+
+def test_a_copy_shares_the_gradient_of_its_variable():
+    table, matrix, unused = tf.Variable([[1.0], [2.0], [3.0]]), tf.Variable([[2.0]]), tf.Variable([5.0])
+    copies = [tf.cast(table, tf.bfloat16), tf.cast(matrix, tf.bfloat16), None]
+    with tf.GradientTape() as tape:
+        tape.watch(copies[:2])
+        rows = tf.gather(tf.convert_to_tensor(table), [1, 1, 2])  # gradient 1 for each row that is read
+        products = tf.cast(copies[0] @ copies[1], tf.float32)  # 2 for the table; 1 + 2 + 3 for the matrix
+        total = tf.reduce_sum(rows) + tf.reduce_sum(products)
+    gradients = dense_gradients(tape, total, [table, matrix, unused], copies=copies)
+    assert [gradient.dtype.name for gradient in gradients] == ["float32", "bfloat16", "float32"]
+    for gradient, expected in zip(gradients, ([[2.0], [4.0], [3.0]], [[6.0]], [0.0]), strict=True):
+        np.testing.assert_array_equal(tf.cast(gradient, tf.float32), expected)

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replica
-from tfppo.models.precision import computing_in
+from tfppo.models.precision import casting_once, compiling_activations, computing_in
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.logprobs import entropy, token_logprobs
 from tfppo.ops.losses import (
@@ -242,7 +242,10 @@ class Learner:
         for number in range(1, num_parts):
             with tf.control_dependencies(gradients):  # one after the other: together they would need all the memory
                 more, (more_shares, more_error) = part(number)
-            gradients = [total + gradient for total, gradient in zip(gradients, more, strict=True)]
+            gradients = [
+                tf.cast(total, tf.float32) + tf.cast(gradient, tf.float32)
+                for total, gradient in zip(gradients, more, strict=True)
+            ]
             shares, ratio_error = shares + more_shares, tf.maximum(ratio_error, more_error)
         # The largest error has to survive a sum over replicas: each one fills its own slot.
         context = tf.distribute.get_replica_context()
@@ -251,10 +254,14 @@ class Learner:
 
     def _micro_gradients_eagerly(self, batch, weights, policy_coef):
         variables = [variable.value for variable in self.policy.trainable_variables]
-        with computing_in(self.policy, self.dtype), tf.GradientTape() as tape:
-            outputs = self.policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+        policy = self.policy
+        with computing_in(policy, self.dtype), compiling_activations(policy), casting_once(policy) as copies:
+            with tf.GradientTape() as tape:
+                tape.watch(list(copies.values()))
+                outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
         output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
-        return dense_gradients(tape, outputs, variables, output_gradients), statistics
+        copies = [copies.get(id(variable)) for variable in self.policy.trainable_variables]
+        return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
 
     def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):
         """Gradients of the loss with respect to logits and values, and the statistics.

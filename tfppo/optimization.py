@@ -15,6 +15,7 @@ class _FusedAdam:
     """
 
     _rate_scales = None
+    _gradient_scales = None
 
     def scale_learning_rate(self, variables, scale):
         """These variables learn at `scale` times the learning rate."""
@@ -23,9 +24,12 @@ class _FusedAdam:
     def update_step(self, gradient, variable, learning_rate):
         """One variable's step."""
         index = self._get_variable_index(variable)
+        if self._gradient_scales is not None:
+            with tf.control_dependencies(self._last_steps):
+                gradient = scaled(gradient, self._gradient_scales[index])
         step = tf.cast(self.iterations + 1, tf.float32)
         beta_2_power = tf.pow(self.beta_2, step)
-        tf.raw_ops.ResourceApplyAdam(
+        applied = tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
@@ -37,6 +41,19 @@ class _FusedAdam:
             epsilon=self._kernel_epsilon(beta_2_power),
             grad=gradient,
         )
+        self._last_steps = [applied] if applied is not None else []
+
+    def apply_scaled(self, gradients, scales):
+        """Applies gradients, of any float dtype, times scales (None: as they are), one variable after the other.
+
+        So of a gradient's float32 copy there is only one at a time, and it is still in the processor's cache when Adam
+        reads it. On one replica only.
+        """
+        self._gradient_scales, self._last_steps = scales, []
+        try:
+            self.apply(gradients)
+        finally:
+            self._gradient_scales = None
 
     def _kernel_epsilon(self, beta_2_power):
         """What the kernel adds to sqrt(v): it takes TensorFlow's form of Adam."""
@@ -73,31 +90,64 @@ def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, w
     return optimizer
 
 
-def clip_by_global_norm(gradients, max_norm, groups=None):
-    """Gradients scaled so that the common norm of each group is at most `max_norm` (0: as they are).
+def scaled(gradient, scale):
+    """A gradient in float32 times a scalar (None: as it is)."""
+    gradient = tf.cast(gradient, tf.float32)
+    return gradient if scale is None else gradient * scale
 
-    Args: groups: lists of indices of gradients; None: all are one group.
-    Returns: the gradients, and the norm of all of them before.
+
+def global_norm(gradients):
+    """The norm of all gradients together, in float32 whatever their dtype; one after the other, to copy few at a time."""
+    squares = []
+    for gradient in gradients:
+        with tf.control_dependencies(squares[-1:]):
+            squares.append(tf.nn.l2_loss(tf.cast(gradient, tf.float32)))
+    return tf.sqrt(2.0 * tf.add_n(squares))
+
+
+def clipping_scales(gradients, max_norm, groups=None):
+    """What to multiply gradients by, so that the common norm of each group is at most `max_norm`.
+
+    Args: max_norm: 0 leaves them as they are; groups: lists of indices of gradients; None: all are one group.
+    Returns: a scalar or None for each gradient, and the norm of all of them.
     """
-    norm = tf.linalg.global_norm(gradients)
-    if not max_norm:
-        return gradients, norm
-    clipped = list(gradients)
-    for group in groups or [range(len(gradients))]:
-        group_norm = tf.linalg.global_norm([gradients[i] for i in group])
-        scale = tf.minimum(1.0, max_norm / tf.maximum(group_norm, 1e-12))
-        for i in group:
-            clipped[i] = gradients[i] * scale
-    return clipped, norm
+    groups = groups or [list(range(len(gradients)))]
+    norms = [global_norm([gradients[i] for i in group]) for group in groups]
+    scales = [None] * len(gradients)
+    if max_norm:
+        for group, norm in zip(groups, norms, strict=True):
+            scale = tf.minimum(1.0, max_norm / tf.maximum(norm, 1e-12))
+            for i in group:
+                scales[i] = scale
+    return scales, tf.norm(tf.stack(norms))
 
 
-def dense_gradients(tape, target, variables, output_gradients=None):
-    """Gradients as plain tensors, zeros where a variable has no part in the target."""
-    gradients = tape.gradient(target, variables, output_gradients)
+def dense_gradients(tape, target, variables, output_gradients=None, copies=()):
+    """Gradients as plain tensors, zeros where a variable has no part in the target.
+
+    Args: copies: for each variable, a copy of it that stands for it in some uses, or None; a gradient of the copy alone
+        keeps the copy's dtype.
+    """
+    copies = list(copies) or [None] * len(variables)
+    held = [copy for copy in copies if copy is not None]
+    *gradients, of_copies = tape.gradient(target, [*variables, held], output_gradients)
+    of_copies = iter(of_copies)
     return [
-        tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-        for gradient, variable in zip(gradients, variables, strict=True)
+        _dense(variable, gradient, None if copy is None else next(of_copies))
+        for variable, gradient, copy in zip(variables, gradients, copies, strict=True)
     ]
+
+
+def _dense(variable, gradient, of_copy):
+    """The sum of a variable's gradient and its copy's, either of which may be missing."""
+    if of_copy is None:
+        return tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+    if gradient is None:
+        return of_copy
+    of_copy = tf.cast(of_copy, gradient.dtype)
+    if isinstance(gradient, tf.IndexedSlices):  # in place: the embedding's is the largest of all
+        return tf.tensor_scatter_nd_add(of_copy, gradient.indices[:, None], gradient.values)
+    return of_copy + gradient
 
 
 def gradients_of(loss_fn, variables):
@@ -124,18 +174,27 @@ def optimize(
 
     def reduced(*args):
         context = tf.distribute.get_replica_context()
-        gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, replica_gradients(*args))
-        gradients, norm = clip_by_global_norm(gradients, max_grad_norm, groups)
-        return gradients, statistics, norm
+        gradients, statistics = replica_gradients(*args)
+        if not alone:
+            gradients = [tf.cast(gradient, tf.float32) for gradient in gradients]
+        gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, (gradients, statistics))
+        scales, norm = clipping_scales(gradients, max_grad_norm, groups)
+        if not alone:
+            gradients, scales = [scaled(*pair) for pair in zip(gradients, scales, strict=True)], None
+        return gradients, scales, statistics, norm
 
-    gradients, statistics, norms = strategy.run(reduced, args)
+    alone = strategy.num_replicas_in_sync == 1
+    gradients, scales, statistics, norms = strategy.run(reduced, args)
     norm, *_ = strategy.experimental_local_results(norms)
     statistics = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], statistics)
     stopped = tf.convert_to_tensor(stop_when(statistics))
     taken = tf.math.is_finite(norm) & ~stopped
 
     def apply():
-        strategy.run(optimizer.apply, (gradients,))
+        if alone:
+            strategy.run(optimizer.apply_scaled, (gradients, scales))
+        else:
+            strategy.run(optimizer.apply, (gradients,))
         return tf.constant(0)
 
     tf.cond(taken, apply, lambda: tf.constant(0))

@@ -66,11 +66,11 @@ def inverse_cdf_sample(logits, uniforms):
     block = _first_above(block_ends, target)
     before = tf.where(block > 0, tf.gather(block_ends, tf.maximum(block - 1, 0), batch_dims=1), 0.0)
     inside = tf.gather(blocks, block, batch_dims=1)
-    token = block * _BLOCK + _first_above(tf.cumsum(inside, axis=-1), target - before[:, None])
-    token = tf.minimum(token, vocabulary_size - 1)
-    # Rounding of the sums can point at a neighbour of no probability at all (PAD, a filtered token): never take it.
-    possible = tf.gather(weights, token, batch_dims=1) > 0.0
-    return tf.where(possible, token, tf.argmax(logits, axis=-1, output_type=tf.int32))
+    place = _first_above(tf.cumsum(inside, axis=-1), target - before[:, None])
+    # Rounding of the sums can point at a neighbour of no probability at all (PAD, a filtered token): never take it. The
+    # block has others, as its end is above the end of the one before.
+    possible = tf.gather(inside, place, batch_dims=1) > 0.0
+    return block * _BLOCK + tf.where(possible, place, tf.argmax(inside, axis=-1, output_type=tf.int32))
 
 
 def _first_above(ends, target):

@@ -212,15 +212,15 @@ MUTATIONS = (
     Mutation(
         "gradient_not_clipped",
         "optimization.py",
-        "clipped[i] = gradients[i] * scale",
-        "clipped[i] = gradients[i]",
+        "scales[i] = scale",
+        "scales[i] = None",
         OPTIMIZER,
     ),
     Mutation(
         "gradient_clipped_after_it_is_applied",
         "optimization.py",
-        "gradients, norm = clip_by_global_norm(gradients, max_grad_norm, groups)",
-        "_, norm = clip_by_global_norm(gradients, max_grad_norm, groups)",
+        "strategy.run(optimizer.apply_scaled, (gradients, scales))",
+        "strategy.run(optimizer.apply, (gradients,))",
         UPDATE,
     ),
     # Initialisation

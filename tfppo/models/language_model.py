@@ -66,9 +66,13 @@ class LanguageModel(keras.Model):
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
 
+    def matrices(self):
+        """The variables that `cast_matrices` casts."""
+        return (self.trunk.token_embedding,)
+
     def cast_matrices(self):
         """The output embedding [V, D] in the compute dtype."""
-        return (tf.cast(self.trunk.token_embedding, self.compute_dtype),)
+        return tuple(tf.cast(variable, self.compute_dtype) for variable in self.matrices())
 
     def get_config(self):
         return {**super().get_config(), **self.trunk.sizes, "pad_id": self.pad_id}

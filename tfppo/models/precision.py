@@ -1,4 +1,4 @@
-"""The dtype that a model computes in, which may be another one in training than in sampling."""
+"""How a model computes: in which dtype, with which copies of its matrices, in which compiled pieces."""
 
 from contextlib import contextmanager
 
@@ -11,7 +11,7 @@ def computing_in(model, dtype):
 
     Both have to keep the weights in float32 (float32, mixed_bfloat16).
     """
-    layers = [model, *model._flatten_layers(include_self=False)]
+    layers = _layers_with(model, "dtype_policy")
     before = [layer.dtype_policy for layer in layers]
     policy = keras.DTypePolicy(dtype)
     try:
@@ -28,12 +28,33 @@ def casting_once(model):
     """Casts the matrices of a model to its compute dtype here, for all uses inside, such as the steps of a loop.
 
     XLA does that by itself; a plain graph would cast every matrix anew at every step.
+    Yields: {id(variable): its copy}, from which gradients can be had in the compute dtype.
     """
-    layers = [layer for layer in [model, *model._flatten_layers(include_self=False)] if hasattr(layer, "cast_matrices")]
+    layers = _layers_with(model, "held_matrices")
+    copies = {}
     try:
         for layer in layers:
             layer.held_matrices = layer.cast_matrices()
-        yield
+            copies.update({id(v): copy for v, copy in zip(layer.matrices(), layer.held_matrices, strict=True)})
+        yield copies
     finally:
         for layer in layers:
             layer.held_matrices = None
+
+
+@contextmanager
+def compiling_activations(model):
+    """XLA compiles each activation of what a model traces inside, where the graph around it is a plain one."""
+    layers = _layers_with(model, "compiled_activation")
+    try:
+        for layer in layers:
+            layer.compiled_activation = True
+        yield
+    finally:
+        for layer in layers:
+            layer.compiled_activation = False
+
+
+def _layers_with(model, attribute):
+    layers = [model, *model._flatten_layers(include_self=False)]
+    return [layer for layer in layers if hasattr(layer, attribute)]

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfppo.errors import UserError
+from tfppo.ops.activations import gelu
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.shapes import size_of
 from tfppo.ops.slots import write_slot
@@ -104,9 +105,13 @@ class Projection(keras.layers.Layer):
         self.held_matrices = None  # see tfppo/models/precision.py: casting_once
         self.built = True
 
+    def matrices(self):
+        """The variables that `cast_matrices` casts."""
+        return self.kernel, self.bias
+
     def cast_matrices(self):
         """Kernel and bias in the compute dtype."""
-        return tf.cast(self.kernel, self.compute_dtype), tf.cast(self.bias, self.compute_dtype)
+        return tuple(tf.cast(variable, self.compute_dtype) for variable in self.matrices())
 
     def call(self, x):
         kernel, bias = self.held_matrices or self.cast_matrices()
@@ -128,6 +133,7 @@ class TransformerBlock(keras.layers.Layer):
         self.hidden_dim, self.num_heads, self.intermediate_dim = hidden_dim, num_heads, intermediate_dim
         self.dropout, self.residual_stddev = dropout, residual_stddev
         self.head_dim = hidden_dim // num_heads
+        self.compiled_activation = False  # see tfppo/models/precision.py: compiling_activations
         policy = self.dtype_policy
         self.attention_norm = LayerNorm(hidden_dim, dtype=policy, name="attention_norm")
         self.qkv = Projection(hidden_dim, 3 * hidden_dim, dtype=policy, name="qkv")
@@ -173,7 +179,7 @@ class TransformerBlock(keras.layers.Layer):
     def _residuals(self, x, context, dropout_seed):
         context = tf.reshape(context, tf.shape(x))
         x += _dropout(self.attention_out(context), self.dropout, _fold(dropout_seed, 0))
-        hidden = tf.nn.gelu(self.mlp_in(self.mlp_norm(x)), approximate=True)
+        hidden = gelu(self.mlp_in(self.mlp_norm(x)), compiled=self.compiled_activation)
         return x + _dropout(self.mlp_out(hidden), self.dropout, _fold(dropout_seed, 1))
 
     def get_config(self):
