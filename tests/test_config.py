@@ -286,6 +286,7 @@ BAD = [
         "0.0",
         "it must be above 0",
     ),
+    ({"ppo__embedding_learning_rate": -1e-3}, "ppo.embedding_learning_rate", "-0.001", "use 0 to keep"),
     ({"ppo__critic_init": "runs/rm"}, "ppo.critic_init", "'runs/rm'", "use policy or ppo.critic=separate"),
     ({"ppo__adam_epsilon": 0.0}, "ppo.adam_epsilon", "0.0", "above 0"),
     ({"ppo__gamma": 1.1}, "ppo.gamma", "1.1", "between 0 and 1"),

@@ -733,3 +733,23 @@ def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
         gradient = gradient * 0.05 / norms[own]
         step = rates["critic_learning_rate" if own else "learning_rate"] * gradient / (np.abs(gradient) + 10.0)
         np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)
+
+
+@pytest.mark.parametrize("rate", [20.0, 0.0])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_embeddings_learn_at_a_rate_of_their_own(critic, rate):
+    """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
+    settings = dict(ppo_epochs=1, num_minibatches=1, optimizer="adamw", adam_epsilon=10.0, max_grad_norm=0.0)
+    learner = make_learner(critic, **settings, learning_rate=10.0, embedding_learning_rate=rate)
+    policy, rollout = learner.policy, make_rollout()
+    policy.set_weights(learner.start)
+    _, gradients = naive_gradients(
+        policy, targets_of(rollout, *naive_targets(rollout, learner.config, 0.1)), learner.config
+    )
+    start = [variable.numpy() for variable in policy.trainable_variables]
+    run(learner, rollout)
+    trunk = policy.language_model.trunk
+    for variable, before, gradient in zip(policy.trainable_variables, start, gradients, strict=True):
+        is_embedding = variable is trunk.token_embedding or variable is trunk.position_embedding
+        step = (rate if is_embedding else 10.0) * gradient / (np.abs(gradient) + 10.0)
+        np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)

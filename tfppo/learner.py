@@ -143,6 +143,9 @@ class Learner:
                 epsilon=config.adam_epsilon,
                 weight_decay=config.weight_decay,
             )
+        if config.embedding_learning_rate is not None:
+            embeddings = policy.language_model.trunk.embeddings()
+            self.optimizer.scale_learning_rate(embeddings, config.embedding_learning_rate / config.learning_rate)
         self._groups = [list(range(len(policy.trainable_variables)))]
         if config.critic_learning_rate is not None:
             critic = policy.critic_variables()
@@ -253,14 +256,18 @@ class Learner:
         return gradients, (shares, ratio_error * slot)
 
     def _micro_gradients_eagerly(self, batch, weights, policy_coef):
-        variables = [variable.value for variable in self.policy.trainable_variables]
         policy = self.policy
-        with computing_in(policy, self.dtype), compiling_activations(policy), casting_once(policy) as copies:
-            with tf.GradientTape() as tape:
-                tape.watch(list(copies.values()))
-                outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+        variables = [variable.value for variable in policy.trainable_variables]
+        with (
+            computing_in(policy, self.dtype),
+            compiling_activations(policy),
+            casting_once(policy) as copies,
+            tf.GradientTape() as tape,
+        ):
+            tape.watch(list(copies.values()))
+            outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
         output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
-        copies = [copies.get(id(variable)) for variable in self.policy.trainable_variables]
+        copies = [copies.get(id(variable)) for variable in policy.trainable_variables]
         return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
 
     def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):

@@ -19,7 +19,8 @@ class _FusedAdam:
 
     def scale_learning_rate(self, variables, scale):
         """These variables learn at `scale` times the learning rate."""
-        self._rate_scales = {self._get_variable_index(variable): scale for variable in variables}
+        mine = {self._get_variable_index(variable): scale for variable in variables}
+        self._rate_scales = {**(self._rate_scales or {}), **mine}
 
     def update_step(self, gradient, variable, learning_rate):
         """One variable's step."""
@@ -97,10 +98,10 @@ def scaled(gradient, scale):
 
 
 def global_norm(gradients):
-    """The norm of all gradients together, in float32 whatever their dtype; one after the other, to copy few at a time."""
+    """The norm of all gradients together, in float32 whatever their dtype."""
     squares = []
     for gradient in gradients:
-        with tf.control_dependencies(squares[-1:]):
+        with tf.control_dependencies(squares[-1:]):  # one after the other: few float32 copies at a time
             squares.append(tf.nn.l2_loss(tf.cast(gradient, tf.float32)))
     return tf.sqrt(2.0 * tf.add_n(squares))
 

@@ -1,5 +1,6 @@
 """From prompts to a Rollout: sample (or take what the data says), score, and look the reference up."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -145,9 +146,10 @@ class RolloutCollector:
         return batch, scores, means, samples.stopped if found is None else tf.constant(found)
 
     def _score(self, prompts, samples):
-        # The reference is dispatched first: on an accelerator it runs while Python scores.
-        ref_logprobs = self.ref_logprobs(*prompts, samples.response_ids, samples.response_mask)
-        batch, scores, means, stopped = self.score(prompts, samples)
+        with ThreadPoolExecutor(max_workers=1) as worker:  # the reference computes while Python scores
+            reference = worker.submit(self.ref_logprobs, *prompts, samples.response_ids, samples.response_mask)
+            batch, scores, means, stopped = self.score(prompts, samples)
+            ref_logprobs = reference.result()
         shaped = self.shaper(scores, stopped.numpy(), batch.lengths)
         rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(shaped), stopped)
         return Collected(rollout, batch.texts, batch.responses, scores.reshape(len(scores), -1).sum(axis=1), means)

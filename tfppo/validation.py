@@ -189,6 +189,12 @@ def _validate_combinations(ppo):
         "it must be above 0, and only a critic of its own (ppo.critic=separate) can have one",
     )
     require(
+        ppo.embedding_learning_rate is None or ppo.embedding_learning_rate >= 0,
+        "ppo.embedding_learning_rate",
+        ppo.embedding_learning_rate,
+        "it must not be negative; use 0 to keep the embeddings as they are, or None for ppo.learning_rate",
+    )
+    require(
         ppo.critic_warmup_iterations == 0 or ppo.weight_decay == 0,
         "ppo.weight_decay",
         ppo.weight_decay,

@@ -239,6 +239,10 @@ class Transformer(keras.layers.Layer):
         self.final_norm = LayerNorm(hidden_dim, dtype=self.dtype_policy, name="final_norm")
         self.built = True
 
+    def embeddings(self):
+        """The variables of the embeddings; the first is the language model's output matrix too."""
+        return [self.token_embedding, self.position_embedding]
+
     def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None):
         """Hidden states [B, T, D] of all positions.
 
