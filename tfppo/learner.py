@@ -1,12 +1,14 @@
 """The PPO update: epochs of shuffled minibatches over one rollout, in one compiled call."""
 
 import math
+from contextlib import nullcontext
+from functools import partial
 
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replica
-from tfppo.models.precision import casting_once, compiling_activations, computing_in
+from tfppo.models.precision import casting_once, compiling_activations, computing_in, recomputing_blocks
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.logprobs import entropy, token_logprobs
 from tfppo.ops.losses import (
@@ -157,6 +159,9 @@ class Learner:
         self.lengths_vary = lengths_vary
         self.dtype = dtype or policy.dtype_policy.name
         jit_compile = resolve_jit_compile(config.jit_compile, self.dtype)
+        self._checkpointing = nullcontext
+        if config.gradient_checkpointing:
+            self._checkpointing = partial(recomputing_blocks, policy, compiled=jit_compile)
         self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=jit_compile)
         self._output_gradients = tf.function(self._output_gradients_eagerly, jit_compile=True)
         self.update = tf.function(self._update)
@@ -257,18 +262,20 @@ class Learner:
 
     def _micro_gradients_eagerly(self, batch, weights, policy_coef):
         policy = self.policy
-        variables = [variable.value for variable in policy.trainable_variables]
         with (
             computing_in(policy, self.dtype),
             compiling_activations(policy),
+            self._checkpointing(),
             casting_once(policy) as copies,
-            tf.GradientTape() as tape,
         ):
-            tape.watch(list(copies.values()))
-            outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
-        output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
-        copies = [copies.get(id(variable)) for variable in policy.trainable_variables]
-        return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
+            variables = policy.trainable_variables
+            copies = [copies.get(id(variable)) for variable in variables]
+            with tf.GradientTape() as tape:
+                tape.watch([copy for copy in copies if copy is not None])
+                outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+            output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
+            variables = [variable.value for variable in variables]
+            return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
 
     def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):
         """Gradients of the loss with respect to logits and values, and the statistics.

@@ -36,6 +36,7 @@ COMPILE_SAMPLING = flags.DEFINE_enum(
     "compile_sampling", "auto", list(MODES), "Compile sampling and reference with XLA."
 )
 COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", list(MODES), "Compile the update with XLA.")
+CHECKPOINTING = flags.DEFINE_bool("gradient_checkpointing", False, "Keep only each block's input for the gradient.")
 REPLICAS = flags.DEFINE_integer("replicas", 1, "Replicas of MirroredStrategy; -1: no strategy at all.")
 RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each phase, after one that compiles; the median counts.")
 OUTPUT = flags.DEFINE_string("output", None, "File that the JSON line is appended to.")
@@ -57,6 +58,7 @@ def make_config():
         dtype=DTYPE.value,
         update_dtype=UPDATE_DTYPE.value,
         jit_compile=MODES[COMPILE_UPDATE.value],
+        gradient_checkpointing=CHECKPOINTING.value,
         learning_rate=1e-6,  # the model stays what it is, and with it the lengths of its responses
     )
     config = Config(
@@ -124,6 +126,7 @@ FLAGS_OF_A_RUN = (
     UPDATE_DTYPE,
     COMPILE_SAMPLING,
     COMPILE_UPDATE,
+    CHECKPOINTING,
     REPLICAS,
 )
 

@@ -1,8 +1,11 @@
 """How a model computes: in which dtype, with which copies of its matrices, in which compiled pieces."""
 
 from contextlib import contextmanager
+from functools import partial
 
 import keras
+
+from tfppo.models.recomputing import recomputed
 
 
 @contextmanager
@@ -53,6 +56,22 @@ def compiling_activations(model):
     finally:
         for layer in layers:
             layer.compiled_activation = False
+
+
+@contextmanager
+def recomputing_blocks(model, *, compiled):
+    """Of what a model traces inside, each block keeps only its input for the gradient.
+
+    Args: compiled: whether XLA compiles the graph.
+    """
+    layers = _layers_with(model, "recompute")
+    try:
+        for layer in layers:
+            layer.recompute = partial(recomputed, compiled=compiled)
+        yield
+    finally:
+        for layer in layers:
+            layer.recompute = None
 
 
 def _layers_with(model, attribute):

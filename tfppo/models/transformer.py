@@ -134,6 +134,7 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout, self.residual_stddev = dropout, residual_stddev
         self.head_dim = hidden_dim // num_heads
         self.compiled_activation = False  # see tfppo/models/precision.py: compiling_activations
+        self.recompute = None  # see tfppo/models/precision.py: recomputing_blocks
         policy = self.dtype_policy
         self.attention_norm = LayerNorm(hidden_dim, dtype=policy, name="attention_norm")
         self.qkv = Projection(hidden_dim, 3 * hidden_dim, dtype=policy, name="qkv")
@@ -147,7 +148,22 @@ class TransformerBlock(keras.layers.Layer):
 
     def call(self, x, attention_mask, dropout_seed=None):
         """x [B, T, D], attention_mask bool [B, 1, T, T] -> [B, T, D]."""
-        return self.with_cache(x, attention_mask, dropout_seed)[0]
+        if self.recompute is None:
+            return self.with_cache(x, attention_mask, dropout_seed)[0]
+        projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
+        held = [projection.held_matrices for projection in projections]
+        matrices = [pair or projection.cast_matrices() for pair, projection in zip(held, projections, strict=True)]
+
+        def block_of(x, matrices):
+            for projection, pair in zip(projections, matrices, strict=True):
+                projection.held_matrices = pair
+            try:
+                return self.with_cache(x, attention_mask, dropout_seed)[0]
+            finally:
+                for projection, pair in zip(projections, held, strict=True):
+                    projection.held_matrices = pair
+
+        return self.recompute(block_of, x, matrices)
 
     def with_cache(self, x, attention_mask, dropout_seed=None):
         """As `call`, and the keys and values [B, T, H, D/H] that it computed."""

@@ -1,0 +1,34 @@
+"""Gradient checkpointing: memory for time (Chen et al. 2016)."""
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+
+
+def recomputed(fn, *args, compiled):
+    """fn(*args), of which only the arguments are kept until the gradient; there the rest is computed a second time.
+
+    Args: fn: of nests of tensors, to a tensor; it may read variables, and gives the same for the same arguments;
+        compiled: whether XLA compiles the graph. Returns: fn(*args).
+    """
+
+    @tf.custom_gradient
+    def forward(*tensors):
+        def backward(upstream, variables=()):
+            again = _not_before(upstream, tensors, compiled)
+            with tf.GradientTape() as tape:
+                tape.watch(again)
+                result = fn(*tf.nest.pack_sequence_as(args, again))
+            gradients = tape.gradient(result, [*again, *variables], upstream)
+            return gradients[: len(again)], gradients[len(again) :]
+
+        return fn(*tf.nest.pack_sequence_as(args, tensors)), backward
+
+    return forward(*tf.nest.flatten(args))
+
+
+def _not_before(upstream, tensors, compiled):
+    """The tensors, but not before `upstream` is there: else the second computation would be merged with the first."""
+    if compiled:
+        return list(xla.optimization_barrier(upstream, *tensors)[1:])
+    with tf.control_dependencies([upstream]):
+        return [tf.identity(tensor) for tensor in tensors]
