@@ -14,7 +14,7 @@ from tfppo.learner import Learner
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.rewards.scoring import TextReward
-from tfppo.rollout import RolloutCollector, first_stop_mask
+from tfppo.rollout import RolloutCollector, by_length, first_stop_mask
 from tfppo.seeds import seed_for
 from tfppo.targets import prepare_targets
 from tfppo.text.tokenizer import Tokenizer
@@ -218,3 +218,32 @@ def test_a_replay_has_the_actions_of_the_data(placement):
         statistics = learner.update(rollout, seed_for(0, "shuffle"), tf.constant(KL_COEF), tf.constant(1.0))
         models()[0].set_weights(before)
         assert statistics["policy/first_ratio_error"] < 1e-4 and statistics["value/clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+def test_rows_of_like_length_are_computed_together_and_come_back_in_order(num_parts):
+    lengths = np.array([1, 7, 3, 0, 7, 2])
+    mask = (np.arange(7) < lengths[:, None]).astype(np.float32)
+    ids = np.arange(42, dtype=np.int32).reshape(6, 7)
+    seen = []
+
+    def fn(offsets, response_ids, response_mask):
+        seen.append(tuple(response_ids.shape))
+        return (offsets[:, None] + tf.cast(response_ids, tf.float32)) * response_mask
+
+    offsets = tf.constant([100.0, 200.0, 300.0, 400.0, 500.0, 600.0])
+    found = by_length(fn, [offsets], responses=(tf.constant(ids), tf.constant(mask)), num_parts=num_parts, buckets=4)
+    np.testing.assert_array_equal(found, (offsets.numpy()[:, None] + ids) * mask)
+    # Lengths in order: 0 and 1, 2 and 3, 7 and 7; cut to multiples of 2, but to no more than 7.
+    assert seen == {1: [(6, 7)], 2: [(3, 2), (3, 7)], 3: [(2, 2), (2, 4), (2, 7)]}[num_parts]
+
+
+def test_a_reference_by_length_is_the_same():
+    reward = RewardConfig()
+    collector = make_collector(reward, stop_at_eos=True)
+    collected = collector.collect(prompts(), seed_for(3, "sample")).rollout
+    whole = collector.ref_logprobs(
+        collected.prompt_ids, collected.prompt_mask, collected.response_ids, collected.response_mask
+    )
+    assert len(set(collected.response_mask.numpy().sum(axis=1))) > 1
+    np.testing.assert_allclose(collected.ref_logprobs, whole, rtol=1e-5, atol=1e-6)

@@ -149,7 +149,7 @@ class Benchmark:
         samples = self.sample()
         response = samples.response_ids, samples.response_mask
         timings["reward"] = timed(lambda: self.collector.score(prompts, samples), runs)
-        timings["reference"] = timed(lambda: self.collector.ref_logprobs(*prompts, *response).numpy(), runs)
+        timings["reference"] = timed(lambda: self.collector.reference_of(prompts, *response).numpy(), runs)
         rollout = self.collect()
         timings["advantages"] = timed(lambda: self._advantages(rollout).advantages.numpy(), runs)
         timings["update"] = timed(lambda: self.update(rollout), runs)

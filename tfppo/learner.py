@@ -34,7 +34,7 @@ STEP_STATISTICS = (
     "policy/ratio",
     "value/clip_fraction",
 )
-_LENGTH_PARTS = 4  # that a minibatch of varying lengths is cut in
+_LENGTH_PARTS = 2  # that a minibatch of varying lengths is cut in
 _LENGTH_BUCKETS = 8  # lengths that parts are cut to: each one is compiled when it first comes up
 APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 

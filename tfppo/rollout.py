@@ -1,5 +1,6 @@
 """From prompts to a Rollout: sample (or take what the data says), score, and look the reference up."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from tfppo.rewards.scoring import Batch, total_scores
 from tfppo.rewards.shaping import ScoreShaper
 from tfppo.sampling import draw_uniforms, sample
 from tfppo.types import Prompts, Rollout, Samples
+
+_LENGTH_PARTS = 2  # that a batch of responses of varying lengths is cut in
+_LENGTH_BUCKETS = 4  # lengths that parts are cut to: each one is compiled when it first comes up
 
 
 class Collected(NamedTuple):
@@ -78,6 +82,28 @@ def scored_part(response_ids, response_mask, reward: RewardConfig, stop_id):
     return first_stop_mask(response_ids, response_mask, stop_id, reward.truncate_after)
 
 
+def by_length(fn, rows, *, responses, num_parts, buckets):
+    """fn over rows with responses of varying lengths, in parts of like length, so that few pads are computed.
+
+    Args:
+        fn: (*rows, response_ids, response_mask) -> [b, r], each row by itself.
+        rows: tensors [B, ...]; responses: ids and mask, [B, R]; num_parts: divides B.
+        buckets: how many different lengths responses are cut to.
+    Returns: [B, R], with 0 where nothing was computed.
+    """
+    response_mask = responses[1]
+    size, longest = response_mask.shape
+    lengths = np.maximum((np.asarray(response_mask) > 0) @ np.ones(longest, int), 1)
+    order = np.argsort(lengths, kind="stable")
+    step = -(-longest // buckets)
+    parts = []
+    for mine in np.split(order, num_parts):
+        length = min(-(-lengths[mine].max() // step) * step, longest)
+        cut = [tf.gather(tensor, mine)[:, :length] for tensor in responses]
+        parts.append(tf.pad(fn(*(tf.gather(tensor, mine) for tensor in rows), *cut), [[0, 0], [0, longest - length]]))
+    return tf.gather(tf.concat(parts, axis=0), np.argsort(order, kind="stable"))
+
+
 class RolloutCollector:
     """Collects rollouts of a policy.
 
@@ -90,6 +116,7 @@ class RolloutCollector:
         self, policy, ref_model, sampling: SamplingConfig, reward: RewardConfig, *, tokenizer, rewards, strategy
     ):
         self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
+        self._lengths_vary, self._num_replicas = sampling.stop_at_eos, strategy.num_replicas_in_sync
         self.shaper = ScoreShaper(reward)
         self.sampler = Sampler(
             policy,
@@ -135,6 +162,19 @@ class RolloutCollector:
         last = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
         return self._score(prompts, Samples(response_ids, response_mask, logprobs, values, last))
 
+    def reference_of(self, prompts, response_ids, response_mask):
+        """Log-probabilities [B, R] of responses under the reference; where lengths vary, in parts of like length."""
+        if not self._lengths_vary:
+            return self.ref_logprobs(*prompts, response_ids, response_mask)
+        share = response_ids.shape[0] // self._num_replicas
+        return by_length(
+            self.ref_logprobs,
+            prompts,
+            responses=(response_ids, response_mask),
+            num_parts=math.gcd(share, _LENGTH_PARTS),
+            buckets=_LENGTH_BUCKETS,
+        )
+
     def score(self, prompts, samples):
         """What the reward functions say of samples: Batch, scores, mean of each function, which responses stopped."""
         ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
@@ -147,7 +187,7 @@ class RolloutCollector:
 
     def _score(self, prompts, samples):
         with ThreadPoolExecutor(max_workers=1) as worker:  # the reference computes while Python scores
-            reference = worker.submit(self.ref_logprobs, *prompts, samples.response_ids, samples.response_mask)
+            reference = worker.submit(self.reference_of, prompts, samples.response_ids, samples.response_mask)
             batch, scores, means, stopped = self.score(prompts, samples)
             ref_logprobs = reference.result()
         shaped = self.shaper(scores, stopped.numpy(), batch.lengths)
