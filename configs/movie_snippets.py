@@ -23,8 +23,9 @@ def get_config():
         ),
         lm=LmConfig(num_steps=700, batch_size=32, learning_rate=3e-3, warmup_steps=50, eval_every=100),
         # The score of a text comes at its end, and a young critic foresees little of it: lambda 1 trusts the score, and
-        # a trunk of its own lets the critic learn faster than the policy may move. Embeddings that learn four times as fast
-        # as the rest reach a reward at a smaller distance from the language model (docs/algorithm.md, What they learn).
+        # a trunk of its own lets the critic learn faster than the policy may move. Embeddings that learn four times as
+        # fast as the rest reach a reward at a smaller distance from the language model (docs/algorithm.md, What they
+        # learn).
         ppo=PpoConfig(
             total_episodes=4096,
             rollout_batch_size=64,

@@ -136,3 +136,14 @@ def test_a_copy_shares_the_gradient_of_its_variable():
     assert [gradient.dtype.name for gradient in gradients] == ["float32", "bfloat16", "float32"]
     for gradient, expected in zip(gradients, ([[2.0], [4.0], [3.0]], [[6.0]], [0.0]), strict=True):
         np.testing.assert_array_equal(tf.cast(gradient, tf.float32), expected)
+
+
+def test_weights_decay_at_their_own_rates():
+    """PyTorch's AdamW with parameter groups: w (1 - rate decay), then the step; gradients of 0 make none."""
+    slow, fast, still = (tf.Variable([[2.0]]) for _ in range(3))
+    optimizer = make("adamw", [slow, fast, still], weight_decay=0.1)
+    optimizer.scale_learning_rate([fast], 3.0)
+    optimizer.scale_learning_rate([still], 0.0)
+    optimizer.apply([tf.zeros([1, 1])] * 3)
+    expected = [2.0 * (1 - RATE * 0.1), 2.0 * (1 - 3 * RATE * 0.1), 2.0]
+    np.testing.assert_allclose([variable.numpy().item() for variable in (slow, fast, still)], expected, rtol=1e-6)

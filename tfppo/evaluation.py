@@ -126,7 +126,7 @@ def format_samples(before: Evaluation, after: Evaluation, *, rows: int) -> str:
     """The same prompts continued before and after, as a Markdown table of the first rows."""
 
     def cell(text):
-        return text.replace("|", "/").replace("\n", " ").strip()
+        return " ".join(text.replace("|", "/").splitlines()).strip()  # Unicode has line breaks besides \n
 
     lines = ["| prompt | before PPO | score | after PPO | score |", "|---|---|---:|---|---:|"]
     for i in range(min(rows, len(before.prompts))):

@@ -8,6 +8,16 @@ import keras
 import tensorflow as tf
 
 
+class _OneByOne:
+    """Steps of one variable after the other: the scales of all gradients, and the last step, which the next waits for.
+
+    Not a list, which Keras would take for a part of the optimizer's state.
+    """
+
+    def __init__(self, scales):
+        self.scales, self.last = scales, ()
+
+
 class _FusedAdam:
     """Adam's step as one pass over a variable and its moments, of gradients that are summed over replicas already.
 
@@ -15,19 +25,23 @@ class _FusedAdam:
     """
 
     _rate_scales = None
-    _gradient_scales = None
+    _one_by_one = None
 
     def scale_learning_rate(self, variables, scale):
-        """These variables learn at `scale` times the learning rate."""
+        """These variables learn, and decay, at `scale` times the learning rate."""
         mine = {self._get_variable_index(variable): scale for variable in variables}
         self._rate_scales = {**(self._rate_scales or {}), **mine}
 
     def update_step(self, gradient, variable, learning_rate):
         """One variable's step."""
         index = self._get_variable_index(variable)
-        if self._gradient_scales is not None:
-            with tf.control_dependencies(self._last_steps):
-                gradient = scaled(gradient, self._gradient_scales[index])
+        turn = self._one_by_one
+        if turn is not None:
+            with tf.control_dependencies(turn.last):
+                gradient = scaled(gradient, turn.scales[index])
+        learning_rate = tf.cast(learning_rate, tf.float32) * (self._rate_scales or {}).get(index, 1.0)
+        if self.weight_decay is not None and self._use_weight_decay(variable):
+            variable.assign_sub(variable * self.weight_decay * learning_rate)
         step = tf.cast(self.iterations + 1, tf.float32)
         beta_2_power = tf.pow(self.beta_2, step)
         applied = tf.raw_ops.ResourceApplyAdam(
@@ -36,13 +50,14 @@ class _FusedAdam:
             v=self._velocities[index].value.handle,
             beta1_power=tf.pow(self.beta_1, step),
             beta2_power=beta_2_power,
-            lr=tf.cast(learning_rate, tf.float32) * (self._rate_scales or {}).get(index, 1.0),
+            lr=learning_rate,
             beta1=self.beta_1,
             beta2=self.beta_2,
             epsilon=self._kernel_epsilon(beta_2_power),
             grad=gradient,
         )
-        self._last_steps = [applied] if applied is not None else []
+        if turn is not None and not tf.executing_eagerly():
+            turn.last = (applied,)
 
     def apply_scaled(self, gradients, scales):
         """Applies gradients, of any float dtype, times scales (None: as they are), one variable after the other.
@@ -50,11 +65,14 @@ class _FusedAdam:
         So of a gradient's float32 copy there is only one at a time, and it is still in the processor's cache when Adam
         reads it. On one replica only.
         """
-        self._gradient_scales, self._last_steps = scales, []
+        self._one_by_one = _OneByOne(scales)
         try:
             self.apply(gradients)
         finally:
-            self._gradient_scales = None
+            self._one_by_one = None
+
+    def _apply_weight_decay(self, variables):
+        """Nothing: `update_step` does it, at each variable's own rate."""
 
     def _kernel_epsilon(self, beta_2_power):
         """What the kernel adds to sqrt(v): it takes TensorFlow's form of Adam."""
@@ -173,6 +191,8 @@ def optimize(
         `stop_when` said.
     """
 
+    alone = strategy.num_replicas_in_sync == 1
+
     def reduced(*args):
         context = tf.distribute.get_replica_context()
         gradients, statistics = replica_gradients(*args)
@@ -184,7 +204,6 @@ def optimize(
             gradients, scales = [scaled(*pair) for pair in zip(gradients, scales, strict=True)], None
         return gradients, scales, statistics, norm
 
-    alone = strategy.num_replicas_in_sync == 1
     gradients, scales, statistics, norms = strategy.run(reduced, args)
     norm, *_ = strategy.experimental_local_results(norms)
     statistics = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], statistics)

@@ -87,13 +87,13 @@ def by_length(fn, rows, *, responses, num_parts, buckets):
 
     Args:
         fn: (*rows, response_ids, response_mask) -> [b, r], each row by itself.
-        rows: tensors [B, ...]; responses: ids and mask, [B, R]; num_parts: divides B.
+        rows: tensors [B, ...]; responses: ids and mask, [B, R], the mask 1 up to a length; num_parts: divides B.
         buckets: how many different lengths responses are cut to.
     Returns: [B, R], with 0 where nothing was computed.
     """
     response_mask = responses[1]
-    size, longest = response_mask.shape
-    lengths = np.maximum((np.asarray(response_mask) > 0) @ np.ones(longest, int), 1)
+    longest = response_mask.shape[1]
+    lengths = np.maximum((np.asarray(response_mask) > 0).sum(axis=1), 1)
     order = np.argsort(lengths, kind="stable")
     step = -(-longest // buckets)
     parts = []

@@ -61,16 +61,19 @@ def inverse_cdf_sample(logits, uniforms):
     room = -vocabulary_size % _BLOCK
     weights = tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
     blocks = tf.reshape(tf.pad(weights, [[0, 0], [0, room]]), [-1, (vocabulary_size + room) // _BLOCK, _BLOCK])
-    block_ends = tf.cumsum(tf.reduce_sum(blocks, axis=-1), axis=-1)
+    sums = tf.reduce_sum(blocks, axis=-1)
+    block_ends = tf.cumsum(sums, axis=-1)
     target = uniforms[:, None] * block_ends[:, -1:]
     block = _first_above(block_ends, target)
     before = tf.where(block > 0, tf.gather(block_ends, tf.maximum(block - 1, 0), batch_dims=1), 0.0)
     inside = tf.gather(blocks, block, batch_dims=1)
     place = _first_above(tf.cumsum(inside, axis=-1), target - before[:, None])
-    # Rounding of the sums can point at a neighbour of no probability at all (PAD, a filtered token): never take it. The
-    # block has others, as its end is above the end of the one before.
+    # Rounding of the sums can point at a neighbour of no probability at all (PAD, a filtered token): never take it, but
+    # the likeliest token of the likeliest block.
     possible = tf.gather(inside, place, batch_dims=1) > 0.0
-    return block * _BLOCK + tf.where(possible, place, tf.argmax(inside, axis=-1, output_type=tf.int32))
+    likeliest = tf.argmax(sums, axis=-1, output_type=tf.int32)
+    instead = tf.argmax(tf.gather(blocks, likeliest, batch_dims=1), axis=-1, output_type=tf.int32)
+    return tf.where(possible, block * _BLOCK + place, likeliest * _BLOCK + instead)
 
 
 def _first_above(ends, target):

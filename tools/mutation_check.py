@@ -217,7 +217,7 @@ MUTATIONS = (
         OPTIMIZER,
     ),
     Mutation(
-        "gradient_clipped_after_it_is_applied",
+        "clipping_left_out_on_one_replica",
         "optimization.py",
         "strategy.run(optimizer.apply_scaled, (gradients, scales))",
         "strategy.run(optimizer.apply, (gradients,))",

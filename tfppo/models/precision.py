@@ -14,16 +14,8 @@ def computing_in(model, dtype):
 
     Both have to keep the weights in float32 (float32, mixed_bfloat16).
     """
-    layers = _layers_with(model, "dtype_policy")
-    before = [layer.dtype_policy for layer in layers]
-    policy = keras.DTypePolicy(dtype)
-    try:
-        for layer in layers:
-            layer.dtype_policy = policy
+    with _setting(model, "dtype_policy", keras.DTypePolicy(dtype)):
         yield
-    finally:
-        for layer, own in zip(layers, before, strict=True):
-            layer.dtype_policy = own
 
 
 @contextmanager
@@ -48,14 +40,8 @@ def casting_once(model):
 @contextmanager
 def compiling_activations(model):
     """XLA compiles each activation of what a model traces inside, where the graph around it is a plain one."""
-    layers = _layers_with(model, "compiled_activation")
-    try:
-        for layer in layers:
-            layer.compiled_activation = True
+    with _setting(model, "compiled_activation", True):
         yield
-    finally:
-        for layer in layers:
-            layer.compiled_activation = False
 
 
 @contextmanager
@@ -64,14 +50,22 @@ def recomputing_blocks(model, *, compiled):
 
     Args: compiled: whether XLA compiles the graph.
     """
-    layers = _layers_with(model, "recompute")
+    with _setting(model, "recompute", partial(recomputed, compiled=compiled)):
+        yield
+
+
+@contextmanager
+def _setting(model, attribute, value):
+    """The layers that have an attribute have this value of it inside."""
+    layers = _layers_with(model, attribute)
+    before = [getattr(layer, attribute) for layer in layers]
     try:
         for layer in layers:
-            layer.recompute = partial(recomputed, compiled=compiled)
+            setattr(layer, attribute, value)
         yield
     finally:
-        for layer in layers:
-            layer.recompute = None
+        for layer, own in zip(layers, before, strict=True):
+            setattr(layer, attribute, own)
 
 
 def _layers_with(model, attribute):

@@ -7,8 +7,9 @@ from tensorflow.compiler.tf2xla.python import xla
 def recomputed(fn, *args, compiled):
     """fn(*args), of which only the arguments are kept until the gradient; there the rest is computed a second time.
 
-    Args: fn: of nests of tensors, to a tensor; it may read variables, and gives the same for the same arguments;
-        compiled: whether XLA compiles the graph. Returns: fn(*args).
+    Args: fn: of nests of tensors, to a tensor; it may read variables, and gives the same for the same arguments. A
+        tensor that it captures has no gradient. compiled: whether XLA compiles the graph.
+    Returns: fn(*args).
     """
 
     @tf.custom_gradient

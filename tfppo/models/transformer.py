@@ -151,10 +151,10 @@ class TransformerBlock(keras.layers.Layer):
         if self.recompute is None:
             return self.with_cache(x, attention_mask, dropout_seed)[0]
         projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
-        held = [projection.held_matrices for projection in projections]
-        matrices = [pair or projection.cast_matrices() for pair, projection in zip(held, projections, strict=True)]
+        matrices = [projection.held_matrices or projection.cast_matrices() for projection in projections]
 
-        def block_of(x, matrices):
+        def block_of(x, matrices):  # as arguments: what it only captured would have no gradient
+            held = [projection.held_matrices for projection in projections]
             for projection, pair in zip(projections, matrices, strict=True):
                 projection.held_matrices = pair
             try:
