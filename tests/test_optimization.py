@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.optimization import clipping_scales, dense_gradients, make_optimizer, scaled
+from tfppo.optimization import clip_by_global_norm, dense_gradients, make_optimizer
 
 RATE = 0.5
 
@@ -80,35 +80,30 @@ def test_some_variables_learn_at_another_rate(name):
     np.testing.assert_array_equal([variable.numpy() for variable in variables], before)
 
 
-def clip(gradients, max_norm, groups=None):
-    scales, norm = clipping_scales(gradients, max_norm, groups)
-    return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
-
-
 def test_gradients_are_clipped_by_their_common_norm():
     gradients = [tf.constant([3.0]), tf.constant([[0.0, 4.0]])]
-    clipped, norm = clip(gradients, 1.0)
+    clipped, norm = clip_by_global_norm(gradients, 1.0)
     np.testing.assert_allclose([norm, clipped[0][0], clipped[1][0, 1]], [5.0, 0.6, 0.8], rtol=1e-6)
     for max_norm in (0.0, 6.0):
-        same, norm = clip(gradients, max_norm)
+        same, norm = clip_by_global_norm(gradients, max_norm)
         np.testing.assert_allclose([norm, same[0][0], same[1][0, 1]], [5.0, 3.0, 4.0], rtol=1e-6)
-    zeros, norm = clip([tf.zeros([2])], 1.0)
+    zeros, norm = clip_by_global_norm([tf.zeros([2])], 1.0)
     np.testing.assert_array_equal([norm, *zeros[0]], [0.0, 0.0, 0.0])
 
 
 def test_groups_are_clipped_apart():
     gradients = [tf.constant([3.0]), tf.constant([12.0]), tf.constant([4.0]), tf.constant([0.0])]
-    clipped, norm = clip(gradients, 1.0, [[0, 2], [1], [3]])
+    clipped, norm = clip_by_global_norm(gradients, 1.0, [[0, 2], [1], [3]])
     np.testing.assert_allclose([float(part[0]) for part in clipped], [0.6, 1.0, 0.8, 0.0], rtol=1e-6)
     np.testing.assert_allclose(norm, 13.0, rtol=1e-6)  # of all of them
-    clipped, _ = clip(gradients, 6.0, [[0, 2], [1], [3]])
+    clipped, _ = clip_by_global_norm(gradients, 6.0, [[0, 2], [1], [3]])
     np.testing.assert_allclose([float(part[0]) for part in clipped], [3.0, 6.0, 4.0, 0.0], rtol=1e-6)
 
 
 def test_the_norm_of_bfloat16_gradients_is_a_float32_one():
     gradients = [tf.fill([1000], tf.constant(0.1, tf.bfloat16)), tf.constant([2.0])]
     tenth = float(tf.constant(0.1, tf.bfloat16))
-    _, norm = clip(gradients, 0.0)
+    _, norm = clip_by_global_norm(gradients, 0.0)
     np.testing.assert_allclose(norm, np.sqrt(1000 * tenth**2 + 4.0), rtol=1e-6)  # bfloat16 would give 3.7 or 3.75
 
 

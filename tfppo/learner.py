@@ -10,6 +10,7 @@ from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replica
 from tfppo.models.precision import casting_once, compiling_activations, computing_in, recomputing_blocks
 from tfppo.ops.kl import kl_estimate
+from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import entropy, token_logprobs
 from tfppo.ops.losses import (
     clipped_surrogate_loss,
@@ -34,7 +35,6 @@ STEP_STATISTICS = (
     "policy/ratio",
     "value/clip_fraction",
 )
-_LENGTH_PARTS = 2  # that a minibatch of varying lengths is cut in
 _LENGTH_BUCKETS = 8  # lengths that parts are cut to: each one is compiled when it first comes up
 APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 
@@ -108,8 +108,7 @@ def cut_responses(batch, length, buckets):
     Args: batch: a nest of a Targets of [b, P] prompts and [b, R] others, and of [b, R]; buckets: how many lengths.
     """
     targets, weights = batch
-    step = -(-targets.response_ids.shape[1] // buckets)
-    length = -(-tf.maximum(length, 1) // step) * step
+    length = bucket_of(tf.maximum(length, 1), targets.response_ids.shape[1], buckets)
 
     def cut(tensor):
         return tensor[:, :length]
@@ -234,7 +233,7 @@ class Learner:
             # Rows of like length share a part, which then is hardly padded. Parts only share a sum: any cut is right.
             order = tf.argsort(lengths, stable=True)
             rows, weights, lengths = tf.nest.map_structure(lambda x: tf.gather(x, order), (rows, weights, lengths))
-            num_parts *= math.gcd(rows.shape[0] // num_parts, _LENGTH_PARTS)
+            num_parts *= math.gcd(rows.shape[0] // num_parts, LENGTH_PARTS)
         rows, weights, lengths = tf.nest.map_structure(
             lambda tensor: tf.reshape(tensor, [num_parts, -1, *tensor.shape[1:]]), (rows, weights, lengths)
         )

@@ -141,6 +141,12 @@ def clipping_scales(gradients, max_norm, groups=None):
     return scales, tf.norm(tf.stack(norms))
 
 
+def clip_by_global_norm(gradients, max_norm, groups=None):
+    """Gradients in float32, times their `clipping_scales`, and the norm of all of them before."""
+    scales, norm = clipping_scales(gradients, max_norm, groups)
+    return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
+
+
 def dense_gradients(tape, target, variables, output_gradients=None, copies=()):
     """Gradients as plain tensors, zeros where a variable has no part in the target.
 
@@ -199,9 +205,10 @@ def optimize(
         if not alone:
             gradients = [tf.cast(gradient, tf.float32) for gradient in gradients]
         gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, (gradients, statistics))
-        scales, norm = clipping_scales(gradients, max_grad_norm, groups)
-        if not alone:
-            gradients, scales = [scaled(*pair) for pair in zip(gradients, scales, strict=True)], None
+        if alone:
+            scales, norm = clipping_scales(gradients, max_grad_norm, groups)
+        else:
+            (gradients, norm), scales = clip_by_global_norm(gradients, max_grad_norm, groups), None
         return gradients, scales, statistics, norm
 
     gradients, scales, statistics, norms = strategy.run(reduced, args)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows, resolve_jit_compile
+from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shaping import mask_after_last
 from tfppo.rewards.scoring import Batch, total_scores
@@ -16,7 +17,6 @@ from tfppo.rewards.shaping import ScoreShaper
 from tfppo.sampling import draw_uniforms, sample
 from tfppo.types import Prompts, Rollout, Samples
 
-_LENGTH_PARTS = 2  # that a batch of responses of varying lengths is cut in
 _LENGTH_BUCKETS = 4  # lengths that parts are cut to: each one is compiled when it first comes up
 
 
@@ -95,10 +95,9 @@ def by_length(fn, rows, *, responses, num_parts, buckets):
     longest = response_mask.shape[1]
     lengths = np.maximum((np.asarray(response_mask) > 0).sum(axis=1), 1)
     order = np.argsort(lengths, kind="stable")
-    step = -(-longest // buckets)
     parts = []
     for mine in np.split(order, num_parts):
-        length = min(-(-lengths[mine].max() // step) * step, longest)
+        length = min(bucket_of(lengths[mine].max(), longest, buckets), longest)
         cut = [tf.gather(tensor, mine)[:, :length] for tensor in responses]
         parts.append(tf.pad(fn(*(tf.gather(tensor, mine) for tensor in rows), *cut), [[0, 0], [0, longest - length]]))
     return tf.gather(tf.concat(parts, axis=0), np.argsort(order, kind="stable"))
@@ -171,7 +170,7 @@ class RolloutCollector:
             self.ref_logprobs,
             prompts,
             responses=(response_ids, response_mask),
-            num_parts=math.gcd(share, _LENGTH_PARTS),
+            num_parts=math.gcd(share, LENGTH_PARTS),
             buckets=_LENGTH_BUCKETS,
         )
 

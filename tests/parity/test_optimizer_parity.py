@@ -6,7 +6,7 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32, load
 
 from tfppo.config import PpoConfig
-from tfppo.optimization import clipping_scales, make_optimizer, scaled
+from tfppo.optimization import clip_by_global_norm, make_optimizer
 from tfppo.presets import openai_2019, openai_tldr_n_plus, trl
 from tfppo.schedules import scheduled_rate
 
@@ -75,15 +75,10 @@ def test_L14_learning_rate_falls_linearly_by_the_update():
     assert {scheduled_rate(step, 8, peak=1e-5, schedule="constant") for step in range(8)} == {1e-5}
 
 
-def clip(gradients, max_norm, groups=None):
-    scales, norm = clipping_scales(gradients, max_norm, groups)
-    return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
-
-
 @pytest.mark.parametrize(("limit", "scale"), [(0.0, 1.0), (26.0, 1.0), (6.5, 0.5), (1.3, 0.1)])
 def test_gradients_are_scaled_to_a_common_norm(limit, scale):
     gradients = [tf.constant([3.0, 4.0]), tf.constant([[12.0]])]
-    clipped, norm = clip(gradients, limit)
+    clipped, norm = clip_by_global_norm(gradients, limit)
     assert_close(norm, 13.0)
     for gradient, result in zip(gradients, clipped, strict=True):
         assert_close(result, scale * gradient)
@@ -91,7 +86,7 @@ def test_gradients_are_scaled_to_a_common_norm(limit, scale):
 
 def test_groups_are_clipped_by_themselves():
     gradients = [tf.constant([3.0, 4.0]), tf.constant([[12.0]])]
-    clipped, norm = clip(gradients, 6.0, groups=[[0], [1]])
+    clipped, norm = clip_by_global_norm(gradients, 6.0, groups=[[0], [1]])
     assert_close(norm, 13.0)
     assert_close(clipped[0], [3.0, 4.0])
     assert_close(clipped[1], [[6.0]])

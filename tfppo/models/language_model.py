@@ -3,6 +3,7 @@
 import keras
 import tensorflow as tf
 
+from tfppo.models.precision import cast_matrices
 from tfppo.models.transformer import MASKED_SCORE, Transformer
 from tfppo.ops.shapes import size_of
 
@@ -58,7 +59,7 @@ class LanguageModel(keras.Model):
 
     def logits(self, hidden):
         """Next-token logits [..., V] of hidden states [..., D], in the compute dtype that their product is made in."""
-        (embedding,) = self.held_matrices or self.cast_matrices()
+        (embedding,) = cast_matrices(self)
         flat = tf.reshape(tf.cast(hidden, self.compute_dtype), [-1, embedding.shape[1]])
         logits = tf.matmul(flat, embedding, transpose_b=True)
         pad_bias = MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0])
@@ -69,10 +70,6 @@ class LanguageModel(keras.Model):
     def matrices(self):
         """The variables that `cast_matrices` casts."""
         return (self.trunk.token_embedding,)
-
-    def cast_matrices(self):
-        """The output embedding [V, D] in the compute dtype."""
-        return tuple(tf.cast(variable, self.compute_dtype) for variable in self.matrices())
 
     def get_config(self):
         return {**super().get_config(), **self.trunk.sizes, "pad_id": self.pad_id}

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import keras
+import tensorflow as tf
 
 from tfppo.models.recomputing import recomputed
 
@@ -18,6 +19,11 @@ def computing_in(model, dtype):
         yield
 
 
+def cast_matrices(layer):
+    """A layer's matrices in its compute dtype: those that `casting_once` holds, or new ones."""
+    return layer.held_matrices or tuple(tf.cast(variable, layer.compute_dtype) for variable in layer.matrices())
+
+
 @contextmanager
 def casting_once(model):
     """Casts the matrices of a model to its compute dtype here, for all uses inside, such as the steps of a loop.
@@ -29,7 +35,7 @@ def casting_once(model):
     copies = {}
     try:
         for layer in layers:
-            layer.held_matrices = layer.cast_matrices()
+            layer.held_matrices = cast_matrices(layer)
             copies.update({id(v): copy for v, copy in zip(layer.matrices(), layer.held_matrices, strict=True)})
         yield copies
     finally:

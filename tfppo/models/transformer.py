@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from tfppo.errors import UserError
+from tfppo.models.precision import cast_matrices
 from tfppo.ops.activations import gelu
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.shapes import size_of
@@ -109,12 +110,8 @@ class Projection(keras.layers.Layer):
         """The variables that `cast_matrices` casts."""
         return self.kernel, self.bias
 
-    def cast_matrices(self):
-        """Kernel and bias in the compute dtype."""
-        return tuple(tf.cast(variable, self.compute_dtype) for variable in self.matrices())
-
     def call(self, x):
-        kernel, bias = self.held_matrices or self.cast_matrices()
+        kernel, bias = cast_matrices(self)
         x2d = tf.reshape(tf.cast(x, self.compute_dtype), [-1, self.input_dim])
         y = tf.nn.bias_add(tf.matmul(x2d, kernel), bias)
         return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
@@ -151,7 +148,7 @@ class TransformerBlock(keras.layers.Layer):
         if self.recompute is None:
             return self.with_cache(x, attention_mask, dropout_seed)[0]
         projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
-        matrices = [projection.held_matrices or projection.cast_matrices() for projection in projections]
+        matrices = [cast_matrices(projection) for projection in projections]
 
         def block_of(x, matrices):  # as arguments: what it only captured would have no gradient
             held = [projection.held_matrices for projection in projections]

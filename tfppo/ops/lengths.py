@@ -1,0 +1,12 @@
+"""Responses of varying lengths: how many parts to compute them in, and what to cut a part to."""
+
+LENGTH_PARTS = 2  # parts of like length; each further one costs an update casts and sums of all gradients
+
+
+def bucket_of(length, longest, buckets):
+    """A length rounded up to one of at most `buckets` different ones, the last of which is `longest` or just above.
+
+    Args: length: int or int tensor, at least 1.
+    """
+    step = -(-longest // buckets)
+    return -(-length // step) * step
