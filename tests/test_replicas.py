@@ -1,4 +1,4 @@
-"""One replica and four draw the same tokens and arrive at the same weights.
+"""However the work is cut, over replicas, parts or padding, the same weights come out after three rounds.
 
 The number of devices is fixed once in a process, so each count gets a process of its own: this file, run as a program.
 """
@@ -12,18 +12,32 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-COUNTS = (1, 4)
+COUNTS = (1, 2, 4)
 NUM_ROUNDS = 3
+# Number of replicas and changes of the learner; "1" is what the others are compared with.
+RUNS = {
+    "1": (1, {}),
+    "1_in_8_parts": (1, {"accumulation_steps": 8}),
+    "1_padded": (1, {"padding": 3}),
+    "2": (2, {}),
+    "4": (4, {}),
+    "4_in_2_parts": (4, {"accumulation_steps": 2}),
+}
+CUT = [name for name in RUNS if name != "1"]
+# One round in bfloat16, where a sum over replicas is made in float32 and gradients of one replica are rounded.
+BFLOAT16_RUNS = {f"{count}_bfloat16": (count, {"dtype": "mixed_bfloat16"}) for count in (1, 2)}
+CHECKPOINTED = {"dtype": "mixed_bfloat16", "gradient_checkpointing": True}
+BFLOAT16_RUNS["2_checkpointed"] = (2, CHECKPOINTED)
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What `train` saved, for every count of replicas."""
+    """What `train` saved, for every run."""
     folder = tmp_path_factory.mktemp("replicas")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
     programs = {
         count: subprocess.Popen(
-            [sys.executable, __file__, str(count), str(folder / f"{count}.npz")],
+            [sys.executable, __file__, str(count), str(folder)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -34,69 +48,80 @@ def results(tmp_path_factory):
     for count, program in programs.items():
         output, _ = program.communicate(timeout=300)
         assert program.returncode == 0, f"{count} replicas:\n{output}"
-    return {count: dict(np.load(folder / f"{count}.npz")) for count in COUNTS}
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in (*RUNS, *BFLOAT16_RUNS)}
 
 
-@pytest.mark.parametrize("count", COUNTS[1:])
-def test_same_rollouts(results, count):
+@pytest.mark.parametrize("name", CUT)
+def test_same_rollouts(results, name):
+    found, expected = results[name], results["1"]
     for number in range(NUM_ROUNDS):
-        for name in ("response_ids", "response_mask", "scores"):
-            key = f"{name}_{number}"
-            np.testing.assert_array_equal(results[count][key], results[1][key], err_msg=key)
-        for name in ("logprobs", "values", "ref_logprobs"):
-            key = f"{name}_{number}"
-            np.testing.assert_allclose(results[count][key], results[1][key], rtol=1e-5, atol=1e-5, err_msg=key)
+        for field in ("response_ids", "response_mask", "scores"):
+            key = f"{field}_{number}"
+            np.testing.assert_array_equal(found[key], expected[key], err_msg=key)
+        for field in ("logprobs", "values", "ref_logprobs"):
+            key = f"{field}_{number}"
+            np.testing.assert_allclose(found[key], expected[key], rtol=1e-5, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("count", COUNTS[1:])
-def test_same_weights(results, count):
-    start, expected, weights = (results[key]["weights_" + when] for key, when in [(1, "0"), (1, "3"), (count, "3")])
-    np.testing.assert_array_equal(results[count]["weights_0"], start)
+@pytest.mark.parametrize("name", CUT)
+def test_same_weights(results, name):
+    start, expected, weights = results["1"]["weights_0"], results["1"]["weights"], results[name]["weights"]
+    np.testing.assert_array_equal(results[name]["weights_0"], start)
     assert np.abs(expected - start).max() > 1e-2
     assert np.abs(weights - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.linalg.norm(weights - expected) <= 1e-4 * np.linalg.norm(expected - start)
 
 
-@pytest.mark.parametrize("count", COUNTS[1:])
-def test_same_statistics(results, count):
-    names = [name for name in results[1] if "/" in name]
+@pytest.mark.parametrize("name", CUT)
+def test_same_statistics(results, name):
+    names = [key for key in results["1"] if "/" in key]
     assert len(names) > 10
-    for name in names:
-        np.testing.assert_allclose(results[count][name], results[1][name], rtol=1e-3, atol=1e-5, err_msg=name)
-    assert (results[1]["policy/gradient_norm"] > 0.1).all()  # above max_grad_norm: the clip is active
-    assert (results[count]["policy/first_ratio_error"] < 1e-4).all()
+    for key in names:
+        np.testing.assert_allclose(results[name][key], results["1"][key], rtol=1e-3, atol=1e-5, err_msg=key)
+    assert (results["1"]["policy/gradient_norm"] > 0.1).all()  # above max_grad_norm: the clip is active
+    assert (results[name]["policy/first_ratio_error"] < 1e-4).all()
+
+
+@pytest.mark.parametrize("name", [name for name in BFLOAT16_RUNS if name != "1_bfloat16"])
+def test_bfloat16_gives_near_weights_on_every_number_of_replicas(results, name):
+    start, expected = results["1_bfloat16"]["weights_0"], results["1_bfloat16"]["weights"]
+    np.testing.assert_array_equal(results[name]["weights_0"], start)
+    assert np.linalg.norm(results[name]["weights"] - expected) <= 0.05 * np.linalg.norm(expected - start)
 
 
 def test_replicas_draw_different_samples_of_one_prompt(results):
-    rows = results[4]["responses_to_one_prompt"]
+    rows = results["4"]["responses_to_one_prompt"]
     assert len({tuple(row) for row in rows.tolist()}) == len(rows)
-    np.testing.assert_array_equal(rows, results[1]["responses_to_one_prompt"])
+    np.testing.assert_array_equal(rows, results["1"]["responses_to_one_prompt"])
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_all_replicas_hold_the_same_weights(results, count):
-    assert len(results[count]["weights_of_replicas"]) == count
-    for weights in results[count]["weights_of_replicas"]:
-        np.testing.assert_array_equal(weights, results[count]["weights_of_replicas"][0])
+@pytest.mark.parametrize("name", (*RUNS, *BFLOAT16_RUNS))
+def test_all_replicas_hold_the_same_weights(results, name):
+    assert len(results[name]["weights_of_replicas"]) == {**RUNS, **BFLOAT16_RUNS}[name][0]
+    for weights in results[name]["weights_of_replicas"]:
+        np.testing.assert_array_equal(weights, results[name]["weights_of_replicas"][0])
 
 
-@pytest.mark.parametrize("count", COUNTS)
-def test_a_gradient_that_is_not_finite_on_one_replica_stops_all(results, count):
-    np.testing.assert_array_equal(results[count]["weights_after_inf"], results[count]["weights_of_replicas"])
-    assert results[count]["steps_taken_with_inf"] == 0.0
+@pytest.mark.parametrize("name", RUNS)
+def test_a_gradient_that_is_not_finite_on_one_replica_stops_all(results, name):
+    np.testing.assert_array_equal(results[name]["weights_after_inf"], results[name]["weights_of_replicas"])
+    assert results[name]["steps_taken_with_inf"] == 0.0
 
 
-@pytest.mark.parametrize(("count", "messages"), [(1, 0), (4, 2)])
-def test_a_minibatch_that_the_replicas_do_not_divide_is_refused(results, count, messages):
-    refusals = results[count]["refusals"].tolist()
+@pytest.mark.parametrize(("name", "messages"), [("1", 0), ("4", 2)])
+def test_a_minibatch_that_the_replicas_do_not_divide_is_refused(results, name, messages):
+    refusals = results[name]["refusals"].tolist()
     assert len(refusals) == messages
     if messages:
-        assert "ppo.num_minibatches" in refusals[0] and "is 3;" in refusals[0] and f"replicas, {count}," in refusals[0]
+        assert "ppo.num_minibatches" in refusals[0] and "is 3;" in refusals[0] and f"replicas, {name}," in refusals[0]
         assert "ppo.accumulation_steps" in refusals[1] and "is 1;" in refusals[1]
 
 
-def train(num_replicas):
-    """Rounds of collecting and updating; everything that the tests compare, by name."""
+def train(num_replicas, num_rounds, *, dtype=None, padding=0, **changes):
+    """Rounds of collecting and updating; everything that the tests compare, by name.
+
+    Args: padding: on the right of every response, before the update; changes: of PpoConfig.
+    """
     import keras
     import tensorflow as tf
 
@@ -125,7 +150,7 @@ def train(num_replicas):
 
     sampling = SamplingConfig(response_length=5, temperature=0.7, stop_at_eos=True, jit_compile=False)
     settings = dict(rollout_batch_size=16, total_episodes=48, learning_rate=1e-2, max_grad_norm=0.1, jit_compile=False)
-    config = PpoConfig(**settings, ppo_epochs=2, num_minibatches=2, accumulation_steps=2)
+    config = PpoConfig(**{**settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
     config.validate()
 
     def reward_fn(prompts, responses):
@@ -135,7 +160,11 @@ def train(num_replicas):
     collector = RolloutCollector(
         policy, ref_model, sampling, reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy
     )
-    learner = Learner(policy, config, reward, strategy, temperature=0.7)
+    learner = Learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
+
+    def padded(rollout):
+        fields = ("response_ids", "response_mask", "logprobs", "values", "ref_logprobs")
+        return rollout._replace(**{name: tf.pad(getattr(rollout, name), [[0, 0], [0, padding]]) for name in fields})
 
     def flat_weights():
         return np.concatenate([weight.ravel() for weight in policy.get_weights()])
@@ -150,19 +179,19 @@ def train(num_replicas):
     coefs = tf.constant(0.1), tf.constant(1.0)  # of the KL penalty and of the policy's loss
     lengths = np.array([4, 1, 3, 2] * 4)
     mask = (np.arange(4) >= 4 - lengths[:, None]).astype(np.int32)
-    for number in range(NUM_ROUNDS):
+    for number in range(num_rounds):
         prompt_ids = rng.integers(2, 40, [16, 4]).astype(np.int32) * mask
         prompts = Prompts(tf.constant(prompt_ids), tf.constant(mask))
         rollout = collector.collect(prompts, seed_for(0, "sample", number)).rollout
-        statistics = learner.update(rollout, seed_for(0, "shuffle", number), *coefs)
+        statistics = learner.update(padded(rollout), seed_for(0, "shuffle", number), *coefs)
         history.append({name: float(value) for name, value in statistics.items()})
         saved |= {f"{name}_{number}": value.numpy() for name, value in rollout._asdict().items()}
     saved |= {name: np.array([statistics[name] for statistics in history]) for name in history[0]}
-    saved |= {"weights_3": flat_weights(), "weights_of_replicas": weights_of_replicas()}
+    saved |= {"weights": flat_weights(), "weights_of_replicas": weights_of_replicas()}
 
     # A score of one row that is not finite spoils the whitening of the rollout: no step may be taken anywhere.
     scores = tf.tensor_scatter_nd_update(rollout.scores, [[15]], [np.inf])
-    statistics = learner.update(rollout._replace(scores=scores), seed_for(0, "shuffle", 9), *coefs)
+    statistics = learner.update(padded(rollout._replace(scores=scores)), seed_for(0, "shuffle", 9), *coefs)
     saved["steps_taken_with_inf"] = statistics["policy/steps_taken"].numpy()
     saved["weights_after_inf"] = weights_of_replicas()
 
@@ -177,4 +206,8 @@ def train(num_replicas):
 
 
 if __name__ == "__main__":
-    np.savez(sys.argv[2], **train(int(sys.argv[1])))
+    replicas, folder = int(sys.argv[1]), Path(sys.argv[2])
+    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS)):
+        for run, (count, settings) in runs.items():
+            if count == replicas:
+                np.savez(folder / f"{run}.npz", **train(count, rounds, **settings))

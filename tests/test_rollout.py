@@ -47,11 +47,11 @@ def models():
     return policy, made[1]
 
 
-def make_collector(reward, stop_at_eos):
+def make_collector(reward, stop_at_eos, rewards=None):
     sampling = SamplingConfig(
         response_length=RESPONSE, temperature=TEMPERATURE, stop_at_eos=stop_at_eos, jit_compile=False
     )
-    rewards = [TextReward("byte_sum", byte_sum)]
+    rewards = rewards or [TextReward("byte_sum", byte_sum)]
     policy, ref_model = models()
     return RolloutCollector(
         policy, ref_model, sampling, reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
@@ -218,6 +218,23 @@ def test_a_replay_has_the_actions_of_the_data(placement):
         statistics = learner.update(rollout, seed_for(0, "shuffle"), tf.constant(KL_COEF), tf.constant(1.0))
         models()[0].set_weights(before)
         assert statistics["policy/first_ratio_error"] < 1e-4 and statistics["value/clip_fraction"] == 0.0
+
+
+def test_a_reward_function_that_fails_while_the_reference_computes_leaves_nothing_behind():
+    failures = iter([True, False])
+
+    def fails_once(prompts, responses):
+        if next(failures):
+            raise RuntimeError("no connection to the judge")
+        return byte_sum(prompts, responses)
+
+    expected = make_collector(RewardConfig(), stop_at_eos=True).collect(prompts(), seed_for(3, "sample"))
+    collector = make_collector(RewardConfig(), stop_at_eos=True, rewards=[TextReward("judge", fails_once)])
+    with pytest.raises(RuntimeError, match="no connection to the judge"):
+        collector.collect(prompts(), seed_for(3, "sample"))
+    again = collector.collect(prompts(), seed_for(3, "sample"))
+    for one, other in zip(again.rollout, expected.rollout, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 3])

@@ -84,7 +84,7 @@ class Policy(keras.Model):
         critic_hidden, critic_cache = hidden, []
         if self.critic:
             critic_hidden, critic_cache = self.critic.prefill(prompt_ids, prompt_mask, cache_length)
-        return self.language_model.logits(hidden[:, -1]), self._values(critic_hidden[:, -1]), (cache, critic_cache)
+        return self.language_model.logits(hidden), self._values(critic_hidden), (cache, critic_cache)
 
     def decode_step(self, token_ids, positions, index, visible, cache, compiled=False):
         """Logits [B, V] and values [B] after one more token a row; the arguments are the trunk's."""

@@ -143,10 +143,10 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_out = Projection(intermediate_dim, hidden_dim, stddev=residual_stddev, dtype=policy, name="mlp_out")
         self.built = True
 
-    def call(self, x, attention_mask, dropout_seed=None):
-        """x [B, T, D], attention_mask bool [B, 1, T, T] -> [B, T, D]."""
+    def call(self, x, attention_mask, dropout_seed=None, start=0):
+        """x [B, T, D], attention_mask bool [B, 1, T, T] -> [B, T - start, D], of the positions from `start` on."""
         if self.recompute is None:
-            return self.with_cache(x, attention_mask, dropout_seed)[0]
+            return self.with_cache(x, attention_mask, dropout_seed, start)[0]
         projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
         matrices = [cast_matrices(projection) for projection in projections]
 
@@ -155,16 +155,17 @@ class TransformerBlock(keras.layers.Layer):
             for projection, pair in zip(projections, matrices, strict=True):
                 projection.held_matrices = pair
             try:
-                return self.with_cache(x, attention_mask, dropout_seed)[0]
+                return self.with_cache(x, attention_mask, dropout_seed, start)[0]
             finally:
                 for projection, pair in zip(projections, held, strict=True):
                     projection.held_matrices = pair
 
         return self.recompute(block_of, x, matrices)
 
-    def with_cache(self, x, attention_mask, dropout_seed=None):
+    def with_cache(self, x, attention_mask, dropout_seed=None, start=0):
         """As `call`, and the keys and values [B, T, H, D/H] that it computed."""
         query, key, value = self._split(self.qkv(self.attention_norm(x)))
+        x, query, attention_mask = x[:, start:], query[:, start:], attention_mask[:, :, start:]
         scores = tf.einsum("bqhd,bkhd->bhqk", query, key)
         context = tf.einsum("bhqk,bkhd->bqhd", self._softmax(scores, attention_mask), value)
         x = self._residuals(x, context, dropout_seed)
@@ -256,11 +257,12 @@ class Transformer(keras.layers.Layer):
         """The variables of the embeddings; the first is the language model's output matrix too."""
         return [self.token_embedding, self.position_embedding]
 
-    def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None):
-        """Hidden states [B, T, D] of all positions.
+    def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None, start=0):
+        """Hidden states [B, T - start, D] of the positions from `start` on.
 
         Args: token_ids int [B, T]; padding_mask [B, T], 1 for a real token (all real where it is None), or for packed
-            sequences segment_ids and positions [B, T]; dropout_seed int32 [2] turns dropout on.
+            sequences segment_ids and positions [B, T]; dropout_seed int32 [2] turns dropout on; start: of earlier
+            positions the last block computes keys and values alone.
         """
         if segment_ids is None:
             segment_ids = tf.ones_like(token_ids) if padding_mask is None else tf.cast(padding_mask, tf.int32)
@@ -268,8 +270,8 @@ class Transformer(keras.layers.Layer):
             positions = positions_from_mask(tf.cast(segment_ids > 0, tf.int32))
         attention_mask = causal_mask(segment_ids)
         x = _dropout(self._embed(token_ids, positions), self.dropout, dropout_seed)
-        for number, block in enumerate(self.blocks):
-            x = block(x, attention_mask, dropout_seed=_fold(dropout_seed, 1000 * (number + 1)))
+        for number, (block, first) in enumerate(self._with_starts(start)):
+            x = block(x, attention_mask, dropout_seed=_fold(dropout_seed, 1000 * (number + 1)), start=first)
         return self.final_norm(x)
 
     def response_states(self, prompt_ids, prompt_mask, response_ids, response_mask):
@@ -281,19 +283,19 @@ class Transformer(keras.layers.Layer):
         """
         token_ids = tf.concat([prompt_ids, response_ids[:, :-1]], axis=1)
         mask = tf.concat([tf.cast(prompt_mask, tf.int32), tf.cast(response_mask[:, :-1], tf.int32)], axis=1)
-        return self(token_ids, mask)[:, size_of(prompt_ids, 1) - 1 :]
+        return self(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
 
     def prefill(self, token_ids, padding_mask, cache_length):
-        """Hidden states [B, T, D] of a prompt padded on the left, and a cache of `cache_length` positions."""
+        """Hidden states [B, D] after a prompt padded on the left, and a cache of `cache_length` positions."""
         attention_mask = causal_mask(tf.cast(padding_mask, tf.int32))
         x = self._embed(token_ids, positions_from_mask(padding_mask))
         room = cache_length - size_of(token_ids, 1)
         caches = []
-        for block in self.blocks:
-            x, pair = block.with_cache(x, attention_mask)
+        for block, start in self._with_starts(size_of(token_ids, 1) - 1):
+            x, pair = block.with_cache(x, attention_mask, start=start)
             by_head = (tf.transpose(part, [0, 2, 1, 3]) for part in pair)
             caches.append(tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head))
-        return self.final_norm(x), caches
+        return self.final_norm(x)[:, 0], caches
 
     def decode_step(self, token_ids, positions, index, visible, caches, compiled=False):
         """Hidden states [B, D] of one more token a row, and the caches with it at slot `index`.
@@ -307,6 +309,10 @@ class Transformer(keras.layers.Layer):
             x, cache = block.decode_step(x, cache, index, visible[:, None, None, :], compiled)
             grown.append(cache)
         return self.final_norm(x), grown
+
+    def _with_starts(self, start):
+        """Each block with the first position that it computes: all need every position, but for the last block."""
+        return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
     def _embed(self, token_ids, positions):
         tokens = tf.gather(tf.convert_to_tensor(self.token_embedding), token_ids)
