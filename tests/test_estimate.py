@@ -22,7 +22,8 @@ WORKLOAD = Workload(**EPISODES, ppo_epochs=3, num_minibatches=2, accumulation_st
 SPEEDS = dict(peak_tflops=1e-6, bandwidth_gb_s=1e-3, memory_gb=1e-3, interconnect_gb_s=1e-3)
 DEVICE = Device(**SPEEDS, update_efficiency=0.5, decode_efficiency=0.25, base_memory_gb=1e-6)
 CPU = dataclasses.replace(DEVICE, allocator="growing")
-# Blocks: 2 * (4 * 4 * 4 + 2 * 4 * 16) = 384. Vectors: 2 * (9 * 4 + 16) + 2 * 4 = 112. Embeddings: 4 * (300 + 8) = 1232.
+# Matrices: 2 * (4 * 4 * 4 + 2 * 4 * 16). Vectors: 2 * (9 * 4 + 16) + 2 * 4 = 112. Embeddings: 4 * (300 + 8) = 1232.
+MATRICES = 384
 WEIGHTS = 1728
 TRAINED = WEIGHTS + 5  # and the value head
 CACHE = 2 * 2 * (4 * 7 * 4) * 4  # bytes of keys and values of 4 episodes, in 2 layers
@@ -70,7 +71,7 @@ def test_memory_of_the_phases():
             "activations": kept,
             "logits or scores": 3 * 5 * token_logits,  # logits, softmax, gradient
         },
-        "optimizer": {"gradients": 2 * 4 * TRAINED},
+        "optimizer": {"gradients": 4 * TRAINED, "scaled copies": 4 * TRAINED},  # of two replicas: before and after
     }
 
 
@@ -100,8 +101,8 @@ def test_memory_in_bfloat16():
     assert half.phases["sampling"]["KV cache"] == full.phases["sampling"]["KV cache"] / 2
     # Attention weights are kept twice: in float32 and cast.
     assert half.phases["gradients"]["activations"] == 2 * 7 * 2 * (8 * 4 + 3 * 16) + 2 * 2 * 7 * 7 * (4 + 2)
-    for same in ("gradients", "logits or scores"):  # of a logit 2 + 2 + 4 + 4 bytes, and 4 + 4 + 4
-        assert half.phases["gradients"][same] == full.phases["gradients"][same]
+    # Of a logit 2 + 2 + 4 + 4 bytes, and 4 + 4 + 4.
+    assert half.phases["gradients"]["logits or scores"] == full.phases["gradients"]["logits or scores"]
     # In sampling and in the reference pass the logits themselves are half as large, the softmax is not.
     assert half.phases["sampling"]["logits or prompt pass"] == 4 * 300 * (2 + 3 * 4)
     assert half.phases["reference"]["logits or one layer"] == 4 * 5 * 300 * (2 + 4)
@@ -115,10 +116,11 @@ def test_the_update_may_have_a_dtype_of_its_own():
     assert of(dtype="mixed_bfloat16", update_dtype="").memory.phases == half
 
 
-def test_a_bfloat16_update_on_a_cpu_keeps_more():
+def test_a_bfloat16_update_on_a_cpu_keeps_other_activations():
     cpu = of(device=CPU, update_dtype="mixed_bfloat16").memory.phases["gradients"]
-    # Of a position, norms in float32 2 * 2 * 4 * 4, 6 widths and 5 of the MLP in bfloat16: 68 bytes a unit of width.
-    assert cpu["activations"] == 2 * 7 * (68 * 4) + 2 * 2 * 7 * 7 * (4 + 2)
+    # Of a position, norms in float32 2 * 2 * 4 D; in bfloat16 their results 2 D, query, key, value and context 4 D, the
+    # MLP before and after GELU 2 * 4 D: 16 + 2 * (6 + 8) = 44 bytes a unit of width.
+    assert cpu["activations"] == 2 * 7 * (44 * 4) + 2 * 2 * 7 * 7 * (4 + 2)
     assert of(device=CPU).memory.phases == of().memory.phases  # float32 is compiled there too
 
 
@@ -134,9 +136,51 @@ def test_memory_of_a_separate_critic():
     assert alone.memory.phases["reference"] == shared.memory.phases["reference"]
 
 
-def test_without_accumulation_there_is_one_set_of_gradients():
-    assert of(accumulation_steps=1).memory.phases["gradients"]["gradients"] == 4 * TRAINED
-    assert of(rollout_batch_size=16, accumulation_steps=4).memory.phases["gradients"]["gradients"] == 2 * 4 * TRAINED
+# A part's own gradients in mixed_bfloat16: 2 bytes of an entry of the blocks' matrices, 4 of all else, biases included.
+MIXED = 2 * MATRICES + 4 * (TRAINED - MATRICES)
+
+
+def gradients(**changes):
+    return of(**changes).memory.phases["gradients"]["gradients"]
+
+
+def test_memory_of_the_gradients():
+    half = dict(dtype="float32", update_dtype="mixed_bfloat16")
+    assert gradients(accumulation_steps=1) == 4 * TRAINED
+    assert gradients(accumulation_steps=1, **half) == MIXED
+    assert gradients(accumulation_steps=1, **half, critic="separate") == MIXED + 4 * WEIGHTS - 2 * MATRICES
+    # Parts have a sum in float32, whatever their dtype and however many they are.
+    for steps in (2, 4):
+        parts = dict(rollout_batch_size=32, accumulation_steps=steps)
+        assert gradients(**parts) == 4 * TRAINED + 4 * TRAINED
+        assert gradients(**parts, **half) == 4 * TRAINED + MIXED
+        assert gradients(**parts, **half, num_replicas=1) == 4 * TRAINED + MIXED
+
+
+def test_one_replica_applies_gradients_one_variable_at_a_time():
+    def optimizer(**changes):
+        return of(**{"num_replicas": 1, "accumulation_steps": 1, **changes}).memory.phases["optimizer"]
+
+    embedding = 4 * (300 * 4)  # a float32 copy of the largest variable
+    half = dict(update_dtype="mixed_bfloat16")
+    assert optimizer() == {"gradients": 4 * TRAINED, "scaled copies": embedding}
+    assert optimizer(**half) == {"gradients": MIXED, "scaled copies": embedding}
+    assert optimizer(**half, accumulation_steps=2) == {"gradients": 4 * TRAINED, "scaled copies": embedding}
+    for changes in ({}, half):  # several need all of them, in float32, before and after clipping
+        assert optimizer(**changes, num_replicas=2) == {"gradients": 4 * TRAINED, "scaled copies": 4 * TRAINED}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "largest"),
+    [
+        (dict(intermediate_dim=5000), 4 * 5000),
+        (dict(max_sequence_length=400), 4 * 400),
+        (dict(hidden_dim=128), 3 * 128 * 128),  # queries, keys and values in one matrix
+    ],
+)
+def test_the_largest_variable(sizes, largest):
+    optimizer = of(model=dataclasses.replace(MODEL, **sizes), num_replicas=1).memory.phases["optimizer"]
+    assert optimizer["scaled copies"] == 4 * largest
 
 
 def total(*sizes, allocator):
@@ -173,9 +217,14 @@ def test_it_fits_up_to_the_last_byte():
 
 # Time.
 
-# A token's products in the blocks: 2 * 384; with its scores and context over T positions: + 4 * 2 * 4 * T.
-PROMPTS = 4 * 3 * (768 + 32 * 3) + 4 * 2 * 4 * 300  # logits of the last position only
-FORWARD = 4 * 7 * (768 + 32 * 7) + 4 * 5 * 2 * 4 * 300
+# A token's products in a block: queries, keys and values 2 * 3 * 4^2 = 96, the output 2 * 4^2 = 32, the MLP
+# 2 * 2 * 4 * 16 = 256; its scores and its context over T positions 2 * 2 * 4 * T. All tokens pass through the first
+# block, those whose states are wanted through the second, which makes of the others queries, keys and values alone.
+# A state's logits: 2 * 4 * 300.
+READ = 3 * (384 + 16 * 3) + 2 * 96 + 1 * (384 + 16 * 3)  # a prompt, for the state of its last token
+SCORED = 7 * (384 + 16 * 7) + 2 * 96 + 5 * (384 + 16 * 7)  # an episode, for the states of its 5 response tokens
+PROMPTS = 4 * (READ + 1 * 2400)
+FORWARD = 4 * (SCORED + 5 * 2400)
 STEPS = 3 * 2
 
 
@@ -190,7 +239,8 @@ def test_time_of_the_spans():
             "decoding, KV cache": 4 * (2 * 2 * 4 * 7 * 4 * 4) / 1e6 / 0.25,
             "forward": FORWARD / 1e6 / 0.5,
             "forward and backward": 3 * 3 * FORWARD / 1e6 / 0.5,
-            "optimizer": STEPS * (10 + 3) * 4 * TRAINED / 1e6,  # norm 1, clipping 2, Adam 4 reads and 3 writes; a sum
+            # Norm 1 read, clipping 1 read and 1 write, Adam 4 reads and 3 writes; a sum 2 reads and 1 write.
+            "optimizer": STEPS * (10 + 3) * 4 * TRAINED / 1e6,
             "all-reduce": STEPS * 4 * TRAINED / 1e6,  # 2 (n - 1) / n = 1 for two
         }
     )
@@ -204,12 +254,23 @@ def test_time_of_the_spans():
 def test_time_of_a_separate_critic():
     """It reads prompts, decodes and learns as the actor does, but makes no logits."""
     shared, alone = seconds_of(of()), seconds_of(of(critic="separate"))
-    assert alone["prompts"] - shared["prompts"] == pytest.approx(4 * 3 * (768 + 32 * 3) / 1e6 / 0.5)
+    assert alone["prompts"] - shared["prompts"] == pytest.approx(4 * READ / 1e6 / 0.5)
     assert alone["decoding, weights"] - shared["decoding, weights"] == pytest.approx(4 * (4 * 2 * 384) / 1e6 / 0.25)
     assert alone["decoding, KV cache"] == pytest.approx(2 * shared["decoding, KV cache"])
     assert alone["forward"] == shared["forward"]
     more = alone["forward and backward"] - shared["forward and backward"]
-    assert more == pytest.approx(3 * 3 * 4 * 7 * (768 + 32 * 7) / 1e6 / 0.5)
+    assert more == pytest.approx(3 * 3 * 4 * SCORED / 1e6 / 0.5)
+
+
+def test_one_replica_reads_a_scaled_gradient_from_the_cache():
+    alone = of(num_replicas=1, accumulation_steps=1)
+    # Norm 1 read, clipping 1, Adam 3 reads and 3 writes: weight and moments. A bfloat16 gradient counts as float32.
+    assert seconds_of(alone)["optimizer"] == pytest.approx(STEPS * 8 * 4 * TRAINED / 1e6)
+    half = of(num_replicas=1, accumulation_steps=1, update_dtype="mixed_bfloat16")
+    assert seconds_of(half)["optimizer"] == seconds_of(alone)["optimizer"]
+    parts = of(num_replicas=1, accumulation_steps=4)
+    assert seconds_of(parts)["optimizer"] == pytest.approx(STEPS * (8 + 3 * 3) * 4 * TRAINED / 1e6)
+    assert seconds_of(alone)["all-reduce"] == 0
 
 
 def test_few_rows_wait_for_the_weights():

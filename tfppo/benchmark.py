@@ -181,7 +181,7 @@ def shares_of_ceiling(benchmark: Benchmark, timings, ceilings):
         for context in range(prompt_length + 1, prompt_length + length)
     )
     reading = prefill_flops(model, rows=rows, prompt_length=prompt_length) / sampling_flops
-    scoring = forward_flops(model, rows=rows, length=prompt_length + length - 1, logits_length=length)
+    scoring = forward_flops(model, rows=rows, length=prompt_length + length - 1, states=length)
     learning = config.ppo.ppo_epochs * update_flops(
         model,
         rows=rows,

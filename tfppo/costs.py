@@ -3,6 +3,8 @@
 A multiply-add is two operations. Only matrix products are counted: the rest is small beside them.
 """
 
+from dataclasses import replace
+
 from tfppo.config import ModelConfig
 
 # Sizes by name. "tiny", "small" and "gpt2" are those of tools/benchmark.py.
@@ -37,25 +39,30 @@ def num_parameters(model: ModelConfig):
     return block_parameters(model) + vectors + width * (model.vocabulary_size + model.max_sequence_length)
 
 
-def forward_flops(model: ModelConfig, *, rows, length, logits_length):
-    """Operations of one pass over `rows` sequences of `length` tokens, with logits at `logits_length` of them."""
-    attention = 4 * model.num_layers * model.hidden_dim * length  # a token's scores and context, over all positions
-    trunk = rows * length * (2 * block_parameters(model) + attention)
-    return trunk + rows * logits_length * 2 * model.hidden_dim * model.vocabulary_size
+def forward_flops(model: ModelConfig, *, rows, length, states):
+    """Operations of one pass over `rows` sequences of `length` tokens, for the logits of `states` of them.
+
+    Of the others the last block makes queries, keys and values alone.
+    """
+    width = model.hidden_dim
+    without = (length - states) * 2 * (width**2 + 2 * width * model.intermediate_dim)
+    attention = 4 * width * length * ((model.num_layers - 1) * length + states)
+    trunk = length * 2 * block_parameters(model) - without + attention
+    return rows * (trunk + states * 2 * width * model.vocabulary_size)
 
 
 def update_flops(model: ModelConfig, *, rows, prompt_length, response_length, separate_critic=False):
     """Operations of one gradient step over `rows` episodes: a backward pass is twice a forward pass."""
-    length = prompt_length + response_length - 1
-    flops = forward_flops(model, rows=rows, length=length, logits_length=response_length)
+    sizes = dict(rows=rows, length=prompt_length + response_length - 1, states=response_length)
+    flops = forward_flops(model, **sizes)
     if separate_critic:
-        flops += forward_flops(model, rows=rows, length=length, logits_length=0)
+        flops += forward_flops(replace(model, vocabulary_size=0), **sizes)
     return 3 * flops
 
 
 def prefill_flops(model: ModelConfig, *, rows, prompt_length):
     """Operations of reading the prompts before sampling."""
-    return forward_flops(model, rows=rows, length=prompt_length, logits_length=1)
+    return forward_flops(model, rows=rows, length=prompt_length, states=1)
 
 
 def decode_flops(model: ModelConfig, *, rows, context):

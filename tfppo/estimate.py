@@ -8,20 +8,29 @@ import math
 from dataclasses import dataclass, replace
 
 from tfppo.config import ModelConfig
-from tfppo.costs import decode_bytes, decode_flops, forward_flops, num_parameters, prefill_flops, update_flops
+from tfppo.costs import (
+    block_parameters,
+    decode_bytes,
+    decode_flops,
+    forward_flops,
+    num_parameters,
+    prefill_flops,
+    update_flops,
+)
 from tfppo.validation import require, require_one_of, require_positive, validate_dtype
 
 GIGA, TERA = 1e9, 1e12
 
 # Calibration. What compiled functions hold is read from XLA's buffer assignment (jit_compile at its defaults), what the
 # plain graph of a bfloat16 update on a CPU keeps from that graph, the rest from the source of optimizer and types.
-FLOAT32_BYTES = 4  # weights, moments, gradients and attention weights are float32 under every dtype
-COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}  # of what products read and write: activations, cache, logits
+FLOAT32_BYTES = 4  # weights, moments, sums of gradients and attention weights are float32 under every dtype
+# Of what products read and write: activations, cache, logits, gradients of the matrices.
+COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}
 KEPT_WIDTHS = 8  # [T, D] a layer kept for the backward pass: 2 norms, query, key, value, context, 2 residual sums
 KEPT_MLP_WIDTHS = 3  # [T, 4D] a layer kept for it: before GELU, its tanh, after GELU
-# The same of a bfloat16 update on a CPU, outside XLA, where nothing is computed a second time.
+# The same of a bfloat16 update on a CPU, outside XLA, where nothing but what is inside GELU is computed a second time.
 PLAIN_KEPT_WIDTHS = 14  # of 2 norms: centred, scaled (both float32, so 8), result; query, key, value, context
-PLAIN_KEPT_MLP_WIDTHS = 5  # before GELU, half of it, its tanh, one more than that, after GELU
+PLAIN_KEPT_MLP_WIDTHS = 2  # before and after GELU, which is compiled by itself
 LAYER_WIDTHS = 3  # [T, D] alive at a time in a layer of a pass that keeps nothing: the residual stream, two more
 LAYER_MLP_WIDTHS = 2  # [T, 4D] alive at a time there: before and after GELU
 LAYER_SCORES = 2  # [H, T, T] alive at a time there: scores and their softmax
@@ -30,8 +39,10 @@ REFERENCE_LOGITS = 1  # [R, V] of float32 in the reference pass, besides the log
 # Of a logit of a micro-batch, under either dtype: logits, gradient and one array of the softmax in float32, or the two
 # in bfloat16 and two arrays of the softmax in float32.
 UPDATE_LOGIT_BYTES = 12
-GRADIENT_COPIES = 2  # of all gradients while they are reduced and clipped: before and after
-OPTIMIZER_PASSES = 10  # a step's reads and writes of a float32 a weight: norm 1, clip 2, Adam 7 (4 read, 3 written)
+# A step's reads and writes of a float32 a weight, as which a gradient in bfloat16 is counted too. On one replica: norm
+# 1, clip 1, Adam 6 (weight and moments, read and written), which finds a variable's scaled gradient still in cache.
+OPTIMIZER_PASSES = 8
+MIRRORED_OPTIMIZER_PASSES = 10  # on several, where all are clipped before the first is applied: one more write and read
 ACCUMULATION_PASSES = 3  # the same for adding a further micro-batch's gradient: two reads, one write
 ROLLOUT_PROMPT_FIELDS = 2  # [B, P] numbers of four bytes: ids and mask
 ROLLOUT_RESPONSE_FIELDS = 12  # [B, R] numbers of four bytes: uniforms 1, Rollout 5, what Targets adds 6
@@ -239,6 +250,7 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     weights, trained = num_parameters(model), trained_parameters(model, workload)
     compute, trunks = COMPUTE_BYTES[workload.dtype], len(_trunks(model, workload))
     cast, update_cast = _cast_bytes(workload.dtype), _cast_bytes(workload.dtype_of_update)
+    gradients = _gradient_bytes(model, workload)
     logits = workload.rows * model.vocabulary_size  # at one position
     update_logits = workload.micro_rows * workload.response_length * model.vocabulary_size
     scores = FLOAT32_BYTES * workload.micro_rows * model.num_heads * workload.length**2  # of a layer of a micro-batch
@@ -269,12 +281,12 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
         "gradients": {
             "cast weights": update_cast * trained,
             # A further micro-batch's gradients are made while the sum so far is there.
-            "gradients": FLOAT32_BYTES * trained * min(2, workload.accumulation_steps),
+            "gradients": gradients + (FLOAT32_BYTES * trained if workload.accumulation_steps > 1 else 0),
             "activations": trunks * _kept_bytes(model, workload, device),
             # The logits are gone when the backward pass reaches the layers, whose scores then have a gradient too.
             "logits or scores": max(UPDATE_LOGIT_BYTES * update_logits, scores),
         },
-        "optimizer": {"gradients": GRADIENT_COPIES * FLOAT32_BYTES * trained},
+        "optimizer": _optimizer_parts(model, workload),
     }
     return Memory(held=held, phases=phases, allocator=device.allocator)
 
@@ -286,7 +298,7 @@ def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Spa
     bandwidth = device.bandwidth_gb_s * GIGA
     prompts = dict(rows=workload.rows, prompt_length=workload.prompt_length)
     prefill = sum(prefill_flops(trunk, **prompts) for trunk in _trunks(model, workload))
-    reference = forward_flops(model, rows=workload.rows, length=workload.length, logits_length=workload.response_length)
+    reference = forward_flops(model, rows=workload.rows, length=workload.length, states=workload.response_length)
     update = workload.ppo_epochs * update_flops(
         model,
         rows=workload.rows,
@@ -295,8 +307,8 @@ def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Spa
         separate_critic=workload.critic == "separate",
     )
     trained = FLOAT32_BYTES * trained_parameters(model, workload)
-    passes = OPTIMIZER_PASSES + ACCUMULATION_PASSES * (workload.accumulation_steps - 1)
-    step = passes * trained / bandwidth
+    passes = OPTIMIZER_PASSES if workload.num_replicas == 1 else MIRRORED_OPTIMIZER_PASSES
+    step = (passes + ACCUMULATION_PASSES * (workload.accumulation_steps - 1)) * trained / bandwidth
     ring = all_reduce_seconds(trained, workload.num_replicas, device.interconnect_gb_s)
     return (
         Span(phase="sampling", name="prompts", seconds=prefill / products, limit="compute"),
@@ -359,6 +371,28 @@ def _layer_bytes(model, *, rows, length, compute):
 def _cast_bytes(dtype):
     """Bytes a weight: a dtype other than float32 reads a copy of the weights, cast once for each call."""
     return COMPUTE_BYTES[dtype] if dtype != "float32" else 0
+
+
+def _gradient_bytes(model, workload):
+    """Bytes of a micro-batch's gradients: in the update's dtype those of the blocks' matrices, which are cast once.
+
+    Those of embeddings, norms and value head are in float32. Biases count with these, though they are cast too.
+    """
+    matrices = len(_trunks(model, workload)) * block_parameters(model)
+    others = trained_parameters(model, workload) - matrices
+    return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
+
+
+def _optimizer_parts(model, workload):
+    """Bytes of the gradients of a whole minibatch, and of what is made of them on their way to the optimizer."""
+    summed = FLOAT32_BYTES * trained_parameters(model, workload)
+    if workload.num_replicas > 1:
+        # Cast to float32, summed, clipped: never more than two sets at a time, and each is there as a whole.
+        return {"gradients": summed, "scaled copies": summed}
+    width = model.hidden_dim
+    largest = width * max(model.vocabulary_size, model.max_sequence_length, 3 * width, model.intermediate_dim)
+    gradients = summed if workload.accumulation_steps > 1 else _gradient_bytes(model, workload)
+    return {"gradients": gradients, "scaled copies": FLOAT32_BYTES * largest}  # one variable after the other
 
 
 def _kept_bytes(model, workload, device):
