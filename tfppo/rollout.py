@@ -126,15 +126,19 @@ class RolloutCollector:
             value_after_stop=reward.placement == "after_last",
         )
 
+        @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
+        def logprobs_of(logits, response_ids, response_mask):
+            return token_logprobs(logits, response_ids, sampling.temperature) * response_mask
+
         def ref_logprobs(prompt_ids, prompt_mask, response_ids, response_mask):
             logits = ref_model.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
-            return token_logprobs(logits, response_ids, sampling.temperature) * response_mask
+            return logprobs_of(logits, response_ids, response_mask)
 
         def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
             logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
-            logprobs = token_logprobs(logits, response_ids, sampling.temperature)
+            logprobs = logprobs_of(logits, response_ids, response_mask)
             states = mask_after_last(response_mask) if reward.placement == "after_last" else response_mask
-            return logprobs * response_mask, values * states
+            return logprobs, values * states
 
         jit_compile = resolve_jit_compile(sampling.jit_compile, ref_model.dtype_policy.name)
 

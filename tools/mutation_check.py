@@ -73,6 +73,13 @@ MUTATIONS = (
         SAMPLING,
     ),
     Mutation(
+        "last_block_masked_as_at_the_beginning",
+        "models/transformer.py",
+        "query[:, start:], attention_mask[:, :, start:]",
+        "query[:, start:], attention_mask[:, :, : size_of(x, 1) - start]",
+        SAMPLING,
+    ),
+    Mutation(
         "positions_shifted_by_padding",
         "ops/masking.py",
         "return tf.cumsum(mask, axis=1) - mask",
