@@ -56,13 +56,14 @@ def test_shares_of_the_ceiling_by_hand():
     ceilings = {"float32_gflops": 1e-9, "bfloat16_gflops": 2e-9, "copy_gb_per_second": 1e-9}  # 1, 2 and 1 a second
     timings = {phase: Timing(0.0, 1000.0) for phase in ("sampling", "reference", "update")}
     shares = shares_of_ceiling(benchmark, timings, ceilings)
-    # Reading 2 prompts of 2 tokens: 4 * (2 * 28 + 4 * 2 * 2) in the trunk, 2 * 20 for logits. One step more, with 3
-    # positions: 4 bytes of 28 + 10 weights and of 2 * 2 * 3 * 2 cached numbers are 248; its products, 2 * (56 + 24 +
-    # 20) = 200, need less.
-    assert shares["sampling"] == pytest.approx((4 * 72 + 40 + 248) / 1000)
-    # 2 rows of 3 positions, each 2 * 28 + 4 * 2 * 3, and logits at 2 of them.
-    assert shares["reference"] == pytest.approx((6 * 80 + 4 * 20) / 1000)
-    assert shares["update"] == pytest.approx(3 * 3 * (6 * 80 + 4 * 20) / 2 / 1000)
+    # Reading 2 prompts of 2 tokens: queries, keys, values 2 * 2 * 12 a prompt; of its last position the rest, 2 * 16,
+    # 4 * 2 * 2 for scores and context; 20 for logits. One step more, with 3 positions: 4 bytes of 28 + 10 weights
+    # and of 2 * 2 * 3 * 2 cached numbers are 248; its products, 2 * (56 + 24 + 20) = 200, need less.
+    assert shares["sampling"] == pytest.approx((2 * (48 + 32 + 16 + 20) + 248) / 1000)
+    # 2 rows of 3 positions, the rest of the block and logits at 2 of them.
+    row = 3 * 24 + 2 * (32 + 4 * 2 * 3 + 20)
+    assert shares["reference"] == pytest.approx(2 * row / 1000)
+    assert shares["update"] == pytest.approx(3 * 3 * 2 * row / 2 / 1000)
 
 
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):

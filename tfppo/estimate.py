@@ -7,16 +7,8 @@ gets through it. docs/scaling.md explains the formulas and checks them against m
 import math
 from dataclasses import dataclass, replace
 
+from tfppo import costs
 from tfppo.config import ModelConfig
-from tfppo.costs import (
-    block_parameters,
-    decode_bytes,
-    decode_flops,
-    forward_flops,
-    num_parameters,
-    prefill_flops,
-    update_flops,
-)
 from tfppo.validation import require, require_one_of, require_positive, validate_dtype
 
 GIGA, TERA = 1e9, 1e12
@@ -237,17 +229,17 @@ def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate
 def critic_parameters(model: ModelConfig, workload: Workload):
     """Weights that the critic adds: a value head, and a trunk where it has its own, token embedding included."""
     head = model.hidden_dim + 1
-    return head + (num_parameters(model) if workload.critic == "separate" else 0)
+    return head + (costs.num_parameters(model) if workload.critic == "separate" else 0)
 
 
 def trained_parameters(model: ModelConfig, workload: Workload):
     """Weights that have a gradient and two moments."""
-    return num_parameters(model) + critic_parameters(model, workload)
+    return costs.num_parameters(model) + critic_parameters(model, workload)
 
 
 def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     """Bytes on each device: under MirroredStrategy every replica holds all weights, all moments and the rollout."""
-    weights, trained = num_parameters(model), trained_parameters(model, workload)
+    weights, trained = costs.num_parameters(model), trained_parameters(model, workload)
     compute, trunks = COMPUTE_BYTES[workload.dtype], len(_trunks(model, workload))
     cast, update_cast = _cast_bytes(workload.dtype), _cast_bytes(workload.dtype_of_update)
     gradients = _gradient_bytes(model, workload)
@@ -297,9 +289,9 @@ def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Spa
     update_products = (device.update_peak_tflops or device.peak_tflops) * TERA * device.update_efficiency
     bandwidth = device.bandwidth_gb_s * GIGA
     prompts = dict(rows=workload.rows, prompt_length=workload.prompt_length)
-    prefill = sum(prefill_flops(trunk, **prompts) for trunk in _trunks(model, workload))
-    reference = forward_flops(model, rows=workload.rows, length=workload.length, states=workload.response_length)
-    update = workload.ppo_epochs * update_flops(
+    prefill = sum(costs.prefill_flops(trunk, **prompts) for trunk in _trunks(model, workload))
+    reference = costs.forward_flops(model, rows=workload.rows, length=workload.length, states=workload.response_length)
+    update = workload.ppo_epochs * costs.update_flops(
         model,
         rows=workload.rows,
         prompt_length=workload.prompt_length,
@@ -335,8 +327,9 @@ def _decoding(model, workload, device):
     trunks, rows, width = _trunks(model, workload), workload.rows, COMPUTE_BYTES[workload.dtype]
 
     def cost(context):
-        flops = sum(decode_flops(trunk, rows=rows, context=context) for trunk in trunks)
-        return flops, sum(decode_bytes(trunk, rows=rows, context=context, bytes_per_weight=width) for trunk in trunks)
+        step = dict(rows=rows, context=context)
+        flops = sum(costs.decode_flops(trunk, **step) for trunk in trunks)
+        return flops, sum(costs.decode_bytes(trunk, **step, bytes_per_weight=width) for trunk in trunks)
 
     weights = cost(context=0)
     cache = (both - one for both, one in zip(cost(context=workload.length), weights, strict=True))
@@ -378,7 +371,7 @@ def _gradient_bytes(model, workload):
 
     Those of embeddings, norms and value head are in float32. Biases count with these, though they are cast too.
     """
-    matrices = len(_trunks(model, workload)) * block_parameters(model)
+    matrices = len(_trunks(model, workload)) * costs.block_parameters(model)
     others = trained_parameters(model, workload) - matrices
     return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
 

@@ -124,7 +124,6 @@ def sample(
     response_length = uniforms.shape[1]
     cache_length = size_of(prompt_ids, 1) + response_length - 1
 
-    @tf.function(jit_compile=True)  # even where the rest is not: of the logits it makes few passes
     def choose(logits, numbers):
         logits = filter_logits(tf.cast(logits, tf.float32) / (temperature or 1.0), top_k=top_k, top_p=top_p)
         if temperature == 0.0:
