@@ -25,9 +25,12 @@ RUNS = {
 }
 CUT = [name for name in RUNS if name != "1"]
 # One round in bfloat16, where a sum over replicas is made in float32 and gradients of one replica are rounded.
-BFLOAT16_RUNS = {f"{count}_bfloat16": (count, {"dtype": "mixed_bfloat16"}) for count in (1, 2)}
-CHECKPOINTED = {"dtype": "mixed_bfloat16", "gradient_checkpointing": True}
-BFLOAT16_RUNS["2_checkpointed"] = (2, CHECKPOINTED)
+BFLOAT16 = {"dtype": "mixed_bfloat16"}
+BFLOAT16_RUNS = {
+    "1_bfloat16": (1, BFLOAT16),
+    "2_bfloat16": (2, BFLOAT16),
+    "2_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
+}
 
 
 @pytest.fixture(scope="module")
