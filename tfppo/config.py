@@ -183,6 +183,9 @@ class PpoConfig:
     gae_lambda: float = 0.95
     critic_gae_lambda: float | None = None  # the lambda of the critic's targets; None: gae_lambda
     whiten_advantages: bool = True
+    whiten_scope: str = (
+        "rollout"  # over which rewards and advantages are whitened; or "minibatch" (Ziegler et al. 2019)
+    )
     whiten_unbiased: bool = False  # divide the variance of every whitening by n - 1 (TRL), not n
     # Losses
     clip_range: float = 0.2
@@ -228,6 +231,10 @@ class PpoConfig:
     def validate(self):
         """Raises UserError for values that do not fit."""
         validate_ppo(self)
+
+    def episodes_whitened(self) -> int:
+        """How many episodes are whitened together."""
+        return self.rollout_batch_size // (self.num_minibatches if self.whiten_scope == "minibatch" else 1)
 
 
 @dataclass(kw_only=True, slots=True)

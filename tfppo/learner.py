@@ -174,6 +174,15 @@ class Learner:
         config = self.config
         targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
         minibatches = self._minibatches(shuffle_seed)
+
+        def minibatch(step):
+            """Targets, and which rows of them the step learns from."""
+            rows = minibatches[step]
+            if config.whiten_scope == "rollout":
+                return targets, rows
+            own = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), rollout)
+            return prepare_targets(own, config, self.reward, kl_coef)[0], tf.range(rows.shape[0])
+
         num_steps = config.ppo_epochs * config.num_minibatches
         history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
         first_ratio_error = tf.constant(0.0)
@@ -184,7 +193,7 @@ class Learner:
                 self.strategy,
                 self.optimizer,
                 self._replica_gradients,
-                (targets, minibatches[step], policy_coef),
+                (*minibatch(step), policy_coef),
                 max_grad_norm=config.max_grad_norm,
                 groups=self._groups,
                 stop_when=self._is_too_far,

@@ -31,6 +31,7 @@ def openai_2019() -> Config:
             num_minibatches=1,
             gamma=1.0,
             gae_lambda=0.95,
+            whiten_scope="minibatch",
             clip_range=0.2,
             value_clip_range=0.2,
             value_coef=0.1,

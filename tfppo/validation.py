@@ -38,6 +38,7 @@ def validate_ppo(ppo):
     require_positive("ppo", ppo, "learning_rate", "clip_range", "adaptive_kl_horizon", "adam_epsilon", "group_size")
     require_one_of("ppo.trajectories", ppo.trajectories, ("policy", "dataset"))
     require_one_of("ppo.estimator", ppo.estimator, ESTIMATORS)
+    require_one_of("ppo.whiten_scope", ppo.whiten_scope, ("rollout", "minibatch"))
     require_one_of("ppo.loss_aggregation", ppo.loss_aggregation, AGGREGATIONS)
     require_one_of("ppo.kl_estimator", ppo.kl_estimator, KL_ESTIMATORS)
     require_one_of("ppo.optimizer", ppo.optimizer, ("adam", "adamw"))
@@ -83,10 +84,16 @@ def _validate_batches(ppo):
         f"it must divide ppo.rollout_batch_size {ppo.rollout_batch_size}",
     )
     require(
-        not ppo.whiten_advantages or ppo.rollout_batch_size >= 2,
+        not ppo.whiten_advantages or ppo.episodes_whitened() >= 2,
         "ppo.rollout_batch_size",
         ppo.rollout_batch_size,
-        "whitening needs at least 2 episodes; raise it or set ppo.whiten_advantages=False",
+        f"whitening needs at least 2 episodes in a {ppo.whiten_scope}; raise it or set ppo.whiten_advantages=False",
+    )
+    require(
+        ppo.whiten_scope == "rollout" or ppo.group_size == 1,
+        "ppo.whiten_scope",
+        ppo.whiten_scope,
+        f"a minibatch has no whole groups of ppo.group_size {ppo.group_size}; use rollout",
     )
 
 
@@ -219,10 +226,10 @@ def validate_for_ppo(config):
     )
     require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
     require(
-        not reward.whiten or ppo.rollout_batch_size >= 8,
+        not reward.whiten or ppo.episodes_whitened() >= 8,
         "ppo.rollout_batch_size",
         ppo.rollout_batch_size,
-        "whitening rewards needs at least 8 episodes; raise it or set reward.whiten=False",
+        f"whitening rewards needs at least 8 episodes in a {ppo.whiten_scope}; raise it or set reward.whiten=False",
     )
     require(
         reward.placement != "last_position" or not sampling.stop_at_eos,

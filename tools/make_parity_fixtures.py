@@ -84,7 +84,7 @@ def grpo(totals, size):
 
 def targets_2019(rollout, kl_coef, gamma, gae_lambda, whiten_rewards):
     """lm-human-preferences: full-length responses, the score at position -1, biased variance."""
-    sizes = [LENGTH] * BATCH
+    sizes = [LENGTH] * len(rollout["scores"])
     rewards = -kl_coef * (rollout["logprobs"] - rollout["ref_logprobs"])
     rewards[:, -1] += rollout["scores"]
     ones = mask_of(sizes)
@@ -449,6 +449,9 @@ UPDATES = {
     | dict(kl_coef=0.1, max_grad_norm=0.25),
     "everything_in_the_loss": dict(form="torch", epsilon=1e-5, value_coef=0.25, entropy_coef=0.02, kl_loss_coef=0.1)
     | dict(kl_coef=0.0, clip_range_high=0.28, dual_clip=3.0, aggregation="sequence_mean", max_grad_norm=1.0),
+    # As lm-human-preferences computes it: rewards and advantages are whitened inside the loss.
+    "ziegler_2019_by_minibatch": dict(placement="last_position", whiten_rewards=True, whiten_scope="minibatch")
+    | dict(kl_coef=0.15, epsilon=1e-5, value_coef=0.1),
 }
 COMMON = dict(placement="last_token", temperature=0.7, gamma=1.0, gae_lambda=0.95, form="tensorflow")
 
@@ -531,6 +534,9 @@ def update(name, rng):
     minibatches = [list(map(int, rows)) for _ in range(3) for rows in rng.permutation(BATCH).reshape(2, -1)]
     history, trace = [], []
     for rows in minibatches:
+        if setting.get("whiten_scope") == "minibatch":
+            own = {name: numbers[rows] for name, numbers in rollout.items()}
+            data["advantages"][rows], data["returns"][rows] = targets_2019(own, *arguments)
         w, v = (tensor(p.copy(), grad=True) for p in parameters)
         loss, statistics = minibatch_loss(w, v, rows, data, setting)
         loss.backward()

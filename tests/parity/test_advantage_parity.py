@@ -1,5 +1,7 @@
 """Returns, advantages and whitening: the rows A1 to A14 of the literature, against loops in float64."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -129,6 +131,12 @@ def test_A9_reward_whitening_needs_8_episodes():
     config = Config(ppo=PpoConfig(rollout_batch_size=4, num_minibatches=1), reward=RewardConfig(whiten=True))
     with pytest.raises(UserError, match="at least 8"):
         validate_for_ppo(config)
+    # Whitened by minibatch, it is the minibatch that needs them.
+    for num_minibatches, is_refused in ((2, False), (4, True)):
+        ppo = PpoConfig(rollout_batch_size=16, num_minibatches=num_minibatches, whiten_scope="minibatch")
+        config = Config(ppo=ppo, reward=RewardConfig(whiten=True))
+        with pytest.raises(UserError, match="in a minibatch") if is_refused else nullcontext():
+            validate_for_ppo(config)
 
 
 def test_A10_statistics_see_real_tokens_only():
@@ -162,3 +170,28 @@ def test_A14_the_critic_may_have_a_lambda_of_its_own():
     advantages, returns = estimate("gae", gae_lambda=0.95, critic_gae_lambda=1.0)
     assert_close(advantages, fixture["gae"][0]["advantages"])
     assert_close(returns, fixture["returns"][0]["returns"] * mask)  # lambda 1: Monte-Carlo
+
+
+@pytest.mark.parametrize("estimator", ["gae", "monte_carlo", "reinforce_pp"])
+@pytest.mark.parametrize("jit", [False, True])
+def test_A12_a_gap_in_a_response_is_passed_over(estimator, jit):
+    """Tokens that an environment put between the policy's: as if the policy's stood next to each other."""
+    rng = np.random.default_rng(0)
+    mask = np.array([[0, 1, 1, 0, 0, 1, 0], [1, 0, 1, 1, 1, 0, 1], [1, 1, 1, 1, 0, 0, 0]], np.float32)
+    rewards, values = rng.normal(size=[2, 3, 7]).astype(np.float32)
+    rewards[mask == 0], values[mask == 0] = np.nan, 1e6
+    gamma, gae_lambda = 0.9, 0.8 if estimator == "gae" else 1.0
+
+    advantages, returns = tf.function(estimate_advantages, jit_compile=jit)(
+        *map(tf.constant, (rewards, values, mask)), estimator=estimator, gamma=gamma, gae_lambda=gae_lambda
+    )
+    for b in range(3):
+        own = np.flatnonzero(mask[b])
+        r, v = rewards[b, own].astype(float), [*values[b, own].astype(float), 0.0]
+        deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(len(own))]
+        sums = [sum((gamma * gae_lambda) ** k * x for k, x in enumerate(deltas[t:])) for t in range(len(own))]
+        expected_returns = np.add(sums, v[:-1])
+        np.testing.assert_allclose(returns.numpy()[b, own], expected_returns, rtol=2e-6, atol=1e-6)
+        expected = expected_returns if estimator == "reinforce_pp" else sums
+        np.testing.assert_allclose(advantages.numpy()[b, own], expected, rtol=2e-6, atol=1e-6)
+        assert not advantages.numpy()[b, mask[b] == 0].any() and not returns.numpy()[b, mask[b] == 0].any()

@@ -139,6 +139,14 @@ def test_R8_adaptive_kl_table(kl, coef):
     )
 
 
+@pytest.mark.parametrize(("kl", "factor"), [(12.0, 1.02), (6.6, 1.01), (6.0, 1.0), (5.4, 0.99), (0.0, 0.98)])
+@pytest.mark.parametrize("num_episodes", [64, 512])
+def test_R9_a_horizon_of_ten_batches_is_the_controller_of_rl4lms(kl, factor, num_episodes):
+    """There the gain is 0.1 whatever the number of episodes: coef *= 1 + 0.1 * clip(kl / target - 1, +-0.2)."""
+    coef = adaptive_kl_coef(0.15, kl, target=6.0, horizon=10 * num_episodes, num_episodes=num_episodes)
+    np.testing.assert_allclose(coef, 0.15 * factor, rtol=1e-9)
+
+
 def test_R8_C3_adaptive_kl_trajectory():
     fixture = load("kl")
     table = fixture["table"]

@@ -11,7 +11,7 @@ from tfppo.distribute import make_strategy
 from tfppo.learner import STEP_STATISTICS, Learner
 from tfppo.types import Rollout
 
-NAMES = ("ziegler_2019", "trl", "clipped_gradients", "everything_in_the_loss")
+NAMES = ("ziegler_2019", "ziegler_2019_by_minibatch", "trl", "clipped_gradients", "everything_in_the_loss")  # A7
 SEED = np.array([1, 2], np.int32)
 
 
@@ -43,6 +43,7 @@ def make_config(setting, **changes):
         learning_rate=0.05,
         gamma=setting["gamma"],
         gae_lambda=setting["gae_lambda"],
+        whiten_scope=setting.get("whiten_scope", "rollout"),
         whiten_unbiased=setting.get("unbiased", False),
         clip_range_high=setting.get("clip_range_high"),
         dual_clip=setting.get("dual_clip"),
@@ -85,7 +86,7 @@ def run(name, padding=0.0, steps=None, **changes):
     setting = fixture["setting"]
     start = [float32(fixture["weights"]), float32(fixture["values_of"])]
     if steps is not None:
-        changes = dict(ppo_epochs=1, num_minibatches=1, rollout_batch_size=8) | changes
+        changes = dict(ppo_epochs=1, num_minibatches=1) | changes
     strategy = make_strategy(1)
     with strategy.scope():
         policy = LinearPolicy(*start)

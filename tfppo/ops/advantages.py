@@ -5,36 +5,43 @@ import tensorflow as tf
 from tfppo.ops.masking import masked_sum, zero_padding
 
 
-def _scan_from_the_end(deltas, decays):
-    """x_t = deltas_t + decays_t * x_{t+1}, with x = 0 after the end. [B, R] -> [B, R]."""
-    steps = (tf.transpose(deltas), tf.transpose(decays))
-    scanned = tf.scan(
-        lambda following, step: step[0] + step[1] * following,
-        steps,
-        initializer=tf.zeros_like(deltas[:, 0]),
-        reverse=True,
-    )
-    return tf.transpose(scanned)
-
-
 def discounted_returns(rewards, response_mask, gamma):
-    """G_t = r_t + gamma * G_{t+1}, with G = 0 after the last real token. [B, R] -> [B, R]."""
-    mask = tf.cast(response_mask, rewards.dtype)
-    return _scan_from_the_end(zero_padding(rewards, mask), gamma * mask)
+    """G_t = r_t + gamma * G_{t+1}, with G = 0 after the last real token. [B, R] -> [B, R].
+
+    A gap in the mask, tokens that the policy did not choose, is passed over, as if it were not there.
+    """
+
+    def step(following, now):
+        reward, is_real = now
+        return tf.where(is_real, reward + gamma * following, following)
+
+    returns = _scan_from_the_end(step, (rewards, response_mask > 0), tf.zeros_like(rewards[:, 0]))
+    return zero_padding(returns, response_mask)
 
 
 def gae(rewards, values, response_mask, *, gamma, gae_lambda):
     """Generalised advantage estimation (Schulman et al. 2016, equation 16); nothing is bootstrapped past the end.
 
+    A gap in the mask, tokens that the policy did not choose, is passed over, as if it were not there.
     Args: rewards, values, response_mask [B, R].
     Returns: advantages [B, R] and returns = advantages + values [B, R], both 0 at padding.
     """
-    mask = tf.cast(response_mask, rewards.dtype)
-    rewards, values = zero_padding(rewards, mask), zero_padding(values, mask)
-    following = tf.concat([values[:, 1:], tf.zeros_like(values[:, :1])], axis=1)
-    deltas = rewards + gamma * following * mask - values
-    advantages = _scan_from_the_end(deltas, gamma * gae_lambda * mask)
-    return advantages, advantages + values
+
+    def step(following, now):
+        next_advantage, next_value = following
+        reward, value, is_real = now
+        advantage = reward + gamma * next_value - value + gamma * gae_lambda * next_advantage
+        return tf.where(is_real, advantage, next_advantage), tf.where(is_real, value, next_value)
+
+    nothing = tf.zeros_like(rewards[:, 0])
+    advantages, _ = _scan_from_the_end(step, (rewards, values, response_mask > 0), (nothing, nothing))
+    return zero_padding(advantages, response_mask), zero_padding(advantages + values, response_mask)
+
+
+def _scan_from_the_end(step, rows, initial):
+    """What step(following, now) makes of each column of [B, R] rows, the last one first: [B, R] each."""
+    columns = tf.nest.map_structure(tf.transpose, rows)
+    return tf.nest.map_structure(tf.transpose, tf.scan(step, columns, initializer=initial, reverse=True))
 
 
 def rloo(totals, group_size):
