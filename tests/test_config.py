@@ -85,6 +85,7 @@ ZIEGLER = {
         gamma=1.0,
         gae_lambda=0.95,
         whiten_advantages=True,
+        whiten_scope="minibatch",
         whiten_unbiased=False,
         clip_range=0.2,
         clip_range_high=None,
@@ -111,6 +112,7 @@ N_PLUS = {
     },
     "ppo": {
         **ZIEGLER["ppo"],
+        "whiten_scope": "rollout",
         "learning_rate": 3e-6,
         "optimizer": "adamw",
         "weight_decay": 0.01,
@@ -169,7 +171,8 @@ def test_recipe_has_the_published_values(name):
 
 def test_every_recipe_is_checked():
     assert set(PRESETS) == set(RECIPES)
-    assert PRESETS["openai_tldr_n_plus"]().data.max_prompt_tokens == 512
+    lengths = {name: preset().data.max_prompt_tokens for name, preset in PRESETS.items()}
+    assert lengths == {"openai_2019": 64, "openai_tldr_n_plus": 512, "trl": 512, "openrlhf": 8}
 
 
 CRITIC_FREE = {"ppo__estimator": "reinforce_pp", "ppo__value_coef": 0.0}

@@ -13,8 +13,9 @@ def openai_2019() -> Config:
 
     Full-length responses without a stop; the score is of the text up to the first end token after 16 tokens, is -1
     where there is none, and stands at the last position; rewards whitened, KL coefficient adaptive, no gradient clip.
+    Prompts of up to 64 tokens: the language model needs 89 positions.
     """
-    return Config(
+    config = Config(
         sampling=SamplingConfig(response_length=24, temperature=0.7, stop_at_eos=False),
         reward=RewardConfig(
             placement="last_position",
@@ -46,6 +47,9 @@ def openai_2019() -> Config:
             critic="shared",
         ),
     )
+    config.data.max_prompt_tokens = 64
+    config.model.max_sequence_length = 128
+    return config
 
 
 def openai_tldr_n_plus() -> Config:
