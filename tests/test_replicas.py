@@ -83,7 +83,7 @@ def test_one_replica_is_bit_for_bit_what_no_strategy_is(results):
 
 
 def test_two_replicas_are_bit_for_bit_two_parts(results):
-    """An update of the same rollout. (Samples of 8 rows and of 16 are not: their matrix products sum in other orders.)"""
+    """An update of one rollout. Samples of 8 rows and of 16 are not: their matrix products sum in other orders."""
     np.testing.assert_array_equal(
         results["2"]["weights_of_one_update"], results["1_in_2_parts"]["weights_of_one_update"]
     )
