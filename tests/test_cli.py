@@ -109,7 +109,10 @@ def test_the_command_line_is_read_before_tensorflow_is_imported():
     assert not {"tensorflow", "keras", "numpy"} & modules
 
 
-@pytest.mark.parametrize("tool", ["train_lm", "train_ppo", "quickstart", "evaluate", "export", "generate"])
+TOOLS = ["train_lm", "train_reward_model", "train_ppo", "quickstart", "evaluate", "export", "generate"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_help_lists_the_flags(tool):
     finished = run(command(tool, "--help"))
     text = finished.out + finished.raw

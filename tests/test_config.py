@@ -190,6 +190,17 @@ BAD = [
     ({"reward__scale": 0.0}, "reward.scale", "0.0", "above 0"),
     ({"reward__truncate_after": -1}, "reward.truncate_after", "-1", "negative"),
     ({"reward__truncate_after": 3}, "reward.truncate_after", "3", "set that or use 0"),
+    ({"reward_model__max_prompt_tokens": 0}, "reward_model.max_prompt_tokens", "0", "above 0"),
+    ({"reward_model__max_response_tokens": 0}, "reward_model.max_response_tokens", "0", "above 0"),
+    ({"reward_model__num_epochs": 0}, "reward_model.num_epochs", "0", "above 0"),
+    ({"reward_model__batch_size": 0}, "reward_model.batch_size", "0", "above 0"),
+    ({"reward_model__learning_rate": 0.0}, "reward_model.learning_rate", "0.0", "above 0"),
+    ({"reward_model__adam_epsilon": 0.0}, "reward_model.adam_epsilon", "0.0", "above 0"),
+    ({"reward_model__max_grad_norm": -1.0}, "reward_model.max_grad_norm", "-1.0", "negative"),
+    ({"reward_model__eval_every": 0}, "reward_model.eval_every", "0", "above 0"),
+    ({"reward_model__keep_checkpoints": 0}, "reward_model.keep_checkpoints", "0", "above 0"),
+    ({"reward_model__normalize": "all"}, "reward_model.normalize", "'all'", "samples, demonstrations, none"),
+    ({"reward_model__normalize_samples": 1}, "reward_model.normalize_samples", "1", "at least 2"),
     ({"checkpoint_every": 0}, "checkpoint_every", "0", "above 0"),
     ({"keep_checkpoints": 0}, "keep_checkpoints", "0", "above 0"),
     ({"num_replicas": -1}, "num_replicas", "-1", "positive number"),
@@ -438,7 +449,7 @@ def test_json_round_trips():
         setattr(rebuilt.reward, name, tuple(getattr(rebuilt.reward, name)))
     assert rebuilt == config
     assert rebuilt.to_json() == text
-    assert len(sections) == 7
+    assert len(sections) == 8
 
 
 def test_defaults_stand_in_the_dataclasses_only():

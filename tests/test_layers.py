@@ -37,7 +37,15 @@ LAYERS = (
         "tfppo.__version__",  # a constant of tfppo/__init__.py, free for all
     ),
     ("tfppo.models.*", "tfppo.text.*", "tfppo.data.*", "tfppo.rewards.*"),
-    ("tfppo.sampling", "tfppo.rollout", "tfppo.targets", "tfppo.optimization", "tfppo.likelihood"),
+    (
+        "tfppo.sampling",
+        "tfppo.rollout",
+        "tfppo.targets",
+        "tfppo.optimization",
+        "tfppo.likelihood",
+        "tfppo.preference",
+        "tfppo.reward_normalization",
+    ),
     (
         "tfppo.learner",
         "tfppo.checkpoint",
@@ -48,7 +56,7 @@ LAYERS = (
         "tfppo.charts",
         "tfppo.progress",
     ),
-    ("tfppo.trainer", "tfppo.lm_trainer", "tfppo.experiment", "tfppo.benchmark"),
+    ("tfppo.trainer", "tfppo.lm_trainer", "tfppo.reward_trainer", "tfppo.experiment", "tfppo.benchmark"),
     # tfppo/__init__.py is the facade: it may offer every module, so no module may lean on it.
     ("tfppo.cli", "tfppo", "tools.*"),
 )

@@ -126,7 +126,8 @@ class RewardConfig:
     """What a response is worth: reward functions, and how their scores become per-token rewards."""
 
     # module:function or path/file.py:function, each (prompts, responses) -> scores; or likelihood:FOLDER, the summed
-    # log-probability of the response under the language model in a folder (likelihood: alone, the reference).
+    # log-probability of the response under the language model in a folder (likelihood: alone, the reference); or
+    # reward_model:FOLDER, the score of the reward model in a folder (reward_model: alone, WORKDIR/reward_model).
     functions: tuple[str, ...] = ("tfppo.rewards.vader:vader_sentiment",)
     weights: tuple[float, ...] = (1.0,)  # one a function
     placement: str = "last_token"  # or "after_last" (TRL), "last_position" (Ziegler et al. 2019)
@@ -144,7 +145,10 @@ class RewardConfig:
         require(bool(self.functions), "reward.functions", self.functions, "name at least one function")
         for name in self.functions:
             require(
-                ":" in name, "reward.functions", name, "write module:function, path/file.py:function or likelihood:"
+                ":" in name,
+                "reward.functions",
+                name,
+                "write module:function, path/file.py:function, likelihood: or reward_model:",
             )
         require(
             len(self.weights) == len(self.functions),
@@ -162,6 +166,39 @@ class RewardConfig:
             "reward.truncate_after",
             self.truncate_after,
             "it needs reward.truncate_at_eos=True; set that or use 0",
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardModelConfig:
+    """Training of a reward model on comparisons; the defaults are those of Ziegler et al. 2019."""
+
+    source: str = ""  # a .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list)
+    max_prompt_tokens: int = 31  # comparisons with a longer prompt are left out,
+    max_response_tokens: int = 32  # and those with a longer response, its EOS included
+    num_epochs: int = 1
+    batch_size: int = 32  # comparisons
+    learning_rate: float = 5e-5  # linear to 0 over the run
+    adam_epsilon: float = 1e-5  # of TensorFlow's form of Adam
+    max_grad_norm: float = 0.0  # 0: no clipping
+    eval_every: int = 100  # steps between held-out losses and accuracies
+    keep_checkpoints: int = 2
+    # Which scores get mean 0 after training: "samples" of the language model, which also get deviation 1;
+    # "demonstrations", the chosen responses of the data, whose gain stays (Huang et al. 2024); or "none".
+    normalize: str = "samples"
+    normalize_samples: int = 256  # how many samples
+
+    def validate(self):
+        """Raises UserError for values that do not fit."""
+        require_positive("reward_model", self, "max_prompt_tokens", "max_response_tokens", "num_epochs", "batch_size")
+        require_positive("reward_model", self, "learning_rate", "adam_epsilon", "eval_every", "keep_checkpoints")
+        require(self.max_grad_norm >= 0, "reward_model.max_grad_norm", self.max_grad_norm, "it must not be negative")
+        require_one_of("reward_model.normalize", self.normalize, ("samples", "demonstrations", "none"))
+        require(
+            self.normalize_samples >= 2,
+            "reward_model.normalize_samples",
+            self.normalize_samples,
+            "a deviation needs at least 2",
         )
 
 
@@ -267,6 +304,7 @@ class Config:
     lm: LmConfig = field(default_factory=LmConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    reward_model: RewardModelConfig = field(default_factory=RewardModelConfig)
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -276,7 +314,7 @@ class Config:
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
         require(self.num_replicas >= 0, "num_replicas", self.num_replicas, "use 0 for all GPUs or a positive number")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
-        for name in ("data", "model", "lm", "sampling", "reward", "ppo", "evaluation"):
+        for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):
             getattr(self, name).validate()
         # The start token takes a position too.
         longest = 1 + self.data.max_prompt_tokens + self.sampling.response_length

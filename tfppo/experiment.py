@@ -3,15 +3,17 @@
 WORKDIR/
     config.json          the validated configuration of the last training command
     lm/                  the best language model with its tokenizer
+    reward_model/        the reward model, normalised, with its tokenizer
     policy/              the policy that PPO made, with the tokenizer; policy_average/ its moving average
-    checkpoints/         of PPO; lm_checkpoints/ of the language model
-    ppo.jsonl, ppo/      metrics of PPO, and the same for TensorBoard; likewise lm_training
+    checkpoints/         of PPO; lm_checkpoints/ of the language model, reward_checkpoints/ of the reward model
+    ppo.jsonl, ppo/      metrics of PPO, and the same for TensorBoard; likewise lm_training, reward_training
     evaluation.json      the last evaluation
     reward_over_kl.png   the picture of the PPO run
     export/1, 2, ...     SavedModels
 """
 
 import dataclasses
+import operator
 import tempfile
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from tfppo import export
 from tfppo.charts import plot_reward_over_kl
 from tfppo.config import Config
 from tfppo.data.packing import PackedSequences, encode_documents, pack
+from tfppo.data.preferences import encode_preferences, load_preferences
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
 from tfppo.distribute import has_fast_bfloat16, make_strategy, resolve_jit_compile, resolve_update_dtype
@@ -32,11 +35,20 @@ from tfppo.learner import Learner
 from tfppo.likelihood import HeldOutLoss
 from tfppo.lm_trainer import LmTrainer
 from tfppo.metrics import read_metrics
-from tfppo.models.folder import copy_language_model, load_language_model, load_policy, load_reward_model, save_model
+from tfppo.models.folder import (
+    check_model,
+    copy_language_model,
+    load_language_model,
+    load_policy,
+    load_reward_model,
+    save_model,
+)
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.rewards.likelihood import LikelihoodReward
-from tfppo.rewards.loading import load_reward
+from tfppo.models.reward_model import RewardModel
+from tfppo.reward_normalization import normalize
+from tfppo.reward_trainer import RewardTrainer
+from tfppo.rewards.loading import MODEL_REWARDS, load_reward
 from tfppo.rewards.scoring import TextReward
 from tfppo.rollout import RolloutCollector, Sampler
 from tfppo.seeds import seed_for
@@ -94,19 +106,35 @@ class Experiment:
         trajectories = encode_trajectories(self.examples(split), tokenizer, data, seed)
         return PromptSet(trajectories, tokenizer.pad_id, 1 + data.max_prompt_tokens, seed)
 
-    def rewards(self):
-        """The reward functions that the configuration names. Raises: UserError where there is none of a name."""
+    def rewards(self, tokenizer):
+        """The reward functions that the configuration names, for the tokens of a tokenizer.
+
+        Raises: UserError where there is none of a name, or a model that scores has another tokenizer or too few
+        positions.
+        """
         rewards = []
         for name in self.config.reward.functions:
-            if name.startswith("likelihood:"):
-                folder = name.removeprefix("likelihood:") or self.language_model_folder()
-                scorer, _ = load_language_model(folder)
-                rewards.append(
-                    LikelihoodReward(scorer, resolve_jit_compile(self.config.sampling.jit_compile, "float32"))
-                )
-            else:
+            kind, folder = self.model_reward(name)
+            if kind is None:
                 rewards.append(TextReward(name.rpartition(":")[2], load_reward(name)))
+                continue
+            model, its_tokenizer = kind.load(folder)
+            if its_tokenizer.digest() != tokenizer.digest():
+                raise UserError(
+                    f"reward.functions has {name!r}, but the model in {str(folder)!r} has another tokenizer than the "
+                    f"language model, and scores tokens; name one that was trained from this language model"
+                )
+            self.check_positions(model, folder)
+            rewards.append(kind.make(model, resolve_jit_compile(self.config.sampling.jit_compile, "float32")))
         return rewards
+
+    def model_reward(self, name):
+        """The kind of reward that a model gives and the folder of that model; None, None where a function gives it."""
+        kind, _, folder = name.partition(":")
+        if kind not in MODEL_REWARDS:
+            return None, None
+        defaults = {"likelihood": self.language_model_folder(), "reward_model": self.folder / "reward_model"}
+        return MODEL_REWARDS[kind], Path(folder) if folder else defaults[kind]
 
     def train_lm(self):
         """Trains a tokenizer and a language model on the texts; WORKDIR/lm holds the best one afterwards.
@@ -132,28 +160,53 @@ class Experiment:
         self.write_config()
         trainer.train()
 
+    def train_reward_model(self):
+        """Trains a reward model, from the language model, on comparisons; WORKDIR/reward_model holds it afterwards."""
+        config, settings = self.config, self.config.reward_model
+        preferences = load_preferences(settings.source)
+        language_model, tokenizer = load_language_model(self.language_model_folder())
+        responses = ["reward_model.max_response_tokens"]
+        responses += ["sampling.response_length"] if settings.normalize == "samples" else []
+        for response in responses:
+            self.check_positions(
+                language_model, self.language_model_folder(), "reward_model.max_prompt_tokens", response
+            )
+        train, validation = (
+            encode_preferences(preferences[split], tokenizer, settings) for split in ("train", "validation")
+        )
+        with self.strategy.scope():
+            model = RewardModel.from_language_model(language_model)
+        trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, self.strategy, self.folder)
+        self.write_config()
+        trainer.train()
+        normalize(model, language_model, train, tokenizer, config)
+        save_model(model, tokenizer, self.folder / "reward_model")
+
     def language_model_folder(self) -> Path:
-        """The folder of the model that PPO starts from, which is also its reference."""
+        """The folder of the model that PPO and a reward model start from; it also is PPO's reference."""
         return Path(self.config.language_model) if self.config.language_model else self.folder / "lm"
 
     def check_ppo(self):
         """Raises UserError for what PPO would refuse, before anything else is trained for it."""
         validate_for_ppo(self.config)
         for name in self.config.reward.functions:
-            if not name.startswith("likelihood:"):
+            kind, folder = self.model_reward(name)
+            if kind is None:
                 load_reward(name)
+            elif folder != self.folder / "lm":  # which the quickstart has yet to train
+                check_model(folder, kind.made_by)
 
     def train_ppo(self):
         """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
         config, ppo = self.config, self.config.ppo
         self.check_ppo()
-        rewards = self.rewards()
         with self.strategy.scope():
             ref_model, tokenizer = load_language_model(self.language_model_folder(), ppo.dtype)
             ref_model.trainable = False
             policy = self.new_policy(ref_model)
             average = self.new_policy(ref_model) if ppo.ema_decay else None
-        self.check_positions(ref_model)
+        self.check_positions(ref_model, self.language_model_folder())
+        rewards = self.rewards(tokenizer)
         collector = RolloutCollector(
             policy,
             ref_model,
@@ -198,14 +251,14 @@ class Experiment:
         config = self.config
         policy, tokenizer = load_policy(model_folder)
         ref_model, _ = load_language_model(self.language_model_folder())
-        self.check_positions(ref_model)
+        self.check_positions(ref_model, self.language_model_folder())
         evaluation = evaluate(
             policy,
             ref_model,
             self.prompts("test", tokenizer).sample(config.evaluation.num_prompts),
             config.sampling,
             tokenizer=tokenizer,
-            rewards=self.rewards(),
+            rewards=self.rewards(tokenizer),
             reward=config.reward,
             strategy=self.strategy,
             seed=config.seed,
@@ -252,12 +305,12 @@ class Experiment:
         logging.info("exported to %s", path)
         return path
 
-    def check_positions(self, model):
-        """Raises UserError where prompt and response are longer than the model has positions."""
-        longest = 1 + self.config.data.max_prompt_tokens + self.config.sampling.response_length
+    def check_positions(self, model, folder, prompt="data.max_prompt_tokens", response="sampling.response_length"):
+        """Raises UserError where a prompt and a response, as long as two settings allow, exceed a model's positions."""
+        prompt_tokens, response_tokens = (operator.attrgetter(name)(self.config) for name in (prompt, response))
+        longest = 1 + prompt_tokens + response_tokens
         if longest > model.max_sequence_length:
             raise UserError(
-                f"sampling.response_length is {self.config.sampling.response_length}: with a start token and "
-                f"data.max_prompt_tokens {self.config.data.max_prompt_tokens} that is {longest} positions, and the "
-                f"model in {str(self.language_model_folder())!r} has {model.max_sequence_length}; lower one of them"
+                f"{response} is {response_tokens}: with a start token and {prompt} {prompt_tokens} that is {longest} "
+                f"positions, and the model in {str(folder)!r} has {model.max_sequence_length}; lower one of them"
             )

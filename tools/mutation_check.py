@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("tfppo", "tests", "pyproject.toml")
 TIMEOUT = 600
 
-ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE = (
+ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE, REWARD_MODEL = (
     f"tests/parity/test_{name}_parity.py"
-    for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture")
+    for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture", "reward_model")
 )
 
 
@@ -243,6 +243,28 @@ MUTATIONS = (
         "strategy.run(optimizer.apply_scaled, (gradients, scales))",
         "strategy.run(optimizer.apply, (gradients,))",
         UPDATE,
+    ),
+    # Reward models
+    Mutation(
+        "preference_loss_sign",
+        "ops/losses.py",
+        "tf.nn.softplus(tf.reduce_logsumexp(scores[:, 1:], axis=1) - scores[:, 0])",
+        "tf.nn.softplus(scores[:, 0] - tf.reduce_logsumexp(scores[:, 1:], axis=1))",
+        REWARD_MODEL,
+    ),
+    Mutation(
+        "reward_read_before_the_last_token",
+        "models/reward_model.py",
+        "tf.gather(states, lengths, batch_dims=1)",
+        "tf.gather(states, tf.maximum(lengths - 1, 0), batch_dims=1)",
+        REWARD_MODEL,
+    ),
+    Mutation(
+        "normalising_bias_without_the_gain",
+        "reward_normalization.py",
+        "-gain * scores.mean()",
+        "-scores.mean()",
+        REWARD_MODEL,
     ),
     # Initialisation
     Mutation(

@@ -212,7 +212,7 @@ def test_R13_padding_has_no_share_in_any_statistic():
     assert_close(results[0][1]["objective/entropy"], np.mean(entropy))
 
 
-def test_R14_normalised_scores_have_mean_0_and_deviation_1():
+def test_running_normalisation_gives_all_scores_so_far_mean_0_and_deviation_1():
     shaper = ScoreShaper(RewardConfig(normalize=True))
     scores = np.random.default_rng(0).normal(3.0, 5.0, 256).astype(np.float32)
     shaped = shaper(scores, np.ones(256, bool), np.full(256, 6))

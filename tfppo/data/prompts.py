@@ -54,6 +54,16 @@ def pad_left(rows: list[list[int]], pad_id: int, length: int) -> Prompts:
     return Prompts(tf.constant(ids), tf.constant(mask))
 
 
+def pad_right(rows: list[list[int]], pad_id: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of token ids as int32 [B, length], padded on the right, and their mask, float32 [B, length]."""
+    ids = np.full([len(rows), length], pad_id, np.int32)
+    mask = np.zeros([len(rows), length], np.float32)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+        mask[number, : len(row)] = 1.0
+    return ids, mask
+
+
 class PromptSet:
     """All prompts of a split, [N, P], and how the data goes on after each; batches of them by position in an endless,
     reshuffled stream.
@@ -79,13 +89,8 @@ class PromptSet:
 
         Returns: response_ids int32 [size, length], padded on the right, and response_mask float32 [size, length].
         """
-        ids = np.full([size, length], self._pad_id, np.int32)
-        mask = np.zeros([size, length], np.float32)
-        for number, (_, continuation) in enumerate(self._rows(step, size)):
-            row = continuation[:length]
-            ids[number, : len(row)] = row
-            mask[number, : len(row)] = 1.0
-        return ids, mask
+        rows = [continuation[:length] for _, continuation in self._rows(step, size)]
+        return pad_right(rows, self._pad_id, length)
 
     def sample(self, count: int) -> "PromptSet":
         """A fixed choice of `count` prompts (all, where there are fewer)."""

@@ -140,8 +140,8 @@ def _read_txt(path):
     return [Example(text=line) for _, line in _read_lines(path)]
 
 
-def _read_jsonl(path, names):
-    examples = []
+def read_objects(path) -> Iterator[tuple[str, dict]]:
+    """Yields (place, object) for each line of a .jsonl file that is not blank. Raises: UserError."""
     for where, line in _read_lines(path):
         try:
             record = json.loads(line)
@@ -150,18 +150,24 @@ def _read_jsonl(path, names):
             raise UserError(f"{where}: not JSON ({reason}): write one object a line.") from error
         if not isinstance(record, dict):
             raise UserError(f"{where}: got {line[:40]!r}, not a JSON object: write {{...}}.")
+        yield where, record
+
+
+def _read_jsonl(path, names):
+    examples = []
+    for where, record in read_objects(path):
         text_name, prompt_name = _choose_fields(record, names, where)
         examples.append(
             Example(
-                text=_string(record, text_name, where) if text_name else "",
-                prompt=_string(record, prompt_name, where) if prompt_name else None,
+                text=checked_text(record[text_name], text_name, where) if text_name else "",
+                prompt=checked_text(record[prompt_name], prompt_name, where) if prompt_name else None,
             )
         )
     return examples
 
 
-def _string(record, name, where):
-    value = record[name]
+def checked_text(value, name, where) -> str:
+    """The value of a field, which must be a string that has a UTF-8 form. Raises: UserError."""
     if not isinstance(value, str):
         raise UserError(f"{where}: field {name!r} is {value!r}: it must be a string.")
     if any("\ud800" <= character <= "\udfff" for character in value):

@@ -17,7 +17,7 @@ _MODEL_FILE = "model.keras"
 
 
 def save_model(model, tokenizer: Tokenizer, folder):
-    """Writes a LanguageModel or a Policy with its tokenizer; a folder that was there is replaced as a whole."""
+    """Writes a model of tfppo with its tokenizer; a folder that was there is replaced as a whole."""
     folder = Path(folder)
     fresh = folder.with_name(folder.name + ".saving")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -32,10 +32,15 @@ def save_model(model, tokenizer: Tokenizer, folder):
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _load(folder):
+def check_model(folder, made_by):
+    """Raises UserError where there is no model in a folder; `made_by` is the binary that makes one."""
+    if not (Path(folder) / _MODEL_FILE).is_file():
+        raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
+
+
+def _load(folder, made_by="train_lm.py"):
+    check_model(folder, made_by)
     path = Path(folder) / _MODEL_FILE
-    if not path.is_file():
-        raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with train_lm.py")
     try:
         model = keras.saving.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -77,7 +82,7 @@ def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
 
 def load_reward_model(folder) -> tuple[RewardModel, Tokenizer]:
     """The reward model in a folder. Raises: UserError where there is none."""
-    model, tokenizer = _load(folder)
+    model, tokenizer = _load(folder, made_by="train_reward_model.py")
     if not isinstance(model, RewardModel):
         raise UserError(f"the model in {str(folder)!r} is a {type(model).__name__}; a RewardModel is needed")
     return model, tokenizer

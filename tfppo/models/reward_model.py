@@ -4,6 +4,7 @@ import keras
 import tensorflow as tf
 
 from tfppo.models.transformer import Transformer
+from tfppo.ops.shapes import size_of
 
 
 @keras.saving.register_keras_serializable(package="tfppo")
@@ -30,8 +31,40 @@ class RewardModel(keras.Model):
 
     def call(self, token_ids, padding_mask=None):
         """Scores [B, T]."""
-        hidden = tf.cast(self.trunk(token_ids, padding_mask), tf.float32)
+        return self._head(self.trunk(token_ids, padding_mask))
+
+    @property
+    def max_sequence_length(self):
+        """The number of positions that the model knows."""
+        return self.trunk.sizes["max_sequence_length"]
+
+    def response_scores(self, prompt_ids, prompt_mask, response_ids, response_mask):
+        """The score [B] of each response: that of the state after its last real token, which is EOS where it stopped.
+
+        Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R], on the right.
+        """
+        token_ids = tf.concat([prompt_ids, response_ids], axis=1)
+        mask = tf.concat([tf.cast(prompt_mask, tf.int32), tf.cast(response_mask, tf.int32)], axis=1)
+        # From the prompt's end on: there, number n is the state after n tokens of the response.
+        states = self.trunk(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
+        lengths = tf.cast(tf.reduce_sum(response_mask, axis=1), tf.int32)
+        return self._head(tf.gather(states, lengths, batch_dims=1))
+
+    def rescale(self, gain, bias):
+        """Every score becomes gain * score + bias."""
+        self.head_kernel.assign(gain * tf.convert_to_tensor(self.head_kernel))
+        self.head_bias.assign(gain * tf.convert_to_tensor(self.head_bias) + bias)
+
+    def _head(self, hidden):
+        hidden = tf.cast(hidden, tf.float32)
         return tf.squeeze(tf.tensordot(hidden, tf.convert_to_tensor(self.head_kernel), 1), -1) + self.head_bias[0]
+
+    @classmethod
+    def from_language_model(cls, language_model):
+        """A reward model whose trunk is a copy of a language model's."""
+        trunk = Transformer.from_config(language_model.trunk.get_config())
+        trunk.set_weights(language_model.trunk.get_weights())
+        return cls(trunk)
 
     def get_config(self):
         return {"name": self.name, "trunk": keras.saving.serialize_keras_object(self.trunk)}

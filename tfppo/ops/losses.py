@@ -1,4 +1,4 @@
-"""The losses of PPO, one number a token; the caller adds them up with `token_weights`."""
+"""The losses of PPO, one number a token, which the caller adds up with `token_weights`; that of reward models."""
 
 import tensorflow as tf
 
@@ -66,3 +66,13 @@ def token_weights(mask, aggregation):
     if aggregation == "sequence_sum":
         return mask / num_sequences
     raise ValueError(f"aggregation is {aggregation!r}; choose one of {AGGREGATIONS}")
+
+
+def preference_loss(scores):
+    """-log softmax of the first score, the chosen response's, among K: [B, K] -> [B].
+
+    For K = 4 the best-of-4 cross entropy of Ziegler et al. 2019 (equation 1); for K = 2 it is -log sigmoid(chosen -
+    rejected) (Stiennon et al. 2020, equation 1).
+    """
+    # log(1 + sum of exp(rejected - chosen)): accurate where it is tiny, finite where it is large.
+    return tf.nn.softplus(tf.reduce_logsumexp(scores[:, 1:], axis=1) - scores[:, 0])

@@ -1,11 +1,30 @@
-"""Finds a reward function by its name."""
+"""Finds a reward function by its name: a Python function, or a model that scores tokens."""
 
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tfppo.errors import UserError
+from tfppo.models.folder import load_language_model, load_reward_model
+from tfppo.rewards.learned import LearnedReward
+from tfppo.rewards.likelihood import LikelihoodReward
+
+
+class ModelReward(NamedTuple):
+    """A kind of reward that a model in a folder gives, named `KIND:FOLDER`."""
+
+    load: Callable  # folder -> model and its tokenizer
+    make: Callable  # model, jit_compile -> reward
+    made_by: str  # the binary that makes such a model
+
+
+MODEL_REWARDS = {
+    "likelihood": ModelReward(load_language_model, LikelihoodReward, "train_lm.py"),
+    "reward_model": ModelReward(load_reward_model, LearnedReward, "train_reward_model.py"),
+}
 
 
 def load_reward(name):

@@ -1,0 +1,123 @@
+"""Reward models as reward functions: by token ids, of what reward functions see, and of the right tokenizer."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfppo.config import Config, RewardConfig, SamplingConfig
+from tfppo.errors import UserError
+from tfppo.experiment import Experiment
+from tfppo.models.folder import save_model
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
+from tfppo.models.reward_model import RewardModel
+from tfppo.models.transformer import Transformer
+from tfppo.rewards.learned import LearnedReward
+from tfppo.rewards.likelihood import LikelihoodReward
+from tfppo.rewards.loading import MODEL_REWARDS
+from tfppo.rewards.scoring import Batch
+from tfppo.rollout import RolloutCollector
+from tfppo.text.tokenizer import Tokenizer
+from tfppo.types import Prompts, Samples
+
+TOKENIZER = Tokenizer([])
+OTHER_TOKENIZER = Tokenizer.train(["good good good"], 259)
+SIZES = dict(vocabulary_size=258, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=64)
+PROMPTS = Prompts(tf.constant([[0, 1, 40], [1, 41, 42], [1, 43, 44]]), tf.constant([[0, 1, 1], [1, 1, 1], [1, 1, 1]]))
+# Bytes that are no text by themselves: decoded and encoded again, they would be other tokens.
+RESPONSES = np.array([[130, 131, 1, 140], [132, 1, 141, 142], [133, 134, 135, 136]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def model():
+    keras.utils.set_random_seed(0)
+    model = RewardModel(Transformer(**SIZES))
+    model.set_weights([np.random.default_rng(0).normal(0.0, 0.5, w.shape) for w in model.get_weights()])
+    return model
+
+
+def score_alone(model, *rows):
+    """The model's own score at the last of a row of real tokens, without any padding."""
+    return np.array([model(tf.constant([row])).numpy()[0, -1] for row in rows])
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_scores_are_those_of_the_tokens(model, jit_compile):
+    mask = np.array([[1, 1, 1, 0], [1, 1, 0, 0], [1, 1, 1, 1]], np.float32)
+    batch = Batch([""] * 3, ["not looked at"] * 3, PROMPTS, RESPONSES, mask, TOKENIZER)
+    reward = LearnedReward(model, jit_compile)
+    expected = score_alone(model, [1, 40, 130, 131, 1], [1, 41, 42, 132, 1], [1, 43, 44, 133, 134, 135, 136])
+    np.testing.assert_allclose(reward(batch), expected, rtol=1e-4, atol=1e-5)
+    assert reward.name == "reward_model" and np.ptp(expected) > 0.1
+
+
+@pytest.mark.parametrize(("truncate", "ends"), [(True, (3, 2, 4)), (False, (4, 4, 4))])
+def test_truncation_at_eos_moves_the_score_to_the_first_eos(model, truncate, ends):
+    language_model = LanguageModel(**SIZES)
+    collector = RolloutCollector(
+        Policy(language_model),
+        language_model,
+        SamplingConfig(response_length=4, jit_compile=False),
+        RewardConfig(truncate_at_eos=truncate),
+        tokenizer=TOKENIZER,
+        rewards=[LearnedReward(model, jit_compile=False)],
+        strategy=tf.distribute.get_strategy(),
+    )
+    zeros = tf.zeros([3, 4])
+    samples = Samples(tf.constant(RESPONSES), tf.ones([3, 4]), zeros, zeros, tf.fill([3], False))
+    _, scores, means, _ = collector.score(PROMPTS, samples)
+    prompts = ([1, 40], [1, 41, 42], [1, 43, 44])
+    rows = [[*prompt, *row[:end]] for prompt, row, end in zip(prompts, RESPONSES.tolist(), ends, strict=True)]
+    np.testing.assert_allclose(scores, score_alone(model, *rows), rtol=1e-4, atol=1e-5)
+    assert means == {"reward/reward_model": pytest.approx(scores.mean())}
+
+
+@pytest.fixture
+def experiment(model, tmp_path):
+    """Of a workdir with a reward model, and others beside it."""
+    save_model(model, TOKENIZER, tmp_path / "reward_model")
+    save_model(RewardModel(Transformer(**{**SIZES, "vocabulary_size": 259})), OTHER_TOKENIZER, tmp_path / "other")
+    save_model(RewardModel(Transformer(**{**SIZES, "max_sequence_length": 32})), TOKENIZER, tmp_path / "short")
+    save_model(LanguageModel(**SIZES), TOKENIZER, tmp_path / "lm")
+    return Experiment(Config(), tmp_path)
+
+
+def test_by_name(experiment):
+    config = experiment.config
+    for name in ("reward_model:", f"reward_model:{experiment.folder / 'reward_model'}"):
+        config.reward.functions = (name, "likelihood:", "tfppo.rewards.vader:vader_sentiment")
+        config.reward.weights = (1.0, 0.1, 1.0)
+        experiment.check_ppo()
+        learned, likelihood, text = experiment.rewards(TOKENIZER)
+        assert isinstance(learned, LearnedReward) and isinstance(likelihood, LikelihoodReward)
+        assert text.name == "vader_sentiment"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("reward_model:{}/other", "'reward_model:.*other', but the model in .*other' has another tokenizer than the"),
+        ("likelihood:{}/other_lm", "'likelihood:.*other_lm', but the model in .* has another tokenizer than the"),
+        ("reward_model:{}/short", "sampling.response_length is 24: .* 33 positions, .*short' has 32; lower one"),
+        ("reward_model:{}/lm", "is a LanguageModel; a RewardModel is needed"),
+        ("likelihood:{}/reward_model", "is a RewardModel; a language model or a policy is needed"),
+    ],
+)
+def test_a_model_that_does_not_fit(experiment, name, message):
+    save_model(LanguageModel(**{**SIZES, "vocabulary_size": 259}), OTHER_TOKENIZER, experiment.folder / "other_lm")
+    experiment.config.reward.functions = (name.format(experiment.folder),)
+    with pytest.raises(UserError, match=message):
+        experiment.rewards(TOKENIZER)
+
+
+@pytest.mark.parametrize(("name", "tool"), [("reward_model", "train_reward_model.py"), ("likelihood", "train_lm.py")])
+def test_a_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, name, tool):
+    config = Config(reward=RewardConfig(functions=(f"{name}:{tmp_path / 'nothing'}",)))
+    with pytest.raises(UserError, match=rf"there is no model in .*nothing' .*; train one with {tool}"):
+        Experiment(config, tmp_path).check_ppo()
+
+
+def test_the_language_model_that_the_quickstart_will_train_may_still_be_missing(tmp_path):
+    Experiment(Config(reward=RewardConfig(functions=("likelihood:",))), tmp_path).check_ppo()
+    assert set(MODEL_REWARDS) == {"likelihood", "reward_model"}
