@@ -205,6 +205,7 @@ class PpoConfig:
     learning_rate: float = 3e-4
     critic_learning_rate: float | None = None  # of a separate critic, then also clipped by itself; None: the same
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
+    trainable_blocks: int | None = None  # only so many top blocks learn, with final norm and value head; None: all
     schedule: str = "linear"  # to 0 over the run; or "cosine", "constant"
     schedule_floor: float = 0.0  # share of learning_rate that a schedule ends at
     warmup_iterations: int = 0

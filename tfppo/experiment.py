@@ -42,7 +42,7 @@ from tfppo.rollout import RolloutCollector, Sampler
 from tfppo.seeds import seed_for
 from tfppo.text.tokenizer import Tokenizer
 from tfppo.trainer import PpoTrainer
-from tfppo.validation import validate_for_ppo
+from tfppo.validation import validate_for_ppo, validate_trainable_blocks
 
 
 def open_workdir(workdir) -> Path:
@@ -139,6 +139,8 @@ class Experiment:
     def check_ppo(self):
         """Raises UserError for what PPO would refuse, before anything else is trained for it."""
         validate_for_ppo(self.config)
+        if not self.language_model_folder().exists():  # it is trained first, of these sizes
+            validate_trainable_blocks(self.config.ppo.trainable_blocks, self.config.model.num_layers)
         for name in self.config.reward.functions:
             if not name.startswith("likelihood:"):
                 load_reward(name)

@@ -30,6 +30,16 @@ def validate_dtype(name: str, dtype: str, auto=False):
     require_one_of(name, dtype, choices)
 
 
+def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int):
+    """Raises UserError where more blocks are to learn than a model of `num_layers` blocks has."""
+    require(
+        trainable_blocks is None or trainable_blocks <= num_layers,
+        "ppo.trainable_blocks",
+        trainable_blocks,
+        f"the model has {num_layers} blocks; use at most so many, or None to train everything",
+    )
+
+
 def validate_ppo(ppo):
     """Raises UserError for values of a PpoConfig that do not fit."""
     require_positive(
@@ -113,6 +123,12 @@ def _validate_ranges(ppo):
         value = getattr(ppo, name)
         require(value is None or value > 0, f"ppo.{name}", value, "it must be above 0, or None for off")
     require(
+        ppo.trainable_blocks is None or ppo.trainable_blocks >= 1,
+        "ppo.trainable_blocks",
+        ppo.trainable_blocks,
+        "it must be at least 1, or None to train everything",
+    )
+    require(
         ppo.clip_range_high is None or ppo.clip_range_high >= ppo.clip_range,
         "ppo.clip_range_high",
         ppo.clip_range_high,
@@ -193,6 +209,12 @@ def _validate_combinations(ppo):
         "ppo.embedding_learning_rate",
         ppo.embedding_learning_rate,
         "it must not be negative; use 0 to keep the embeddings as they are, or None for ppo.learning_rate",
+    )
+    require(
+        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
+        "ppo.embedding_learning_rate",
+        ppo.embedding_learning_rate,
+        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
     )
     require(
         ppo.critic_warmup_iterations == 0 or ppo.weight_decay == 0,

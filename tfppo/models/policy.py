@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.validation import validate_trainable_blocks
 
 
 @keras.saving.register_keras_serializable(package="tfppo")
@@ -62,6 +63,17 @@ class Policy(keras.Model):
         """The variables that only the values depend on: the head, and a separate critic's trunk."""
         trunk = self.critic.trainable_variables if self.critic else []
         return [*trunk, self.value_kernel, self.value_bias]
+
+    def top_variables(self, num_blocks):
+        """The variables above the lower blocks and the embeddings, of the actor and of a separate critic alike.
+
+        Raises: UserError where there are fewer than `num_blocks` blocks.
+        """
+        trunks = [self.language_model.trunk, *([self.critic] if self.critic else [])]
+        validate_trainable_blocks(num_blocks, len(trunks[0].blocks))
+        # By identity: paths are not unique, as every block has a qkv/kernel.
+        below = {id(variable) for trunk in trunks for variable in trunk.variables_below(num_blocks)}
+        return [variable for variable in self.trainable_variables if id(variable) not in below]
 
     def copy_critic(self, reward_model: RewardModel):
         """Starts the separate critic from a reward model: its values then are the model's scores.
