@@ -219,6 +219,7 @@ class PpoConfig:
     # Critic
     critic: str = "shared"  # value head on the policy's trunk, or "separate": a trunk of its own
     critic_init: str = "policy"  # separate: a copy of the policy's trunk; or the folder of a reward model
+    value_head: str = "linear"  # 0 at first; or "mlp" (trlx): a hidden layer of twice the width, with ReLU
     # Running
     dtype: str = "float32"  # Keras dtype policy of sampling and of the reference
     update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32

@@ -187,7 +187,10 @@ class Experiment:
     def new_policy(self, language_model) -> Policy:
         """A policy over a copy of the language model, with the critic that the configuration asks for."""
         ppo = self.config.ppo
-        policy = Policy(copy_language_model(language_model, ppo.dtype), ppo.critic == "separate")
+        actor = copy_language_model(language_model, ppo.dtype)
+        # With a seed of its own: the policy and its moving average start with the same head.
+        seed = seed_for(self.config.seed, "value_head")
+        policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed)
         if ppo.critic_init != "policy":
             policy.copy_critic(load_reward_model(ppo.critic_init)[0])
         return policy

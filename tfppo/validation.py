@@ -53,6 +53,7 @@ def validate_ppo(ppo):
     require_one_of("ppo.optimizer", ppo.optimizer, ("adam", "adamw"))
     require_one_of("ppo.schedule", ppo.schedule, ("linear", "cosine", "constant"))
     require_one_of("ppo.critic", ppo.critic, ("shared", "separate"))
+    require_one_of("ppo.value_head", ppo.value_head, ("linear", "mlp"))
     require(
         ppo.kl_loss_estimator in ("k2", "k3"),
         "ppo.kl_loss_estimator",
@@ -163,6 +164,12 @@ def _validate_combinations(ppo):
         f"ppo.estimator {ppo.estimator} has no critic; use shared",
     )
     require(
+        not critic_free or ppo.value_head == "linear",
+        "ppo.value_head",
+        ppo.value_head,
+        f"ppo.estimator {ppo.estimator} has no critic; use linear",
+    )
+    require(
         not critic_free or ppo.critic_warmup_iterations == 0,
         "ppo.critic_warmup_iterations",
         ppo.critic_warmup_iterations,
@@ -227,6 +234,13 @@ def _validate_combinations(ppo):
         "ppo.critic_init",
         ppo.critic_init,
         "a critic on the policy's trunk starts from that trunk; use policy or ppo.critic=separate",
+    )
+    require(
+        ppo.critic_init == "policy" or ppo.value_head == "linear",
+        "ppo.value_head",
+        ppo.value_head,
+        f"the reward model of ppo.critic_init {ppo.critic_init} has a linear head; use linear, or "
+        f"ppo.critic_init=policy",
     )
 
 
