@@ -24,6 +24,14 @@ RUNS = {
     "4_in_2_parts": (4, {"accumulation_steps": 2}),
 }
 CUT = [name for name in RUNS if name != "1"]
+# The top block with a head of two layers, against the same on one replica; one round, and one in bfloat16.
+TOP = {"trainable_blocks": 1, "value_head": "mlp", "gradient_checkpointing": True}
+TOP_RUNS = {
+    "1_top": (1, TOP),
+    "2_top": (2, TOP),
+    "1_top_bfloat16": (1, {**TOP, "dtype": "mixed_bfloat16"}),
+    "2_top_bfloat16": (2, {**TOP, "dtype": "mixed_bfloat16"}),
+}
 # One round in bfloat16, where a sum over replicas is made in float32 and gradients of one replica are rounded.
 BFLOAT16 = {"dtype": "mixed_bfloat16"}
 BFLOAT16_RUNS = {
@@ -31,6 +39,7 @@ BFLOAT16_RUNS = {
     "2_bfloat16": (2, BFLOAT16),
     "2_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
 }
+ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,7 @@ def results(tmp_path_factory):
     for count, program in programs.items():
         output, _ = program.communicate(timeout=300)
         assert program.returncode == 0, f"{count} replicas:\n{output}"
-    return {name: dict(np.load(folder / f"{name}.npz")) for name in (*RUNS, *BFLOAT16_RUNS)}
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in ALL_RUNS}
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -98,9 +107,21 @@ def test_replicas_draw_different_samples_of_one_prompt(results):
     np.testing.assert_array_equal(rows, results["1"]["responses_to_one_prompt"])
 
 
-@pytest.mark.parametrize("name", (*RUNS, *BFLOAT16_RUNS))
+@pytest.mark.parametrize(("dtype", "tolerance"), [("", 1e-4), ("_bfloat16", 0.05)])
+def test_the_top_block_alone_learns_the_same_on_two_replicas(results, dtype, tolerance):
+    one, two = results[f"1_top{dtype}"], results[f"2_top{dtype}"]
+    np.testing.assert_array_equal(one["weights_0"], two["weights_0"])
+    step = one["weights"] - one["weights_0"]
+    assert np.linalg.norm(two["weights"] - one["weights"]) <= tolerance * np.linalg.norm(step)
+    for result in (one, two):
+        np.testing.assert_array_equal(result["weights"] == result["weights_0"], one["weights"] == one["weights_0"])
+        # The embeddings: 40 tokens and 16 positions of width 8. What PPO never sees of them does not move either way.
+        assert np.sum(result["weights"] == result["weights_0"]) >= (40 + 16) * 8
+
+
+@pytest.mark.parametrize("name", ALL_RUNS)
 def test_all_replicas_hold_the_same_weights(results, name):
-    assert len(results[name]["weights_of_replicas"]) == {**RUNS, **BFLOAT16_RUNS}[name][0]
+    assert len(results[name]["weights_of_replicas"]) == ALL_RUNS[name][0]
     for weights in results[name]["weights_of_replicas"]:
         np.testing.assert_array_equal(weights, results[name]["weights_of_replicas"][0])
 
@@ -147,7 +168,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, **changes):
     with strategy.scope():
         language_model = LanguageModel(40, **sizes)
         language_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in language_model.get_weights()])
-        policy = Policy(language_model)
+        policy = Policy(language_model, mlp_value_head=changes.get("value_head") == "mlp")
         ref_model = LanguageModel(40, **sizes)
         ref_model.set_weights([w + rng.normal(0.0, 0.02, w.shape) for w in language_model.get_weights()])
 
@@ -210,7 +231,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, **changes):
 
 if __name__ == "__main__":
     replicas, folder = int(sys.argv[1]), Path(sys.argv[2])
-    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS)):
+    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, TOP_RUNS)):
         for run, (count, settings) in runs.items():
             if count == replicas:
                 np.savez(folder / f"{run}.npz", **train(count, rounds, **settings))

@@ -33,9 +33,9 @@ def model():
     return scramble(LanguageModel(**SIZES))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["shared", "separate"])
+@pytest.fixture(scope="module", params=[(False, False), (True, False), (True, True)], ids=["shared", "separate", "mlp"])
 def policy(model, request):
-    policy = scramble(Policy(LanguageModel(**SIZES), separate_critic=request.param), seed=3)
+    policy = scramble(Policy(LanguageModel(**SIZES), *request.param), seed=3)
     policy.language_model.set_weights(model.get_weights())
     return policy
 
