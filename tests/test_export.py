@@ -50,7 +50,9 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def policy(tokenizer):
-    policy = Policy(LanguageModel(tokenizer.vocabulary_size, 2, 2, 16, 32, POSITIONS), separate_critic=True)
+    policy = Policy(
+        LanguageModel(tokenizer.vocabulary_size, 2, 2, 16, 32, POSITIONS), separate_critic=True, mlp_value_head=True
+    )
     rng = np.random.default_rng(0)
     policy.set_weights([rng.normal(0, 0.4, weight.shape) for weight in policy.weights])
     embedding = policy.language_model.trunk.token_embedding

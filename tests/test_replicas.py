@@ -3,6 +3,7 @@
 The number of devices is fixed once in a process, so each count gets a process of its own: this file, run as a program.
 """
 
+import functools
 import os
 import subprocess
 import sys
@@ -26,6 +27,14 @@ RUNS = {
     "4_in_2_parts": (4, {"accumulation_steps": 2}),
 }
 CUT = [name for name in RUNS if name != "1"]
+# The top block with a head of two layers, against the same on one replica; one round, and one in bfloat16.
+TOP = {"trainable_blocks": 1, "value_head": "mlp", "gradient_checkpointing": True}
+TOP_RUNS = {
+    "1_top": (1, TOP),
+    "2_top": (2, TOP),
+    "1_top_bfloat16": (1, {**TOP, "dtype": "mixed_bfloat16"}),
+    "2_top_bfloat16": (2, {**TOP, "dtype": "mixed_bfloat16"}),
+}
 # One round in bfloat16, where a sum over replicas is made in float32 and gradients of one replica are rounded.
 BFLOAT16 = {"dtype": "mixed_bfloat16"}
 BFLOAT16_RUNS = {
@@ -33,6 +42,7 @@ BFLOAT16_RUNS = {
     "2_bfloat16": (2, BFLOAT16),
     "2_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
 }
+ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,7 @@ def results(tmp_path_factory):
     for count, program in programs.items():
         output, _ = program.communicate(timeout=300)
         assert program.returncode == 0, f"{count} replicas:\n{output}"
-    return {name: dict(np.load(folder / f"{name}.npz")) for name in (*RUNS, *BFLOAT16_RUNS)}
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in ALL_RUNS}
 
 
 @pytest.mark.parametrize("name", CUT)
@@ -113,9 +123,19 @@ def test_replicas_draw_different_samples_of_one_prompt(results):
     np.testing.assert_array_equal(rows, results["1"]["responses_to_one_prompt"])
 
 
-@pytest.mark.parametrize("name", (*RUNS, *BFLOAT16_RUNS))
+@pytest.mark.parametrize(("dtype", "tolerance"), [("", 1e-4), ("_bfloat16", 0.05)])
+def test_the_top_block_alone_learns_the_same_on_two_replicas(results, dtype, tolerance):
+    one, two = results[f"1_top{dtype}"], results[f"2_top{dtype}"]
+    np.testing.assert_array_equal(one["weights_0"], two["weights_0"])
+    step = one["weights"] - one["weights_0"]
+    assert np.linalg.norm(two["weights"] - one["weights"]) <= tolerance * np.linalg.norm(step)
+    for result in (one, two):
+        np.testing.assert_array_equal(result["embeddings"], one["embeddings_0"])
+
+
+@pytest.mark.parametrize("name", ALL_RUNS)
 def test_all_replicas_hold_the_same_weights(results, name):
-    assert len(results[name]["weights_of_replicas"]) == {**RUNS, **BFLOAT16_RUNS}[name][0]
+    assert len(results[name]["weights_of_replicas"]) == ALL_RUNS[name][0]
     for weights in results[name]["weights_of_replicas"]:
         np.testing.assert_array_equal(weights, results[name]["weights_of_replicas"][0])
 
@@ -135,6 +155,14 @@ def test_a_minibatch_that_the_replicas_do_not_divide_is_refused(results, name, m
         assert "ppo.accumulation_steps" in refusals[1] and "is 1;" in refusals[1]
 
 
+@functools.cache
+def strategy_of(num_replicas):
+    """One for all runs of a process: the sums of a second one would take the first one's numbers, and its shapes."""
+    from tfppo.distribute import make_strategy
+
+    return make_strategy(num_replicas)
+
+
 def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **changes):
     """Rounds of collecting and updating; everything that the tests compare, by name.
 
@@ -146,7 +174,6 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     import tensorflow as tf
 
     from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
-    from tfppo.distribute import make_strategy
     from tfppo.errors import UserError
     from tfppo.learner import Learner
     from tfppo.models.language_model import LanguageModel
@@ -157,14 +184,14 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     from tfppo.text.tokenizer import Tokenizer
     from tfppo.types import Prompts
 
-    strategy = make_strategy(num_replicas) if mirrored else tf.distribute.get_strategy()
+    strategy = strategy_of(num_replicas) if mirrored else tf.distribute.get_strategy()
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     sizes = dict(num_layers=1, num_heads=2, hidden_dim=8, intermediate_dim=16, max_sequence_length=16)
     with strategy.scope():
         language_model = LanguageModel(40, **sizes)
         language_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in language_model.get_weights()])
-        policy = Policy(language_model)
+        policy = Policy(language_model, mlp_value_head=changes.get("value_head") == "mlp")
         start = policy.get_weights()
         ref_model = LanguageModel(40, **sizes)
         ref_model.set_weights([w + rng.normal(0.0, 0.02, w.shape) for w in language_model.get_weights()])
@@ -190,6 +217,9 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     def flat_weights():
         return np.concatenate([weight.ravel() for weight in policy.get_weights()])
 
+    def embeddings():
+        return np.concatenate([variable.numpy().ravel() for variable in language_model.trunk.embeddings()])
+
     def weights_of_replicas():
         parts = [strategy.experimental_local_results(variable.value) for variable in policy.variables]
         return np.stack([np.concatenate([part[i].numpy().ravel() for part in parts]) for i in range(num_replicas)])
@@ -197,6 +227,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     one_prompt = Prompts(tf.fill([16, 4], 5), tf.ones([16, 4], tf.int32))
     samples = collector.sampler(one_prompt, seed_for(0, "sample"))
     saved, history = {"weights_0": flat_weights(), "responses_to_one_prompt": samples.response_ids.numpy()}, []
+    saved["embeddings_0"] = embeddings()
     coefs = tf.constant(0.1), tf.constant(1.0)  # of the KL penalty and of the policy's loss
     lengths = np.array([4, 1, 3, 2] * 4)
     mask = (np.arange(4) >= 4 - lengths[:, None]).astype(np.int32)
@@ -208,7 +239,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
         history.append({name: float(value) for name, value in statistics.items()})
         saved |= {f"{name}_{number}": value.numpy() for name, value in rollout._asdict().items()}
     saved |= {name: np.array([statistics[name] for statistics in history]) for name in history[0]}
-    saved |= {"weights": flat_weights(), "weights_of_replicas": weights_of_replicas()}
+    saved |= {"weights": flat_weights(), "embeddings": embeddings(), "weights_of_replicas": weights_of_replicas()}
 
     # A score of one row that is not finite spoils the whitening of the rollout: no step may be taken anywhere.
     scores = tf.tensor_scatter_nd_update(rollout.scores, [[15]], [np.inf])
@@ -239,7 +270,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
 
 if __name__ == "__main__":
     replicas, folder = int(sys.argv[1]), Path(sys.argv[2])
-    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS)):
+    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, TOP_RUNS)):
         for run, (count, settings) in runs.items():
             if count == replicas:
                 np.savez(folder / f"{run}.npz", **train(count, rounds, **settings))

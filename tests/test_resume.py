@@ -17,6 +17,8 @@ import tensorflow as tf
 from binaries import TINY, command, finish, run, start, succeed, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tfppo.models.folder import load_language_model, load_policy
+
 REWARD = """
 import os, signal
 
@@ -87,6 +89,9 @@ def runs(tmp_path_factory):
         # All of this is state that has to come back from the checkpoint.
         "reward.normalize=True",
         "ppo.ema_decay=0.5",
+        "ppo.trainable_blocks=1",
+        "ppo.embedding_learning_rate=none",
+        "ppo.value_head=mlp",
         "model.dropout=0.2",
         f"lm.num_steps={LM_STEPS}",
         "lm.eval_every=100",
@@ -159,6 +164,21 @@ def test_the_policies_are_equal(runs):
     assert [row["step"] for row in rows] == list(range(1, ITERATIONS + 1))
     assert len({row["objective/kl_coef"] for row in rows}) == ITERATIONS
     assert metrics(broken / "ppo.jsonl") == rows
+
+
+def test_the_top_block_alone_has_learnt_and_nothing_says_so_later(runs):
+    straight, _, _ = runs
+    (policy, _), (average, _) = (load_policy(straight / name) for name in ("policy", "policy_average"))
+    before, _ = load_language_model(straight / "lm")
+    assert len(policy.trainable_variables) == len(policy.variables)
+    for after in (policy, average):
+        trunk, old = after.language_model.trunk, before.trunk
+        assert after.mlp_value_head and len(trunk.blocks) == 2
+        frozen, expected = ([*part.embeddings(), *part.blocks[0].variables] for part in (trunk, old))
+        for variable, same in zip(frozen, expected, strict=True):
+            np.testing.assert_array_equal(variable, same)
+        for variable, other in zip(trunk.blocks[1].variables, old.blocks[1].variables, strict=True):
+            assert np.abs(variable.numpy() - other.numpy()).max() > 1e-4, variable.path
 
 
 def test_tensorboard_shows_no_step_twice(runs):

@@ -15,10 +15,10 @@ VOCABULARY, PROMPT, RESPONSE, BATCH = 90, 5, 12, 6
 ALMOST_1 = 1.0 - 2.0**-23
 
 
-def make_policy(separate_critic=False, positions=20, **biased):
+def make_policy(separate_critic=False, mlp_value_head=False, positions=20, **biased):
     """A policy with weights that matter; `biased` are logits that hold in every state, by the token's number."""
     rng = np.random.default_rng(0)
-    policy = Policy(LanguageModel(VOCABULARY, 2, 2, 16, 32, positions), separate_critic)
+    policy = Policy(LanguageModel(VOCABULARY, 2, 2, 16, 32, positions), separate_critic, mlp_value_head)
     policy.set_weights([rng.normal(0, 0.4, weight.shape) for weight in policy.weights])
     if biased:
         trunk = policy.language_model.trunk
@@ -31,9 +31,11 @@ def make_policy(separate_critic=False, positions=20, **biased):
     return policy
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["shared", "separate"])
+@pytest.fixture(
+    scope="module", params=[(False, False), (True, False), (False, True)], ids=["shared", "separate", "mlp"]
+)
 def any_policy(request):
-    return make_policy(request.param)
+    return make_policy(*request.param)
 
 
 @pytest.fixture(scope="module")

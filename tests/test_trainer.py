@@ -13,6 +13,7 @@ from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingCo
 from tfppo.data.prompts import PromptSet
 from tfppo.distribute import make_strategy
 from tfppo.errors import UserError
+from tfppo.experiment import Experiment
 from tfppo.interrupt import Interrupted
 from tfppo.learner import Learner
 from tfppo.models.folder import copy_language_model
@@ -176,11 +177,40 @@ def test_another_reference_is_refused(finished):
     folder = finished[3]
     trainer = finished[0]
     identity = trainer.keeper._identity
-    assert set(identity) == {"tokenizer", "reference"}
+    assert set(identity) == {"tokenizer", "reference", "ppo.trainable_blocks"}
     manifest = json.loads((folder / "checkpoints" / f"ckpt-{ITERATIONS}.json").read_text())
     assert manifest["identity"] == identity
     weights = trainer.collector.ref_model.get_weights()
     assert len({weight.tobytes() for weight in weights}) > 5
+
+
+def test_another_number_of_trainable_blocks_is_refused(tmp_path):
+    settings = dict(trainable_blocks=1, total_episodes=BATCH)
+    make_trainer(tmp_path, **settings).train()
+    with pytest.raises(UserError, match="the checkpoint in .* goes with another ppo.trainable_blocks"):
+        make_trainer(tmp_path, **{**settings, "trainable_blocks": None})
+    assert make_trainer(tmp_path, **settings).restored()[::2] == (1, True)
+
+
+def test_the_average_of_what_does_not_learn_keeps_its_last_bit(tmp_path):
+    trainer = make_trainer(tmp_path, trainable_blocks=1, ema_decay=0.9, ema=True)
+    trunk, average = (policy.language_model.trunk for policy in (trainer.learner.policy, trainer.ema))
+    start = [variable.numpy() for variable in trunk.embeddings()]
+    trainer.train()
+    for variable, mean, before in zip(trunk.embeddings(), average.embeddings(), start, strict=True):
+        np.testing.assert_array_equal(variable, before)
+        np.testing.assert_array_equal(mean, before)
+    assert np.abs(trunk.final_norm.beta.numpy() - average.final_norm.beta.numpy()).max() > 1e-4
+
+
+def test_policy_and_average_start_with_the_same_head_whatever_was_drawn_before(tmp_path):
+    def head(seed, draws):
+        experiment = Experiment(Config(seed=seed, ppo=PpoConfig(value_head="mlp")), tmp_path)
+        models = [LanguageModel(40, 1, 2, 8, 16, 8) for _ in range(draws)]
+        return experiment.new_policy(models[-1]).value_hidden_kernel.numpy()
+
+    np.testing.assert_array_equal(head(seed=3, draws=1), head(seed=3, draws=2))
+    assert np.abs(head(seed=3, draws=1) - head(seed=4, draws=1)).max() > 0.1
 
 
 def test_the_target_score_ends_the_run_for_good(tmp_path):

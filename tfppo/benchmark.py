@@ -112,7 +112,8 @@ class Benchmark:
             reference = LanguageModel(**dataclasses.asdict(config.model), pad_id=tokenizer.pad_id, dtype=ppo.dtype)
             if mean_length:
                 stop_at_random(reference, tokenizer.eos_id, 1.0 / mean_length)
-            policy = Policy(copy_language_model(reference, ppo.dtype), ppo.critic == "separate")
+            actor = copy_language_model(reference, ppo.dtype)
+            policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp")
         self.dtype = resolve_update_dtype(ppo.update_dtype, config.model.hidden_dim, ppo.dtype)
         reward = TextReward("sentiment", load_reward(config.reward.functions[0]))
         self.collector = RolloutCollector(

@@ -24,7 +24,7 @@ class CheckpointKeeper:
         model: its variables' names and shapes are kept beside each checkpoint, and compared before it is read.
         scalars: names and first values of the numbers that belong to the state; see `scalars`.
         extras: other models of the state, by name.
-        identity: digests, by name, of what the state goes with (a tokenizer, a reference); kept and compared too.
+        identity: digests and settings, by name, of what the state goes with (a tokenizer, a reference); compared too.
     """
 
     def __init__(self, folder, *, model, optimizer, scalars, keep, extras=None, identity=None):

@@ -245,6 +245,7 @@ class PpoConfig:
     learning_rate: float = 3e-4
     critic_learning_rate: float | None = None  # of a separate critic, then also clipped by itself; None: the same
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
+    trainable_blocks: int | None = None  # only so many top blocks learn, with final norm and value head; None: all
     schedule: str = "linear"  # to 0 over the run; or "cosine", "constant"
     schedule_floor: float = 0.0  # share of learning_rate that a schedule ends at
     warmup_iterations: int = 0
@@ -258,6 +259,7 @@ class PpoConfig:
     # Critic
     critic: str = "shared"  # value head on the policy's trunk, or "separate": a trunk of its own
     critic_init: str = "policy"  # separate: a copy of the policy's trunk; or the folder of a reward model
+    value_head: str = "linear"  # 0 at first; or "mlp" (trlx): a hidden layer of twice the width, with ReLU
     # Running
     dtype: str = "float32"  # Keras dtype policy of sampling and of the reference
     update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32

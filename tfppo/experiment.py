@@ -54,7 +54,7 @@ from tfppo.rollout import RolloutCollector, Sampler
 from tfppo.seeds import seed_for
 from tfppo.text.tokenizer import Tokenizer
 from tfppo.trainer import PpoTrainer
-from tfppo.validation import validate_for_ppo
+from tfppo.validation import validate_for_ppo, validate_trainable_blocks
 
 
 def open_workdir(workdir) -> Path:
@@ -189,6 +189,8 @@ class Experiment:
     def check_ppo(self):
         """Raises UserError for what PPO would refuse, before anything else is trained for it."""
         validate_for_ppo(self.config)
+        if not self.language_model_folder().exists():  # it is trained first, of these sizes
+            validate_trainable_blocks(self.config.ppo.trainable_blocks, self.config.model.num_layers)
         for name in self.config.reward.functions:
             kind, folder = self.model_reward(name)
             if kind is None:
@@ -238,7 +240,10 @@ class Experiment:
     def new_policy(self, language_model) -> Policy:
         """A policy over a copy of the language model, with the critic that the configuration asks for."""
         ppo = self.config.ppo
-        policy = Policy(copy_language_model(language_model, ppo.dtype), ppo.critic == "separate")
+        actor = copy_language_model(language_model, ppo.dtype)
+        # With a seed of its own: the policy and its moving average start with the same head.
+        seed = seed_for(self.config.seed, "value_head")
+        policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed)
         if ppo.critic_init != "policy":
             policy.copy_critic(load_reward_model(ppo.critic_init)[0])
         return policy

@@ -120,6 +120,8 @@ def cut_responses(batch, length, buckets):
 class Learner:
     """Owns the optimizer; turns one rollout into one improved policy.
 
+    `variables` are those that learn; the optimizer knows no others.
+
     Args:
         policy: built in the strategy's scope.
         temperature: of the sampling, which divides the logits here too.
@@ -134,10 +136,13 @@ class Learner:
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
         self.policy, self.config, self.reward = policy, config, reward
         self.strategy, self.temperature = strategy, temperature
+        self.variables = policy.trainable_variables
+        if config.trainable_blocks is not None:
+            self.variables = policy.top_variables(config.trainable_blocks)
         with strategy.scope():
             self.optimizer = make_optimizer(
                 config.optimizer,
-                policy.trainable_variables,
+                self.variables,
                 learning_rate=config.learning_rate,
                 beta_1=config.adam_beta1,
                 beta_2=config.adam_beta2,
@@ -147,13 +152,13 @@ class Learner:
         if config.embedding_learning_rate is not None:
             embeddings = policy.language_model.trunk.embeddings()
             self.optimizer.scale_learning_rate(embeddings, config.embedding_learning_rate / config.learning_rate)
-        self._groups = [list(range(len(policy.trainable_variables)))]
+        self._groups = [list(range(len(self.variables)))]
         if config.critic_learning_rate is not None:
-            critic = policy.critic_variables()
-            self.optimizer.scale_learning_rate(critic, config.critic_learning_rate / config.learning_rate)
             # By identity: paths are not unique, as every block has a qkv/kernel.
-            own = {id(variable) for variable in critic}
-            is_critic = [id(variable) in own for variable in policy.trainable_variables]
+            own = {id(variable) for variable in policy.critic_variables()}
+            is_critic = [id(variable) in own for variable in self.variables]
+            critic = [variable for variable, is_own in zip(self.variables, is_critic, strict=True) if is_own]
+            self.optimizer.scale_learning_rate(critic, config.critic_learning_rate / config.learning_rate)
             self._groups = [[i for i, is_own in enumerate(is_critic) if is_own is part] for part in (False, True)]
         self.lengths_vary = lengths_vary
         self.dtype = dtype or policy.dtype_policy.name
@@ -276,13 +281,13 @@ class Learner:
             self._checkpointing(),
             casting_once(policy) as copies,
         ):
-            variables = policy.trainable_variables
-            copies = [copies.get(id(variable)) for variable in variables]
-            with tf.GradientTape() as tape:
-                tape.watch([copy for copy in copies if copy is not None])
+            copies = [copies.get(id(variable)) for variable in self.variables]
+            variables = [variable.value for variable in self.variables]
+            # Nothing else is watched: so the backward pass ends at the lowest block that learns.
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([*variables, *(copy for copy in copies if copy is not None)])
                 outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
             output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
-            variables = [variable.value for variable in variables]
             return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
 
     def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):

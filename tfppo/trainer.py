@@ -45,7 +45,11 @@ class PpoTrainer:
             extras={"ema": ema} if ema else {},
             scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.shaper.state},
             keep=config.keep_checkpoints,
-            identity={"tokenizer": collector.tokenizer.digest(), "reference": weights_digest(collector.ref_model)},
+            identity={
+                "tokenizer": collector.tokenizer.digest(),
+                "reference": weights_digest(collector.ref_model),
+                "ppo.trainable_blocks": config.ppo.trainable_blocks,
+            },
         )
         self.done = self.keeper.restore()
 
@@ -189,7 +193,9 @@ class PpoTrainer:
 def update_average(average, policy, decay):
     """average = decay * average + (1 - decay) * policy, weight by weight."""
     for mean, variable in zip(average.variables, policy.variables, strict=True):
-        mean.assign(decay * tf.convert_to_tensor(mean) + (1.0 - decay) * tf.convert_to_tensor(variable))
+        # As a difference: so a weight that does not learn keeps its last bit.
+        old = tf.convert_to_tensor(mean)
+        mean.assign(old + (1.0 - decay) * (tf.convert_to_tensor(variable) - old))
 
 
 def format_samples(iteration, rows):

@@ -30,6 +30,16 @@ def validate_dtype(name: str, dtype: str, auto=False):
     require_one_of(name, dtype, choices)
 
 
+def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int):
+    """Raises UserError where more blocks are to learn than a model of `num_layers` blocks has."""
+    require(
+        trainable_blocks is None or trainable_blocks <= num_layers,
+        "ppo.trainable_blocks",
+        trainable_blocks,
+        f"the model has {num_layers} blocks; use at most so many, or None to train everything",
+    )
+
+
 def validate_ppo(ppo):
     """Raises UserError for values of a PpoConfig that do not fit."""
     require_positive(
@@ -44,6 +54,7 @@ def validate_ppo(ppo):
     require_one_of("ppo.optimizer", ppo.optimizer, ("adam", "adamw"))
     require_one_of("ppo.schedule", ppo.schedule, ("linear", "cosine", "constant"))
     require_one_of("ppo.critic", ppo.critic, ("shared", "separate"))
+    require_one_of("ppo.value_head", ppo.value_head, ("linear", "mlp"))
     require(
         ppo.kl_loss_estimator in ("k2", "k3"),
         "ppo.kl_loss_estimator",
@@ -120,6 +131,12 @@ def _validate_ranges(ppo):
         value = getattr(ppo, name)
         require(value is None or value > 0, f"ppo.{name}", value, "it must be above 0, or None for off")
     require(
+        ppo.trainable_blocks is None or ppo.trainable_blocks >= 1,
+        "ppo.trainable_blocks",
+        ppo.trainable_blocks,
+        "it must be at least 1, or None to train everything",
+    )
+    require(
         ppo.clip_range_high is None or ppo.clip_range_high >= ppo.clip_range,
         "ppo.clip_range_high",
         ppo.clip_range_high,
@@ -152,6 +169,12 @@ def _validate_combinations(ppo):
         "ppo.critic",
         ppo.critic,
         f"ppo.estimator {ppo.estimator} has no critic; use shared",
+    )
+    require(
+        not critic_free or ppo.value_head == "linear",
+        "ppo.value_head",
+        ppo.value_head,
+        f"ppo.estimator {ppo.estimator} has no critic; use linear",
     )
     require(
         not critic_free or ppo.critic_warmup_iterations == 0,
@@ -202,6 +225,12 @@ def _validate_combinations(ppo):
         "it must not be negative; use 0 to keep the embeddings as they are, or None for ppo.learning_rate",
     )
     require(
+        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
+        "ppo.embedding_learning_rate",
+        ppo.embedding_learning_rate,
+        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
+    )
+    require(
         ppo.critic_warmup_iterations == 0 or ppo.weight_decay == 0,
         "ppo.weight_decay",
         ppo.weight_decay,
@@ -212,6 +241,13 @@ def _validate_combinations(ppo):
         "ppo.critic_init",
         ppo.critic_init,
         "a critic on the policy's trunk starts from that trunk; use policy or ppo.critic=separate",
+    )
+    require(
+        ppo.critic_init == "policy" or ppo.value_head == "linear",
+        "ppo.value_head",
+        ppo.value_head,
+        f"the reward model of ppo.critic_init {ppo.critic_init} has a linear head; use linear, or "
+        f"ppo.critic_init=policy",
     )
 
 

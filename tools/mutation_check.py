@@ -268,6 +268,20 @@ MUTATIONS = (
     ),
     # Initialisation
     Mutation(
+        "one_block_too_many_learns",
+        "models/transformer.py",
+        "self.blocks[:-num_blocks]",
+        "self.blocks[: -num_blocks - 1]",
+        ARCHITECTURE,
+    ),
+    Mutation(
+        "value_head_too_large",
+        "models/policy.py",
+        "bound = fan_in**-0.5",
+        "bound = 3**0.5 * fan_in**-0.5",
+        ARCHITECTURE,
+    ),
+    Mutation(
         "reward_head_too_small",
         "models/reward_model.py",
         "(hidden_dim + 1) ** -0.5",

@@ -67,12 +67,15 @@ def test_the_dtype_is_float32_where_none_is_asked_for(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("mlp_value_head", [False, True])
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_policy_comes_back(tokenizer, tmp_path, separate_critic, dtype):
-    policy = scramble(Policy(make_model(), separate_critic), seed=4)
+def test_policy_comes_back(tokenizer, tmp_path, separate_critic, mlp_value_head, dtype):
+    policy = scramble(Policy(make_model(), separate_critic, mlp_value_head), seed=4)
     save_model(policy, tokenizer, tmp_path / "policy")
     loaded, _ = load_policy(tmp_path / "policy", dtype)
     assert isinstance(loaded, Policy) and loaded.separate_critic == separate_critic
+    assert loaded.mlp_value_head == mlp_value_head
+    assert {weight.dtype for weight in loaded.weights} == {"float32"}
     assert loaded.compute_dtype == loaded.language_model.compute_dtype == keras.DTypePolicy(dtype).compute_dtype
     assert_same_weights(loaded, numbers(policy))
     if dtype == "float32":
@@ -83,6 +86,22 @@ def test_policy_comes_back(tokenizer, tmp_path, separate_critic, dtype):
     actor, _ = load_language_model(tmp_path / "policy")
     assert type(actor) is LanguageModel
     np.testing.assert_array_equal(actor(IDS), policy(IDS)[0])
+
+
+def test_a_policy_from_before_there_were_mlp_heads_comes_back(tokenizer, tmp_path):
+    policy, file = scramble(Policy(make_model()), seed=4), tmp_path / "policy" / "model.keras"
+    save_model(policy, tokenizer, tmp_path / "policy")
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(parts["config.json"])
+    del config["config"]["mlp_value_head"]
+    parts["config.json"] = json.dumps(config).encode()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    loaded, _ = load_policy(tmp_path / "policy")
+    assert_same_weights(loaded, numbers(policy))
+    np.testing.assert_array_equal(loaded(IDS)[1], policy(IDS)[1])
 
 
 def test_a_language_model_becomes_a_policy_of_value_0(tokenizer, tmp_path):

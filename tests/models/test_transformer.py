@@ -33,9 +33,9 @@ def model():
     return scramble(LanguageModel(**SIZES))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["shared", "separate"])
+@pytest.fixture(scope="module", params=[(False, False), (True, False), (True, True)], ids=["shared", "separate", "mlp"])
 def policy(model, request):
-    policy = scramble(Policy(LanguageModel(**SIZES), separate_critic=request.param), seed=3)
+    policy = scramble(Policy(LanguageModel(**SIZES), *request.param), seed=3)
     policy.language_model.set_weights(model.get_weights())
     return policy
 
@@ -76,6 +76,14 @@ def naive_hidden(trunk, row):
 
 def naive_logits(model, row):
     return naive_hidden(model.trunk, row) @ np.asarray(model.trunk.token_embedding, np.float64).T
+
+
+def naive_values(policy, row):
+    hidden = naive_hidden(policy.critic or policy.language_model.trunk, row)
+    if policy.mlp_value_head:
+        kernel, bias = np.asarray(policy.value_hidden_kernel, np.float64), np.asarray(policy.value_hidden_bias)
+        hidden = np.maximum(hidden @ kernel + bias, 0.0)
+    return hidden @ np.asarray(policy.value_kernel, np.float64)[:, 0] + np.asarray(policy.value_bias)[0]
 
 
 def assert_logits(actual, expected, tolerance=1e-5):
@@ -171,10 +179,8 @@ def test_the_cache_gives_what_a_full_forward_gives(policy):
     texts = [tokens(length + total - prompt_length, seed=length) for length in lengths]
     prompt_ids, prompt_mask = left_padded([text[:n] for text, n in zip(texts, lengths, strict=True)], prompt_length)
     steps = np.stack([text[n:] for text, n in zip(texts, lengths, strict=True)], axis=1)
-    critic = policy.critic or policy.language_model.trunk
     expected_logits = [naive_logits(policy.language_model, text) for text in texts]
-    kernel, bias = (np.asarray(weight, np.float64) for weight in (policy.value_kernel, policy.value_bias))
-    expected_values = [naive_hidden(critic, text) @ kernel[:, 0] + bias[0] for text in texts]
+    expected_values = [naive_values(policy, text) for text in texts]
 
     logits, values, cache = policy.prefill(prompt_ids, prompt_mask, total)
     slots = np.arange(total)
@@ -196,11 +202,10 @@ def test_call_and_response_outputs_of_the_policy(policy):
     logits, values = policy.response_outputs(prompt_ids, prompt_mask, response, response_mask)
     lm_logits = policy.language_model.response_logits(prompt_ids, prompt_mask, response, response_mask)
     assert logits.shape == lm_logits.shape == (2, 3, 70) and values.shape == (2, 3)
-    kernel, bias = (np.asarray(weight, np.float64) for weight in (policy.value_kernel, policy.value_bias))
     for row, prompt in enumerate(prompts):
         text = np.concatenate([prompt, response[row]])
         states = slice(len(prompt) - 1, len(text) - 1)
-        expected = naive_hidden(policy.critic or policy.language_model.trunk, text) @ kernel[:, 0] + bias[0]
+        expected = naive_values(policy, text)
         real = response_mask[row] > 0
         assert_logits(logits.numpy()[row][real], naive_logits(policy.language_model, text)[states][real])
         assert_logits(lm_logits.numpy()[row][real], naive_logits(policy.language_model, text)[states][real])

@@ -75,7 +75,8 @@ def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
     model, tokenizer = _load(folder)
     if not isinstance(model, Policy):
         return Policy(copy_language_model(model, dtype)), tokenizer
-    policy = Policy(copy_language_model(model.language_model, dtype), model.separate_critic)
+    actor = copy_language_model(model.language_model, dtype)
+    policy = Policy(actor, model.separate_critic, model.mlp_value_head)
     policy.set_weights(model.get_weights())
     return policy, tokenizer
 

@@ -6,34 +6,57 @@ import tensorflow as tf
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.validation import validate_trainable_blocks
+
+
+def uniform_of_fan_in(fan_in, seed, number):
+    """PyTorch's first weights of a linear layer, kernel and bias alike: uniform within +- 1 / sqrt(fan_in).
+
+    Args: seed: int32 [2]; number: of the weight, each of which gets numbers of its own.
+    Returns: an initializer.
+    """
+    bound = fan_in**-0.5
+
+    def initializer(shape, dtype):
+        own = tf.constant(seed, tf.int32) + tf.constant([0, number])
+        return tf.random.stateless_uniform(shape, own, -bound, bound, dtype)
+
+    return initializer
 
 
 @keras.saving.register_keras_serializable(package="tfppo")
 class Policy(keras.Model):
-    """Actor and critic. The value head starts at 0, on the shared trunk or on a critic trunk of its own.
+    """Actor and critic: a value head on the shared trunk, or on a critic trunk of its own. A linear head starts at 0.
 
     Args:
         language_model: the actor.
         separate_critic: whether the critic has a trunk of its own, which starts as a copy of the actor's.
+        mlp_value_head: whether the value head has a hidden layer, twice as wide as the trunk, with ReLU.
+        head_seed: int32 [2], of that head's first weights.
     """
 
-    def __init__(self, language_model, separate_critic=False, **kwargs):
+    def __init__(self, language_model, separate_critic=False, mlp_value_head=False, head_seed=(0, 0), **kwargs):
         super().__init__(dtype=language_model.dtype_policy, **kwargs)
         self.language_model = language_model
-        self.separate_critic = separate_critic
+        self.separate_critic, self.mlp_value_head = separate_critic, mlp_value_head
         self.critic = None
         if separate_critic:
             trunk = language_model.trunk
             self.critic = Transformer.from_config({**trunk.get_config(), "name": "critic"})
             self.critic.set_weights(trunk.get_weights())
-        hidden_dim = language_model.trunk.sizes["hidden_dim"]
-        self.value_kernel = self.add_weight(
-            shape=[hidden_dim, 1], initializer="zeros", name="value_kernel", dtype="float32", autocast=False
-        )
-        self.value_bias = self.add_weight(
-            shape=[1], initializer="zeros", name="value_bias", dtype="float32", autocast=False
-        )
+        width, starts = language_model.trunk.sizes["hidden_dim"], ["zeros", "zeros"]
+        if mlp_value_head:
+            starts = [uniform_of_fan_in(width, head_seed, number) for number in (0, 1)]
+            self.value_hidden_kernel = self._head_weight("value_hidden_kernel", [width, 2 * width], starts[0])
+            self.value_hidden_bias = self._head_weight("value_hidden_bias", [2 * width], starts[1])
+            width *= 2
+            starts = [uniform_of_fan_in(width, head_seed, number) for number in (2, 3)]
+        self.value_kernel = self._head_weight("value_kernel", [width, 1], starts[0])
+        self.value_bias = self._head_weight("value_bias", [1], starts[1])
         self.built = True
+
+    def _head_weight(self, name, shape, initializer):
+        return self.add_weight(shape=shape, initializer=initializer, name=name, dtype="float32", autocast=False)
 
     def call(self, token_ids, padding_mask=None):
         """Float32 logits [B, T, V] of the next token and values [B, T] of the state, at every position."""
@@ -61,10 +84,22 @@ class Policy(keras.Model):
     def critic_variables(self):
         """The variables that only the values depend on: the head, and a separate critic's trunk."""
         trunk = self.critic.trainable_variables if self.critic else []
-        return [*trunk, self.value_kernel, self.value_bias]
+        hidden = [self.value_hidden_kernel, self.value_hidden_bias] if self.mlp_value_head else []
+        return [*trunk, *hidden, self.value_kernel, self.value_bias]
+
+    def top_variables(self, num_blocks):
+        """The variables above the lower blocks and the embeddings, of the actor and of a separate critic alike.
+
+        Raises: UserError where there are fewer than `num_blocks` blocks.
+        """
+        trunks = [self.language_model.trunk, *([self.critic] if self.critic else [])]
+        validate_trainable_blocks(num_blocks, len(trunks[0].blocks))
+        # By identity: paths are not unique, as every block has a qkv/kernel.
+        below = {id(variable) for trunk in trunks for variable in trunk.variables_below(num_blocks)}
+        return [variable for variable in self.trainable_variables if id(variable) not in below]
 
     def copy_critic(self, reward_model: RewardModel):
-        """Starts the separate critic from a reward model: its values then are the model's scores.
+        """Starts the separate critic, of a linear head, from a reward model: its values then are the model's scores.
 
         Raises: UserError where the reward model has other sizes than the critic.
         """
@@ -98,6 +133,9 @@ class Policy(keras.Model):
 
     def _values(self, hidden):
         hidden = tf.cast(hidden, tf.float32)
+        if self.mlp_value_head:
+            hidden = tf.tensordot(hidden, tf.convert_to_tensor(self.value_hidden_kernel), 1)
+            hidden = tf.nn.relu(hidden + self.value_hidden_bias)
         return tf.squeeze(tf.tensordot(hidden, tf.convert_to_tensor(self.value_kernel), 1), -1) + self.value_bias[0]
 
     def get_config(self):
@@ -105,6 +143,7 @@ class Policy(keras.Model):
             "name": self.name,
             "language_model": keras.saving.serialize_keras_object(self.language_model),
             "separate_critic": self.separate_critic,
+            "mlp_value_head": self.mlp_value_head,
         }
 
     @classmethod

@@ -257,6 +257,11 @@ class Transformer(keras.layers.Layer):
         """The variables of the embeddings; the first is the language model's output matrix too."""
         return [self.token_embedding, self.position_embedding]
 
+    def variables_below(self, num_blocks):
+        """The variables below the top `num_blocks` blocks, which must be 1 or more: embeddings and other blocks."""
+        lower = [variable for block in self.blocks[:-num_blocks] for variable in block.variables]
+        return [*self.embeddings(), *lower]
+
     def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None, start=0):
         """Hidden states [B, T - start, D] of the positions from `start` on.
 
