@@ -207,7 +207,7 @@ def test_policy_and_average_start_with_the_same_head_whatever_was_drawn_before(t
     def head(seed, draws):
         experiment = Experiment(Config(seed=seed, ppo=PpoConfig(value_head="mlp")), tmp_path)
         models = [LanguageModel(40, 1, 2, 8, 16, 8) for _ in range(draws)]
-        return experiment.new_policy(models[-1]).value_hidden_kernel.numpy()
+        return experiment.new_policy(models[-1], Tokenizer([])).value_hidden_kernel.numpy()
 
     np.testing.assert_array_equal(head(seed=3, draws=1), head(seed=3, draws=2))
     assert np.abs(head(seed=3, draws=1) - head(seed=4, draws=1)).max() > 0.1

@@ -69,6 +69,15 @@ def open_workdir(workdir) -> Path:
     return folder
 
 
+def check_tokenizer(setting, folder, its_tokenizer, tokenizer):
+    """Raises UserError where the model in a folder has another tokenizer than the language model."""
+    if its_tokenizer.digest() != tokenizer.digest():
+        raise UserError(
+            f"{setting}, but the model in {str(folder)!r} has another tokenizer than the language model, and scores "
+            f"tokens; name one that was trained from this language model"
+        )
+
+
 class Experiment:
     """One configuration in one folder, on one set of devices."""
 
@@ -119,11 +128,7 @@ class Experiment:
                 rewards.append(TextReward(name.rpartition(":")[2], load_reward(name)))
                 continue
             model, its_tokenizer = kind.load(folder)
-            if its_tokenizer.digest() != tokenizer.digest():
-                raise UserError(
-                    f"reward.functions has {name!r}, but the model in {str(folder)!r} has another tokenizer than the "
-                    f"language model, and scores tokens; name one that was trained from this language model"
-                )
+            check_tokenizer(f"reward.functions has {name!r}", folder, its_tokenizer, tokenizer)
             self.check_positions(model, folder)
             rewards.append(kind.make(model, resolve_jit_compile(self.config.sampling.jit_compile, "float32")))
         return rewards
@@ -205,8 +210,8 @@ class Experiment:
         with self.strategy.scope():
             ref_model, tokenizer = load_language_model(self.language_model_folder(), ppo.dtype)
             ref_model.trainable = False
-            policy = self.new_policy(ref_model)
-            average = self.new_policy(ref_model) if ppo.ema_decay else None
+            policy = self.new_policy(ref_model, tokenizer)
+            average = self.new_policy(ref_model, tokenizer) if ppo.ema_decay else None
         self.check_positions(ref_model, self.language_model_folder())
         rewards = self.rewards(tokenizer)
         collector = RolloutCollector(
@@ -237,7 +242,7 @@ class Experiment:
             save_model(average, tokenizer, self.folder / "policy_average")
         plot_reward_over_kl(read_metrics(self.folder / "ppo.jsonl"), self.folder / "reward_over_kl.png")
 
-    def new_policy(self, language_model) -> Policy:
+    def new_policy(self, language_model, tokenizer) -> Policy:
         """A policy over a copy of the language model, with the critic that the configuration asks for."""
         ppo = self.config.ppo
         actor = copy_language_model(language_model, ppo.dtype)
@@ -245,7 +250,9 @@ class Experiment:
         seed = seed_for(self.config.seed, "value_head")
         policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed)
         if ppo.critic_init != "policy":
-            policy.copy_critic(load_reward_model(ppo.critic_init)[0])
+            reward_model, its_tokenizer = load_reward_model(ppo.critic_init)
+            check_tokenizer(f"ppo.critic_init is {ppo.critic_init!r}", ppo.critic_init, its_tokenizer, tokenizer)
+            policy.copy_critic(reward_model)
         return policy
 
     def evaluate(self, model_folder) -> Evaluation:

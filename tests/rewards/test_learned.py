@@ -8,7 +8,7 @@ import tensorflow as tf
 from tfppo.config import Config, RewardConfig, SamplingConfig
 from tfppo.errors import UserError
 from tfppo.experiment import Experiment
-from tfppo.models.folder import save_model
+from tfppo.models.folder import load_reward_model, save_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
@@ -109,6 +109,16 @@ def test_a_model_that_does_not_fit(experiment, name, message):
     experiment.config.reward.functions = (name.format(experiment.folder),)
     with pytest.raises(UserError, match=message):
         experiment.rewards(TOKENIZER)
+
+
+def test_a_critic_does_not_start_from_a_model_of_another_tokenizer(experiment):
+    ppo = experiment.config.ppo
+    ppo.critic, ppo.critic_init = "separate", str(experiment.folder / "reward_model")
+    language_model = LanguageModel(**SIZES)
+    policy = experiment.new_policy(language_model, TOKENIZER)
+    np.testing.assert_array_equal(policy.value_kernel, load_reward_model(ppo.critic_init)[0].head_kernel)
+    with pytest.raises(UserError, match="ppo.critic_init is .*reward_model', but .* has another tokenizer than the"):
+        experiment.new_policy(language_model, OTHER_TOKENIZER)
 
 
 @pytest.mark.parametrize(("name", "tool"), [("reward_model", "train_reward_model.py"), ("likelihood", "train_lm.py")])
