@@ -16,7 +16,7 @@ from tfppo.errors import UserError
 from tfppo.experiment import Experiment
 from tfppo.interrupt import Interrupted
 from tfppo.learner import Learner
-from tfppo.models.folder import copy_language_model
+from tfppo.models.folder import copy_language_model, copy_policy
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.rewards.scoring import TextReward
@@ -203,14 +203,36 @@ def test_the_average_of_what_does_not_learn_keeps_its_last_bit(tmp_path):
     assert np.abs(trunk.final_norm.beta.numpy() - average.final_norm.beta.numpy()).max() > 1e-4
 
 
-def test_policy_and_average_start_with_the_same_head_whatever_was_drawn_before(tmp_path):
-    def head(seed, draws):
-        experiment = Experiment(Config(seed=seed, ppo=PpoConfig(value_head="mlp")), tmp_path)
-        models = [LanguageModel(40, 1, 2, 8, 16, 8) for _ in range(draws)]
-        return experiment.new_policy(models[-1], Tokenizer([])).value_hidden_kernel.numpy()
+def new_policy(folder, seed=3, draws=1, **ppo):
+    """The policy of an experiment over the last of some language models, and that model."""
+    experiment = Experiment(Config(seed=seed, ppo=PpoConfig(**ppo)), folder)
+    models = [LanguageModel(40, 1, 2, 8, 16, 8) for _ in range(draws)]
+    return experiment.new_policy(models[-1], Tokenizer([])), models[-1]
 
-    np.testing.assert_array_equal(head(seed=3, draws=1), head(seed=3, draws=2))
-    assert np.abs(head(seed=3, draws=1) - head(seed=4, draws=1)).max() > 0.1
+
+def test_an_mlp_head_of_one_seed_is_the_same_whatever_was_drawn_before(tmp_path):
+    def head(**arguments):
+        return new_policy(tmp_path, value_head="mlp", **arguments)[0].value_hidden_kernel.numpy()
+
+    np.testing.assert_array_equal(head(draws=1), head(draws=2))
+    assert np.abs(head(seed=3) - head(seed=4)).max() > 0.1
+
+
+def test_a_critic_from_scratch_has_weights_of_its_own(tmp_path):
+    policy, model = new_policy(tmp_path, critic="separate", critic_init="scratch")
+    fresh = policy.critic.token_embedding.numpy()
+    assert np.abs(fresh - model.trunk.token_embedding.numpy()).max() > 1e-3
+    assert 0.01 < fresh.std() < 0.03  # as a language model's at first
+    again, _ = new_policy(tmp_path, critic="separate", critic_init="scratch")
+    np.testing.assert_array_equal(again.critic.token_embedding, fresh)
+    copied, model = new_policy(tmp_path, critic="separate")
+    np.testing.assert_array_equal(copied.critic.token_embedding, model.trunk.token_embedding)
+
+
+def test_an_average_starts_as_the_policy(tmp_path):
+    policy, _ = new_policy(tmp_path, critic="separate", critic_init="scratch", value_head="mlp")
+    for mean, weight in zip(copy_policy(policy).get_weights(), policy.get_weights(), strict=True):
+        np.testing.assert_array_equal(mean, weight)
 
 
 def test_the_target_score_ends_the_run_for_good(tmp_path):

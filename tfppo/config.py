@@ -258,7 +258,7 @@ class PpoConfig:
     ema_decay: float = 0.0  # moving average of the policy's weights, an iteration a step; 0: off
     # Critic
     critic: str = "shared"  # value head on the policy's trunk, or "separate": a trunk of its own
-    critic_init: str = "policy"  # separate: a copy of the policy's trunk; or the folder of a reward model
+    critic_init: str = "policy"  # separate: a copy of the policy's trunk; or "scratch", or the folder of a reward model
     value_head: str = "linear"  # 0 at first; or "mlp" (trlx): a hidden layer of twice the width, with ReLU
     # Running
     dtype: str = "float32"  # Keras dtype policy of sampling and of the reference
@@ -270,6 +270,10 @@ class PpoConfig:
     def validate(self):
         """Raises UserError for values that do not fit."""
         validate_ppo(self)
+
+    def critic_folder(self) -> str | None:
+        """The folder of the reward model that the critic starts from; None where it starts otherwise."""
+        return None if self.critic_init in ("policy", "scratch") else self.critic_init
 
     def episodes_whitened(self) -> int:
         """How many episodes are whitened together."""

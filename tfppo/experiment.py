@@ -38,6 +38,7 @@ from tfppo.metrics import read_metrics
 from tfppo.models.folder import (
     check_model,
     copy_language_model,
+    copy_policy,
     load_language_model,
     load_policy,
     load_reward_model,
@@ -46,6 +47,7 @@ from tfppo.models.folder import (
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
+from tfppo.models.transformer import Transformer
 from tfppo.reward_normalization import normalize
 from tfppo.reward_trainer import RewardTrainer
 from tfppo.rewards.loading import MODEL_REWARDS, load_reward
@@ -202,6 +204,8 @@ class Experiment:
                 load_reward(name)
             elif folder != self.folder / "lm":  # which the quickstart has yet to train
                 check_model(folder, kind.made_by)
+        if self.config.ppo.critic_folder():
+            check_model(self.config.ppo.critic_folder(), "train_reward_model.py")
 
     def train_ppo(self):
         """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
@@ -211,7 +215,7 @@ class Experiment:
             ref_model, tokenizer = load_language_model(self.language_model_folder(), ppo.dtype)
             ref_model.trainable = False
             policy = self.new_policy(ref_model, tokenizer)
-            average = self.new_policy(ref_model, tokenizer) if ppo.ema_decay else None
+            average = copy_policy(policy) if ppo.ema_decay else None
         self.check_positions(ref_model, self.language_model_folder())
         rewards = self.rewards(tokenizer)
         collector = RolloutCollector(
@@ -246,10 +250,11 @@ class Experiment:
         """A policy over a copy of the language model, with the critic that the configuration asks for."""
         ppo = self.config.ppo
         actor = copy_language_model(language_model, ppo.dtype)
-        # With a seed of its own: the policy and its moving average start with the same head.
         seed = seed_for(self.config.seed, "value_head")
         policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed)
-        if ppo.critic_init != "policy":
+        if ppo.critic_init == "scratch":
+            policy.critic.set_weights(Transformer.from_config(policy.critic.get_config()).get_weights())
+        elif ppo.critic_folder():
             reward_model, its_tokenizer = load_reward_model(ppo.critic_init)
             check_tokenizer(f"ppo.critic_init is {ppo.critic_init!r}", ppo.critic_init, its_tokenizer, tokenizer)
             policy.copy_critic(reward_model)

@@ -243,11 +243,17 @@ def _validate_combinations(ppo):
         "a critic on the policy's trunk starts from that trunk; use policy or ppo.critic=separate",
     )
     require(
-        ppo.critic_init == "policy" or ppo.value_head == "linear",
+        ppo.critic_folder() is None or ppo.value_head == "linear",
         "ppo.value_head",
         ppo.value_head,
         f"the reward model of ppo.critic_init {ppo.critic_init} has a linear head; use linear, or "
         f"ppo.critic_init=policy",
+    )
+    require(
+        ppo.critic_init != "scratch" or ppo.trainable_blocks is None,
+        "ppo.trainable_blocks",
+        ppo.trainable_blocks,
+        "the lower blocks of a critic from scratch would never learn; use None, or ppo.critic_init=policy",
     )
 
 

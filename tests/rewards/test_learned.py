@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.config import Config, RewardConfig, SamplingConfig
+from tfppo.config import Config, PpoConfig, RewardConfig, SamplingConfig
 from tfppo.errors import UserError
 from tfppo.experiment import Experiment
 from tfppo.models.folder import load_reward_model, save_model
@@ -125,6 +125,12 @@ def test_a_critic_does_not_start_from_a_model_of_another_tokenizer(experiment):
 def test_a_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, name, tool):
     config = Config(reward=RewardConfig(functions=(f"{name}:{tmp_path / 'nothing'}",)))
     with pytest.raises(UserError, match=rf"there is no model in .*nothing' .*; train one with {tool}"):
+        Experiment(config, tmp_path).check_ppo()
+
+
+def test_a_critics_reward_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path):
+    config = Config(ppo=PpoConfig(critic="separate", critic_init=str(tmp_path / "nothing")))
+    with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with train_reward_model.py"):
         Experiment(config, tmp_path).check_ppo()
 
 

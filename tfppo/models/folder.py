@@ -94,3 +94,10 @@ def copy_language_model(model: LanguageModel, dtype) -> LanguageModel:
     copy = LanguageModel.from_config({**model.get_config(), "dtype": dtype})
     copy.set_weights(model.get_weights())
     return copy
+
+
+def copy_policy(policy: Policy) -> Policy:
+    """A copy with the same weights."""
+    copy = Policy.from_config(policy.get_config())
+    copy.set_weights(policy.get_weights())
+    return copy
