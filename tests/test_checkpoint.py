@@ -202,7 +202,7 @@ def test_what_the_state_goes_with_is_compared(tmp_path):
     for name in identity:
         other = State(tmp_path / "run", identity={**identity, name: "c"})
         before = [array.copy() for array in other.arrays()]
-        with pytest.raises(UserError, match=f"goes with another {name}; .* another --workdir") as error:
+        with pytest.raises(UserError, match=f"goes with another {name}, .* another --workdir") as error:
             other.keeper.restore()
         assert "\n" not in str(error.value) and same(other.arrays(), before)
 

@@ -42,7 +42,9 @@ BFLOAT16_RUNS = {
     "2_bfloat16": (2, BFLOAT16),
     "2_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
 }
-ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS}
+BY_MINIBATCH = {"whiten_scope": "minibatch"}
+MINIBATCH_RUNS = {"1_by_minibatch": (1, BY_MINIBATCH), "2_by_minibatch": (2, BY_MINIBATCH)}
+ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS, **MINIBATCH_RUNS}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_same_rollouts(results, name):
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_same_weights(results, name):
+def test_A8_L15_same_weights(results, name):
     start, expected, weights = results["1"]["weights_0"], results["1"]["weights"], results[name]["weights"]
     np.testing.assert_array_equal(results[name]["weights_0"], start)
     assert np.abs(expected - start).max() > 1e-2
@@ -131,6 +133,14 @@ def test_the_top_block_alone_learns_the_same_on_two_replicas(results, dtype, tol
     assert np.linalg.norm(two["weights"] - one["weights"]) <= tolerance * np.linalg.norm(step)
     for result in (one, two):
         np.testing.assert_array_equal(result["embeddings"], one["embeddings_0"])
+
+
+def test_A7_A8_whitening_by_minibatch_is_over_all_replicas(results):
+    one, two = results["1_by_minibatch"], results["2_by_minibatch"]
+    step = one["weights"] - one["weights_0"]
+    assert np.linalg.norm(two["weights"] - one["weights"]) <= 1e-4 * np.linalg.norm(step)
+    by_rollout = results["1"]["weights_of_one_update"] - one["weights_of_one_update"]
+    assert np.linalg.norm(by_rollout) > 1e-2 * np.linalg.norm(step)
 
 
 @pytest.mark.parametrize("name", ALL_RUNS)
@@ -270,7 +280,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
 
 if __name__ == "__main__":
     replicas, folder = int(sys.argv[1]), Path(sys.argv[2])
-    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, TOP_RUNS)):
+    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, {**TOP_RUNS, **MINIBATCH_RUNS})):
         for run, (count, settings) in runs.items():
             if count == replicas:
                 np.savez(folder / f"{run}.npz", **train(count, rounds, **settings))

@@ -149,6 +149,17 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     assert make_trainer(broken, config).done == whole.num_steps  # and a third time nothing is left to do
     with pytest.raises(UserError, match="goes with another language model"):
         make_trainer(broken, config, seed=1)
+    write_comparisons(tmp_path / "c.jsonl", 201)
+    with pytest.raises(UserError, match="goes with another set of comparisons"):
+        make_trainer(broken, config)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
+    source = write_comparisons(tmp_path / "c.jsonl", 100)
+    trainer = make_trainer(tmp_path / "run", RewardModelConfig(source=source, batch_size=16))
+    trainer.model.head_kernel.assign(np.nan * trainer.model.head_kernel)
+    with pytest.raises(UserError, match="step 1 had a gradient that is not finite.* lower reward_model.learning_rate"):
+        trainer.train()
 
 
 @pytest.fixture(scope="module")

@@ -108,8 +108,9 @@ class CheckpointKeeper:
         for name, digest in saved["identity"].items():
             if digest != self._identity.get(name):
                 raise UserError(
-                    f"the checkpoint in {str(self._folder)!r} goes with another {name}; go on with the same data and "
-                    f"models as before, or use another --workdir"
+                    f"the checkpoint in {str(self._folder)!r} goes with another {name}, {digest}, not "
+                    f"{self._identity.get(name)}; go on with the same data, models and settings as before, or use "
+                    f"another --workdir"
                 )
 
 

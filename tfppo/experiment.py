@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
@@ -51,7 +52,7 @@ from tfppo.models.transformer import Transformer
 from tfppo.reward_normalization import normalize
 from tfppo.reward_trainer import RewardTrainer
 from tfppo.rewards.loading import MODEL_REWARDS, load_reward
-from tfppo.rewards.scoring import TextReward
+from tfppo.rewards.scoring import TextReward, name_apart
 from tfppo.rollout import RolloutCollector, Sampler
 from tfppo.seeds import seed_for
 from tfppo.text.tokenizer import Tokenizer
@@ -69,6 +70,11 @@ def open_workdir(workdir) -> Path:
     except OSError as error:
         raise UserError(f"--workdir {str(workdir)!r} cannot be written: {error.strerror}; choose another") from error
     return folder
+
+
+def set_keras_seed(seed, purpose):
+    """Makes the weights that Keras draws next a function of the root seed and their purpose alone."""
+    keras.utils.set_random_seed(int(seed_for(seed, purpose)[0].astype(np.uint32)))
 
 
 def check_tokenizer(setting, folder, its_tokenizer, tokenizer):
@@ -133,6 +139,7 @@ class Experiment:
             check_tokenizer(f"reward.functions has {name!r}", folder, its_tokenizer, tokenizer)
             self.check_positions(model, folder)
             rewards.append(kind.make(model, resolve_jit_compile(self.config.sampling.jit_compile, "float32")))
+        name_apart(rewards)
         return rewards
 
     def model_reward(self, name):
@@ -181,6 +188,7 @@ class Experiment:
         train, validation = (
             encode_preferences(preferences[split], tokenizer, settings) for split in ("train", "validation")
         )
+        set_keras_seed(config.seed, "reward_model")
         with self.strategy.scope():
             model = RewardModel.from_language_model(language_model)
         trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, self.strategy, self.folder)
@@ -196,7 +204,9 @@ class Experiment:
     def check_ppo(self):
         """Raises UserError for what PPO would refuse, before anything else is trained for it."""
         validate_for_ppo(self.config)
-        if not self.language_model_folder().exists():  # it is trained first, of these sizes
+        if self.config.language_model:
+            check_model(self.config.language_model, "train_lm.py")
+        elif not self.language_model_folder().exists():  # it is trained first, of these sizes
             validate_trainable_blocks(self.config.ppo.trainable_blocks, self.config.model.num_layers)
         for name in self.config.reward.functions:
             kind, folder = self.model_reward(name)
@@ -253,6 +263,7 @@ class Experiment:
         seed = seed_for(self.config.seed, "value_head")
         policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed)
         if ppo.critic_init == "scratch":
+            set_keras_seed(self.config.seed, "critic")
             policy.critic.set_weights(Transformer.from_config(policy.critic.get_config()).get_weights())
         elif ppo.critic_folder():
             reward_model, its_tokenizer = load_reward_model(ppo.critic_init)

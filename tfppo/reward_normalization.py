@@ -30,7 +30,7 @@ def normalize(reward_model, language_model, train: Comparisons, tokenizer, confi
     """Normalises a reward model as `reward_model.normalize` says.
 
     Args: train: the comparisons that it was trained on; their prompts are those of the samples.
-    Raises: UserError where all samples have one score.
+    Raises: UserError where all samples have one score, or scores are not finite.
     """
     settings = config.reward_model
     if settings.normalize == "none":
@@ -40,6 +40,11 @@ def normalize(reward_model, language_model, train: Comparisons, tokenizer, confi
     else:
         texts = sample_responses(language_model, train, tokenizer, config)
     scores = ComparisonScorer(reward_model, settings.batch_size)(texts)
+    if not np.isfinite(scores).all():
+        raise UserError(
+            f"reward_model.normalize is {settings.normalize!r}, but the reward model gives scores that are not finite; "
+            f"lower reward_model.learning_rate {settings.learning_rate:g}"
+        )
     if settings.normalize == "samples" and not scores.std() > 0:
         raise UserError(
             f"reward_model.normalize is 'samples', but all {len(scores)} samples of the language model have the score "

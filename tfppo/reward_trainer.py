@@ -6,10 +6,11 @@ from contextlib import closing
 
 import tensorflow as tf
 
-from tfppo.checkpoint import CheckpointKeeper, weights_digest
+from tfppo.checkpoint import CheckpointKeeper, digest, weights_digest
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.distribute import check_divides, share_of_replica
+from tfppo.errors import UserError
 from tfppo.interrupt import Interrupted, StopRequest
 from tfppo.metrics import MetricsWriter
 from tfppo.models.reward_model import RewardModel
@@ -65,14 +66,18 @@ class RewardTrainer:
             optimizer=self.optimizer,
             scalars={},
             keep=config.keep_checkpoints,
-            identity={"tokenizer": tokenizer.digest(), "language model": weights_digest(model.trunk)},
+            identity={
+                "tokenizer": tokenizer.digest(),
+                "language model": weights_digest(model.trunk),
+                "set of comparisons": digest(*(array.tobytes() for array in train)),
+            },
         )
         self.done = self.keeper.restore()
 
     def train(self):
         """Runs to the last step, from the last checkpoint where there is one.
 
-        Raises: Interrupted after a request to stop, with everything saved.
+        Raises: Interrupted after a request to stop, with everything saved; UserError where a gradient is not finite.
         """
         metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
         bar = progress_bar(total=self.num_steps, done=self.done, description="reward model")
@@ -90,6 +95,7 @@ class RewardTrainer:
                     "reward_model/learning_rate": learning_rate,
                     "time/tokens_per_second": num_tokens(batch) / (time.perf_counter() - started),
                 }
+                self.check(scalars)
                 self.done += 1
                 due = self.done % self.config.eval_every == 0 or self.done == self.num_steps
                 if due:
@@ -101,6 +107,14 @@ class RewardTrainer:
                     self.keeper.save(self.done)
                 if stop.requested:
                     raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
+
+    def check(self, scalars):
+        """Raises UserError where a step had no finite gradient."""
+        if not math.isfinite(scalars["reward_model/gradient_norm"]):
+            raise UserError(
+                f"step {self.done + 1} had a gradient that is not finite, and was left out; lower "
+                f"reward_model.learning_rate {self.config.learning_rate:g}; the last checkpoint is intact"
+            )
 
     def learning_rate(self, step):
         """The rate of the update after `step` updates: linear to 0."""

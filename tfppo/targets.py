@@ -11,7 +11,7 @@ from tfppo.types import Rollout, Targets
 
 
 def prepare_targets(rollout: Rollout, ppo: PpoConfig, reward: RewardConfig, kl_coef):
-    """Rewards, returns and advantages of a whole rollout, and what there is to say about them.
+    """Rewards, returns and advantages of a rollout, or of those rows that are whitened together, and figures of them.
 
     Returns: Targets, and a dict of scalars.
     """

@@ -48,6 +48,9 @@ class PpoTrainer:
             identity={
                 "tokenizer": collector.tokenizer.digest(),
                 "reference": weights_digest(collector.ref_model),
+                "models of reward.functions": [
+                    weights_digest(reward.model) for reward in collector.rewards if hasattr(reward, "model")
+                ],
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
         )

@@ -250,6 +250,13 @@ def _validate_combinations(ppo):
         f"ppo.critic_init=policy",
     )
     require(
+        critic_free or ppo.value_coef > 0 or (ppo.value_head == "linear" and ppo.critic_init != "scratch"),
+        "ppo.value_coef",
+        ppo.value_coef,
+        f"with 0 a critic of ppo.value_head {ppo.value_head} and ppo.critic_init {ppo.critic_init} never learns, and "
+        f"its first values are noise; raise it",
+    )
+    require(
         ppo.critic_init != "scratch" or ppo.trainable_blocks is None,
         "ppo.trainable_blocks",
         ppo.trainable_blocks,
@@ -272,6 +279,12 @@ def validate_for_ppo(config):
         "ppo.rollout_batch_size",
         ppo.rollout_batch_size,
         f"whitening rewards needs at least 8 episodes in a {ppo.whiten_scope}; raise it or set reward.whiten=False",
+    )
+    require(
+        ppo.whiten_scope == "rollout" or ppo.whiten_advantages or reward.whiten,
+        "ppo.whiten_scope",
+        ppo.whiten_scope,
+        "nothing is whitened; use rollout, or set ppo.whiten_advantages or reward.whiten",
     )
     require(
         reward.placement != "last_position" or not sampling.stop_at_eos,

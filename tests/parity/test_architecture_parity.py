@@ -43,7 +43,7 @@ def test_I1_value_head_is_zero(separate_critic):
     np.testing.assert_array_equal(targets.returns, float32([[1] * 5, [-2] * 5, [0.5] * 5]))
 
 
-def test_an_mlp_value_head_starts_as_linear_layers_of_pytorch_do():
+def test_I5_an_mlp_value_head_starts_as_linear_layers_of_pytorch_do():
     """Linear(d, 2d), ReLU, Linear(2d, 1): kernels and biases uniform in +- 1 / sqrt(fan_in)."""
     width = 128
     model = LanguageModel(20, **{**SIZES, "hidden_dim": width})
@@ -71,7 +71,7 @@ def test_an_mlp_value_head_starts_as_linear_layers_of_pytorch_do():
 
 
 @pytest.mark.parametrize("separate_critic", [False, True])
-def test_values_of_an_mlp_head(separate_critic):
+def test_I5_values_of_an_mlp_head(separate_critic):
     """Against the head in NumPy, on the states of the trunk that it stands on."""
     policy = Policy(make_language_model(), separate_critic, mlp_value_head=True)
     _, values = policy.response_outputs(*BATCH)

@@ -11,6 +11,7 @@ from reference_numbers import assert_close, float32
 from tfppo.config import Config, RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.distribute import make_strategy
+from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
@@ -176,6 +177,15 @@ def test_R14_scores_of_samples_get_mean_0_and_deviation_1(setting):
     config.seed, config.reward_model.normalize_samples = 1, 1024
     others = scores_at_the_end(model, sample_responses(language_model, train, tokenizer, config))
     assert abs(others.mean()) < 0.25 and abs(others.std() - 1) < 0.25
+
+
+@pytest.mark.parametrize("kind", ["samples", "demonstrations"])
+def test_scores_that_are_not_finite_normalise_nothing(setting, kind):
+    language_model, model, train, config = setting
+    config.reward_model.normalize = kind
+    model.head_bias.assign([np.nan])
+    with pytest.raises(UserError, match=f"reward_model.normalize is '{kind}', but .* not finite"):
+        normalize(model, language_model, train, Tokenizer([]), config)
 
 
 def test_R15_scores_of_demonstrations_get_mean_0_and_keep_their_gain(setting):

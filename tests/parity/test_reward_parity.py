@@ -92,7 +92,7 @@ def test_R4_kl_estimators(estimator):
     fixture = load("kl")
     estimates = kl_estimate(tf.constant(float32(fixture["log_ratios"])), estimator).numpy()
     # Number by number: the smallest ones are where a careless k3 cancels. It still adds d to expm1(-d), two numbers
-    # of size |d| whose sum is of size d^2 / 2: that leaves an absolute error of 2^-24 |d|.
+    # of size |d| whose sum is of size d^2 / 2: that leaves an absolute error of 2^-24 |d|, and d is float32 itself.
     d = np.array(fixture["log_ratios"])
     allowed = 1e-6 * np.abs(fixture[estimator]) + (2.0**-23 * np.abs(d) if estimator == "k3" else 0.0)
     assert np.all(np.abs(estimates - fixture[estimator]) <= allowed), estimates

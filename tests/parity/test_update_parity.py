@@ -11,7 +11,7 @@ from tfppo.distribute import make_strategy
 from tfppo.learner import STEP_STATISTICS, Learner
 from tfppo.types import Rollout
 
-NAMES = ("ziegler_2019", "ziegler_2019_by_minibatch", "trl", "clipped_gradients", "everything_in_the_loss")  # A7
+NAMES = ("ziegler_2019", "ziegler_2019_by_minibatch", "trl", "clipped_gradients", "everything_in_the_loss")
 SEED = np.array([1, 2], np.int32)
 
 
@@ -110,7 +110,7 @@ UPDATE_TOLERANCE = 2e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_whole_update(name):
+def test_A7_a_whole_update(name):
     ways, statistics = run(name)
     for way, expected in zip(ways, expected_ways(name, "final_weights"), strict=True):
         assert_close(way, expected, rtol=UPDATE_TOLERANCE)

@@ -134,6 +134,12 @@ def test_a_critics_reward_model_that_is_not_there_is_missed_before_anything_is_t
         Experiment(config, tmp_path).check_ppo()
 
 
+def test_a_language_model_that_is_named_must_be_there(tmp_path):
+    config = Config(language_model=str(tmp_path / "nothing"), ppo=PpoConfig(trainable_blocks=99))
+    with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with train_lm.py"):
+        Experiment(config, tmp_path).check_ppo()
+
+
 def test_the_language_model_that_the_quickstart_will_train_may_still_be_missing(tmp_path):
     Experiment(Config(reward=RewardConfig(functions=("likelihood:",))), tmp_path).check_ppo()
     assert set(MODEL_REWARDS) == {"likelihood", "reward_model"}

@@ -8,7 +8,7 @@ from tfppo.data.prompts import pad_left
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.rewards.likelihood import LikelihoodReward
-from tfppo.rewards.scoring import Batch, TextReward, total_scores
+from tfppo.rewards.scoring import Batch, TextReward, name_apart, total_scores
 from tfppo.text.tokenizer import Tokenizer
 
 EOS, FIRST_BYTE = 1, 2
@@ -93,6 +93,13 @@ def test_several_functions_are_weighed_and_their_means_kept():
     scores, means = total_scores(rewards, (2.0, 0.5), make_batch())
     assert scores.dtype == np.float32 and scores.tolist() == [7.0, -4.0]
     assert means == {"reward/one": 2.0, "reward/other": -5.0}
+
+
+def test_functions_of_one_name_are_logged_each_by_itself():
+    rewards = [constant([1.0, 3.0], "one"), constant([10.0, -20.0], "one"), constant([0.0, 1.0], "other")]
+    name_apart(rewards)
+    _, means = total_scores(rewards, (1.0, 1.0, 1.0), make_batch())
+    assert means == {"reward/one": 2.0, "reward/one_2": -5.0, "reward/other": 0.5}
 
 
 def test_scores_a_response_stand_at_the_last_token_beside_dense_ones():

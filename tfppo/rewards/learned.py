@@ -12,6 +12,7 @@ class LearnedReward:
     name = "reward_model"
 
     def __init__(self, model, jit_compile):
+        self.model = model
         self._scores = tf.function(model.response_scores, jit_compile=jit_compile)
 
     def __call__(self, batch: Batch) -> np.ndarray:

@@ -13,6 +13,8 @@ class LikelihoodReward:
     name = "likelihood"
 
     def __init__(self, scorer, jit_compile):
+        self.model = scorer
+
         def log_likelihood(prompt_ids, prompt_mask, response_ids, response_mask):
             logits = scorer.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
             return tf.reduce_sum(token_logprobs(logits, response_ids) * response_mask, axis=1)

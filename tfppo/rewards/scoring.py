@@ -1,6 +1,7 @@
 """Calls reward functions, checks what they return, and adds them up."""
 
 import inspect
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,6 +75,16 @@ class TextReward:
                     f"reward {self.name} is {row} for prompt {prompt!r} and response {response!r}; it must be finite"
                 )
         return _pad_right(rows, batch.response_mask.shape[1]) if dense else np.array(rows, np.float32)
+
+
+def name_apart(rewards):
+    """Gives rewards of one name a number, from the second one on: each then is logged by itself."""
+    seen = Counter()
+    for reward in rewards:
+        name = reward.name
+        seen[name] += 1
+        if seen[name] > 1:
+            reward.name = f"{name}_{seen[name]}"
 
 
 def total_scores(rewards, weights, batch: Batch) -> tuple[np.ndarray, dict[str, float]]:
