@@ -36,7 +36,7 @@ LAYERS = (
         "tfppo.ops.*",
         "tfppo.__version__",  # a constant of tfppo/__init__.py, free for all
     ),
-    ("tfppo.models.*", "tfppo.text.*", "tfppo.data.*", "tfppo.rewards.*"),
+    ("tfppo.models.*", "tfppo.native.*", "tfppo.text.*", "tfppo.data.*", "tfppo.rewards.*"),
     (
         "tfppo.sampling",
         "tfppo.rollout",

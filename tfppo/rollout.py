@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows, resolve_jit_compile
+from tfppo.native.building import native_ops
 from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shaping import mask_after_last
@@ -36,6 +37,7 @@ class Sampler:
     def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False):
         self.config = config
         compiled = resolve_jit_compile(config.jit_compile, policy.dtype_policy.name)
+        native = native_ops(config.native, policy.dtype_policy.name)
 
         def sample_share(prompt_ids, prompt_mask, uniforms):
             return sample(
@@ -50,6 +52,7 @@ class Sampler:
                 top_p=config.top_p,
                 value_after_stop=value_after_stop,
                 compiled=compiled,
+                native=native,
             )
 
         self.function = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))

@@ -5,12 +5,14 @@ count of replicas, compiled or not, and different rows differ.
 """
 
 from contextlib import nullcontext
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfppo.models.precision import casting_once
 from tfppo.models.transformer import MASKED_SCORE
+from tfppo.native.decoder import NativePolicy, draw_natively
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shapes import size_of
 from tfppo.ops.slots import write_slot
@@ -109,6 +111,7 @@ def sample(
     top_p=1.0,
     value_after_stop=False,
     compiled=False,
+    native=None,
 ):
     """Continues each prompt by up to R sampled tokens, until its stop token; ends when every row has stopped.
 
@@ -118,9 +121,13 @@ def sample(
     Args: prompt_ids, prompt_mask [B, P], padded on the left; uniforms [B, R]; stop_id: None never stops;
         temperature 0 takes the likeliest token (log-probabilities then are those at temperature 1); value_after_stop
         also notes the value of the state that the stop token leads to, at the first padding position; compiled: XLA
-        compiles the reading of the prompts and the loop of each batch size, when they are first needed.
+        compiles the reading of the prompts and the loop of each batch size, when they are first needed; native: the
+        operations of `native_ops`, which then read prompts and tokens, while XLA compiles the choice
+        of a token among filtered ones alone.
     Returns: Samples.
     """
+    reader = NativePolicy(policy, native) if native else policy
+    loop_compiled = compiled and not native
     response_length = uniforms.shape[1]
     cache_length = size_of(prompt_ids, 1) + response_length - 1
 
@@ -132,6 +139,11 @@ def sample(
             tokens = inverse_cdf_sample(logits, numbers)
         return tokens, token_logprobs(logits, tokens)
 
+    if native and temperature and not top_k and top_p >= 1.0:
+        choose = partial(draw_natively, native, temperature)
+    elif native and compiled:
+        choose = tf.function(choose, jit_compile=True)
+
     def with_token(rows, logits, values, cache):
         """Draws the next token of every row and notes it for the rows still alive."""
         step, alive = rows.step, rows.alive
@@ -139,7 +151,7 @@ def sample(
         tokens = tf.where(alive, tokens, pad_id)
         notes = (tokens, tf.cast(alive, tf.float32), tf.where(alive, logprobs, 0.0), tf.where(rows.valued, values, 0.0))
         buffers = tuple(
-            write_slot(buffer, note, step, axis=1, compiled=compiled)
+            write_slot(buffer, note, step, axis=1, compiled=loop_compiled)
             for buffer, note in zip(rows.buffers, notes, strict=True)
         )
         still_alive = alive if stop_id is None else alive & (tokens != stop_id)
@@ -154,7 +166,7 @@ def sample(
         batch_size = size_of(prompt_ids, 0)
         everyone = tf.fill([batch_size], True)
         empty = tf.zeros([batch_size, response_length])
-        logits, values, cache = policy.prefill(prompt_ids, prompt_mask, cache_length)
+        logits, values, cache = reader.prefill(prompt_ids, prompt_mask, cache_length)
         rows = _Rows(
             step=tf.constant(0),
             tokens=tf.fill([batch_size], pad_id),
@@ -176,7 +188,7 @@ def sample(
             index = cache_length - response_length + rows.step
             visible = rows.real & (tf.range(cache_length) <= index)
             step = (rows.tokens, rows.sizes + rows.step - 1, index, visible)
-            return with_token(rows, *policy.decode_step(*step, rows.cache, compiled))
+            return with_token(rows, *reader.decode_step(*step, rows.cache, loop_compiled))
 
         def is_needed(*state):
             rows = _Rows(*state)
@@ -185,7 +197,7 @@ def sample(
         return _Rows(*tf.while_loop(is_needed, body, rows))
 
     go_on = go_on_eagerly
-    if compiled:
+    if loop_compiled:
         start, go_on = tf.function(start, jit_compile=True), tf.function(go_on_eagerly, jit_compile=True)
 
     def enough_of(size):
@@ -212,7 +224,7 @@ def sample(
         return tf.cond((rows.step < response_length) & tf.reduce_any(rows.valued), rest, lambda: done)
 
     enough = tf.constant(enough_of(prompt_ids.shape[0]))
-    with nullcontext() if compiled else casting_once(policy):
+    with nullcontext() if loop_compiled else casting_once(policy):
         *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms, enough))
     return Samples(*buffers, stopped=tf.logical_not(alive))
 

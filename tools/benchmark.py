@@ -35,6 +35,7 @@ MODES = {"auto": None, "true": True, "false": False}
 COMPILE_SAMPLING = flags.DEFINE_enum(
     "compile_sampling", "auto", list(MODES), "Compile sampling and reference with XLA."
 )
+NATIVE = flags.DEFINE_enum("native", "auto", list(MODES), "Sample with C++ built for this CPU.")
 COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", list(MODES), "Compile the update with XLA.")
 CHECKPOINTING = flags.DEFINE_bool("gradient_checkpointing", False, "Keep only each block's input for the gradient.")
 REPLICAS = flags.DEFINE_integer("replicas", 1, "Replicas of MirroredStrategy; -1: no strategy at all.")
@@ -68,6 +69,7 @@ def make_config():
             response_length=RESPONSE_LENGTH.value,
             stop_at_eos=MEAN_LENGTH.value > 0,
             jit_compile=MODES[COMPILE_SAMPLING.value],
+            native=MODES[NATIVE.value],
         ),
         ppo=ppo,
         evaluation=EvaluationConfig(samples_every=0),

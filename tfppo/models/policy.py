@@ -62,7 +62,7 @@ class Policy(keras.Model):
         """Float32 logits [B, T, V] of the next token and values [B, T] of the state, at every position."""
         hidden = self.language_model.trunk(token_ids, padding_mask)
         critic_hidden = self.critic(token_ids, padding_mask) if self.critic else hidden
-        return tf.cast(self.language_model.logits(hidden), tf.float32), self._values(critic_hidden)
+        return tf.cast(self.language_model.logits(hidden), tf.float32), self.values_of(critic_hidden)
 
     def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None):
         """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
@@ -79,7 +79,7 @@ class Policy(keras.Model):
         else:
             coef = tf.cast(trunk_coef, hidden.dtype)
             critic_hidden = coef * hidden + (1 - coef) * tf.stop_gradient(hidden)
-        return self.language_model.logits(hidden), self._values(critic_hidden)
+        return self.language_model.logits(hidden), self.values_of(critic_hidden)
 
     def critic_variables(self):
         """The variables that only the values depend on: the head, and a separate critic's trunk."""
@@ -119,7 +119,7 @@ class Policy(keras.Model):
         critic_hidden, critic_cache = hidden, []
         if self.critic:
             critic_hidden, critic_cache = self.critic.prefill(prompt_ids, prompt_mask, cache_length)
-        return self.language_model.logits(hidden), self._values(critic_hidden), (cache, critic_cache)
+        return self.language_model.logits(hidden), self.values_of(critic_hidden), (cache, critic_cache)
 
     def decode_step(self, token_ids, positions, index, visible, cache, compiled=False):
         """Logits [B, V] and values [B] after one more token a row; the arguments are the trunk's."""
@@ -129,9 +129,10 @@ class Policy(keras.Model):
         critic_hidden = hidden
         if self.critic:
             critic_hidden, critic_cache = self.critic.decode_step(*step, critic_cache, compiled)
-        return self.language_model.logits(hidden), self._values(critic_hidden), (cache, critic_cache)
+        return self.language_model.logits(hidden), self.values_of(critic_hidden), (cache, critic_cache)
 
-    def _values(self, hidden):
+    def values_of(self, hidden):
+        """Values [...] of hidden states [..., D] of the critic, or of the shared trunk."""
         hidden = tf.cast(hidden, tf.float32)
         if self.mlp_value_head:
             hidden = tf.tensordot(hidden, tf.convert_to_tensor(self.value_hidden_kernel), 1)

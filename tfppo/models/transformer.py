@@ -274,7 +274,7 @@ class Transformer(keras.layers.Layer):
         if positions is None:
             positions = positions_from_mask(tf.cast(segment_ids > 0, tf.int32))
         attention_mask = causal_mask(segment_ids)
-        x = _dropout(self._embed(token_ids, positions), self.dropout, dropout_seed)
+        x = _dropout(self.embed(token_ids, positions), self.dropout, dropout_seed)
         for number, (block, first) in enumerate(self._with_starts(start)):
             x = block(x, attention_mask, dropout_seed=_fold(dropout_seed, 1000 * (number + 1)), start=first)
         return self.final_norm(x)
@@ -293,7 +293,7 @@ class Transformer(keras.layers.Layer):
     def prefill(self, token_ids, padding_mask, cache_length):
         """Hidden states [B, D] after a prompt padded on the left, and a cache of `cache_length` positions."""
         attention_mask = causal_mask(tf.cast(padding_mask, tf.int32))
-        x = self._embed(token_ids, positions_from_mask(padding_mask))
+        x = self.embed(token_ids, positions_from_mask(padding_mask))
         room = cache_length - size_of(token_ids, 1)
         caches = []
         for block, start in self._with_starts(size_of(token_ids, 1) - 1):
@@ -308,7 +308,7 @@ class Transformer(keras.layers.Layer):
         Args: token_ids, positions int [B]; index scalar; visible bool [B, C], the slots that may be seen, `index`
             among them; compiled: whether XLA compiles the graph.
         """
-        x = self._embed(token_ids, positions)
+        x = self.embed(token_ids, positions)
         grown = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block.decode_step(x, cache, index, visible[:, None, None, :], compiled)
@@ -319,7 +319,8 @@ class Transformer(keras.layers.Layer):
         """Each block with the first position that it computes: all need every position, but for the last block."""
         return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
-    def _embed(self, token_ids, positions):
+    def embed(self, token_ids, positions):
+        """Sums [..., D] of the tokens' and the positions' embeddings, in the compute dtype."""
         tokens = tf.gather(tf.convert_to_tensor(self.token_embedding), token_ids)
         places = tf.gather(tf.convert_to_tensor(self.position_embedding), positions)
         return tf.cast(tokens + places, self.compute_dtype)

@@ -1,0 +1,85 @@
+"""Builds the operations of `ops.cc` for this machine and loads them; the result is kept for the next run."""
+
+import functools
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+
+import tensorflow as tf
+from absl import logging
+
+from tfppo.errors import UserError
+
+_SOURCES = (Path(__file__).with_name("ops.cc"), Path(__file__).with_name("kernels.h"))
+_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+
+
+def cache_folder() -> Path:
+    """Where built operations are kept: tfppo in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfppo"
+
+
+def _processor():
+    """What distinguishes processors that run different instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def build():
+    """The path of the built library, from the cache where this machine has built these sources before.
+
+    The compiler is CXX of the environment, or c++. Raises: OSError or subprocess.CalledProcessError.
+    """
+    compiler = os.environ.get("CXX", "c++")
+    command = [compiler, *_FLAGS, f"-I{tf.sysconfig.get_include()}", str(_SOURCES[0])]
+    identity = "\n".join([*command, tf.__version__, platform.machine(), _processor()])
+    digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in _SOURCES))
+    library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            built = Path(folder) / library.name
+            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+            built.replace(library)  # at once: another process finds the whole file or none
+    return library
+
+
+@functools.cache
+def _load():
+    """The module of operations, or None, and why there is none."""
+    try:
+        return tf.load_op_library(str(build())), None
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
+        return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
+    except (OSError, tf.errors.OpError) as error:
+        return None, str(error)
+
+
+def native_ops(native, dtype):
+    """The operations to sample with under a dtype policy; None: sample without.
+
+    Args: native: of the configuration; True insists, None takes them where they help: float32 on CPUs.
+    Raises: UserError where they are insisted on, and can't be had.
+    """
+    if native is False or native is None and (dtype != "float32" or tf.config.list_physical_devices("GPU")):
+        return None
+    ops, reason = _load()
+    if ops is None and native:
+        raise UserError(
+            f"sampling.native is True, but its operations can't be built ({reason}); "
+            f"install a C++ compiler with OpenMP (such as g++), name it in CXX, or set sampling.native to None"
+        )
+    if ops is None:
+        logging.warning(
+            "Sampling goes without the operations for CPUs, which is slower: %s. Install a C++ compiler with OpenMP "
+            "(such as g++), or set sampling.native to False to go on without this warning.",
+            reason,
+        )
+    return ops

@@ -1,0 +1,294 @@
+/* Arithmetic of the decoder: float32 only, on row-major arrays.
+
+   A row's result does not depend on the other rows of the call, nor on the number of threads: every sum runs in one order. */
+#ifndef TFPPO_KERNELS_H
+#define TFPPO_KERNELS_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum {
+  LANES = 16,     /* floats of a vector: one register of AVX-512, and what other processors split up */
+  DEPTH = 8,      /* rows of a matrix that a pass over the sums takes together */
+  ROWS = 64,      /* of states that are multiplied together */
+  SUMS = 9216,    /* of a task, which stay in the cache of a core */
+  BLOCK = 64,     /* tokens that are looked for together */
+  WIDEST = 512,   /* columns of a matrix that are read together */
+};
+
+typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
+typedef float vec8 __attribute__((vector_size(8 * sizeof(float))));
+typedef float vec4 __attribute__((vector_size(4 * sizeof(float))));
+typedef int32_t ivec __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE vec load(const float *from) { return *(const vec *)from; }
+INLINE void store(float *to, vec value) { *(vec *)to = value; }
+/* How far rows of n numbers lie apart: not by a power of 2, which would put them all in the same sets of a cache. */
+INLINE int stride_of(int n) { return (n + LANES - 1) / LANES * LANES + LANES; }
+
+INLINE int minimum(int a, int b) { return a < b ? a : b; }
+
+#define HALVES(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+
+/* The sums of 16 vectors' lanes, in a vector: halves are added until one lane of each is left, all 16 at once. */
+INLINE vec sums_of(const vec v[LANES]) {
+  vec half[8], quarter[4], pair[2];
+  for (int i = 0; i < 8; i++)
+    half[i] = HALVES(v[i], v[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+              HALVES(v[i], v[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  for (int i = 0; i < 4; i++)
+    quarter[i] = HALVES(half[i], half[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+                 HALVES(half[i], half[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  for (int i = 0; i < 2; i++)
+    pair[i] = HALVES(quarter[i], quarter[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+              HALVES(quarter[i], quarter[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  return HALVES(pair[0], pair[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+         HALVES(pair[0], pair[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+
+/* The sum of a vector's lanes, in the same order. */
+INLINE float sum_of(vec v) {
+  vec4 quarters[4];
+  memcpy(quarters, &v, sizeof(v));
+  vec4 sum = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
+  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+}
+
+/* exp(x) to 1e-7 of its value: 2^n times a polynomial of the rest, |rest| <= ln(2) / 2 (Cody and Waite's reduction). */
+INLINE vec exp_of(vec x) {
+  const float log2e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
+  vec low = x * 0 - 87.0f, high = x * 0 + 88.0f;
+  x = x < low ? low : x;
+  x = x > high ? high : x;
+  vec shifter = x * 0 + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
+  vec n = (x * log2e + shifter) - shifter;
+  vec r = x - n * ln2_high - n * ln2_low;
+  vec p = r * (1.0f / 5040) + (1.0f / 720);
+  p = p * r + (1.0f / 120);
+  p = p * r + (1.0f / 24);
+  p = p * r + (1.0f / 6);
+  p = p * r + 0.5f;
+  p = p * r * r + r + 1.0f;
+  union { vec f; ivec i; } scale;
+  scale.i = (__builtin_convertvector(n, ivec) + 127) << 23;
+  return p * scale.f;
+}
+
+/* GELU in its tanh form: 0.5 x (1 + tanh(u)) is x / (1 + exp(-2u)). */
+INLINE vec gelu_of(vec x) {
+  vec u = 0.7978845608f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + exp_of(-2.0f * u));
+}
+
+/* out[0:d] = gamma (x - mean) / sqrt(variance + epsilon) + beta, of one row. */
+static void layer_norm(const float *x, const float *gamma, const float *beta, int d, float epsilon, float *out) {
+  vec total = {0};
+  float rest = 0;
+  int i = 0;
+  for (; i + LANES <= d; i += LANES) total += load(x + i);
+  for (; i < d; i++) rest += x[i];
+  float mean = (sum_of(total) + rest) / d;
+  total = total * 0;
+  rest = 0;
+  for (i = 0; i + LANES <= d; i += LANES) {
+    vec centred = load(x + i) - mean;
+    total += centred * centred;
+  }
+  for (; i < d; i++) rest += (x[i] - mean) * (x[i] - mean);
+  float scale = 1.0f / sqrtf((sum_of(total) + rest) / d + epsilon);
+  for (i = 0; i + LANES <= d; i += LANES)
+    store(out + i, (load(x + i) - mean) * scale * load(gamma + i) + load(beta + i));
+  for (; i < d; i++) out[i] = (x[i] - mean) * scale * gamma[i] + beta[i];
+}
+
+/* How many of a matrix's n columns a task has: wide ones read memory in longer runs, and each thread needs as many. */
+static int columns_of_task(int n, int rows, int threads) {
+  int widest = minimum(WIDEST, SUMS / minimum(ROWS, rows) - LANES) / LANES * LANES;
+  int tasks = (n + widest - 1) / widest;
+  tasks = (tasks + threads - 1) / threads * threads;
+  return ((n + tasks - 1) / tasks + LANES - 1) / LANES * LANES;
+}
+
+/* sums[r, 0:n] += x[r, 0:depth] @ w[0:depth, 0:n]: `depth` rows of w at a time, each of which is read once. */
+INLINE void add_products(const float *x, int ldx, int rows, const float *w, int ldw, int n, int depth, float *sums, int lds) {
+  int j = 0;
+  for (; j + LANES <= n; j += LANES) {
+    vec column[DEPTH];
+    for (int i = 0; i < depth; i++) {
+      column[i] = load(w + (size_t)i * ldw + j);
+      __builtin_prefetch(w + (size_t)(i + depth) * ldw + j);
+    }
+    int r = 0;
+    for (; r + 2 <= rows; r += 2) { /* two rows: their sums do not wait for each other */
+      const float *x0 = x + (size_t)r * ldx, *x1 = x0 + ldx;
+      float *to0 = sums + (size_t)r * lds + j, *to1 = to0 + lds;
+      vec sum0 = load(to0), sum1 = load(to1);
+      for (int i = 0; i < depth; i++) {
+        sum0 += column[i] * x0[i];
+        sum1 += column[i] * x1[i];
+      }
+      store(to0, sum0);
+      store(to1, sum1);
+    }
+    for (; r < rows; r++) {
+      float *to = sums + (size_t)r * lds + j;
+      vec sum = load(to);
+      for (int i = 0; i < depth; i++) sum += column[i] * x[(size_t)r * ldx + i];
+      store(to, sum);
+    }
+  }
+  for (; j < n; j++)
+    for (int r = 0; r < rows; r++) {
+      float *to = sums + (size_t)r * lds + j;
+      for (int i = 0; i < depth; i++) *to = fmaf(w[(size_t)i * ldw + j], x[(size_t)r * ldx + i], *to);
+    }
+}
+
+enum Ending { ASSIGN, ADD, GELU };
+
+/* out[r, 0:n] = x[r, 0:k] @ w[0:k, 0:n] + bias, of rows stride_of(k) and stride_of(ldw) apart; added to what is there, or through GELU; of up to WIDEST columns. */
+static void project_columns(const float *x, int rows, int k, const float *w, int ldw, const float *bias, int n,
+                            Ending ending, float *out) {
+  float sums[SUMS];
+  const int lds = stride_of(n), ldx = stride_of(k), ldo = stride_of(ldw);
+  for (int first = 0; first < rows; first += ROWS) {
+    int here = minimum(ROWS, rows - first), i = 0;
+    const float *xs = x + (size_t)first * ldx;
+    for (int r = 0; r < here; r++) memcpy(sums + r * lds, bias, n * sizeof(float));
+    for (; i + DEPTH <= k; i += DEPTH) add_products(xs + i, ldx, here, w + (size_t)i * ldw, ldw, n, DEPTH, sums, lds);
+    for (; i < k; i++) add_products(xs + i, ldx, here, w + (size_t)i * ldw, ldw, n, 1, sums, lds);
+    for (int r = 0; r < here; r++) {
+      float *sum = sums + r * lds, *to = out + (size_t)(first + r) * ldo;
+      int j = 0;
+      if (ending == GELU) {
+        vec *padded = (vec *)sum; /* what lies beyond n is never copied */
+        for (; j * LANES < n; j++) padded[j] = gelu_of(padded[j]);
+      }
+      if (ending == ADD)
+        for (j = 0; j < n; j++) to[j] += sum[j];
+      else
+        memcpy(to, sum, n * sizeof(float));
+    }
+  }
+}
+
+/* out[r, v] = x[r] . e[v] for n <= 8 vectors e and up to as many rows as V has lanes: transposed is [d, lanes] of x. */
+template <typename V>
+INLINE void dot_products(const float *transposed, int rows, const float *e, int n, int d, float *out, int ldo) {
+  constexpr int lanes = sizeof(V) / sizeof(float);
+  V sums[8] = {};
+  for (int k = 0; k < d; k++) {
+    V column;
+    memcpy(&column, transposed + k * lanes, sizeof(V));
+    for (int i = 0; i < n; i++) sums[i] += column * e[(size_t)i * d + k];
+    if (k % LANES == 0)
+      for (int i = 0; i < n; i++) __builtin_prefetch(e + (size_t)(i + n) * d + k);
+  }
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < n; i++) out[(size_t)r * ldo + i] = sums[i][r];
+}
+
+/* out[r, 0:n] = x[r, 0:d] . e[0:n, 0:d] for a group of rows. */
+template <typename V>
+static void dots(const float *transposed, int rows, const float *e, int n, int d, float *out, int ldo) {
+  int v = 0;
+  for (; v + 8 <= n; v += 8) dot_products<V>(transposed, rows, e + (size_t)v * d, 8, d, out + v, ldo);
+  for (; v < n; v++) dot_products<V>(transposed, rows, e + (size_t)v * d, 1, d, out + v, ldo);
+}
+
+/* One head of one query: context[0:d] = softmax(query . keys) @ values over the slots that may be seen.
+
+   scores has room for `slots` and LANES more. Where no slot may be seen, which a prompt's padding alone comes to, 0. */
+static void attend(const float *query, const float *keys, const float *values, const bool *seen, int slots, int d,
+                   float *scores, float *context) {
+  for (int first = 0; first < slots; first += LANES) {
+    vec sums[LANES] = {};
+    const int here = minimum(LANES, slots - first), whole = d / LANES * LANES;
+    for (int s = 0; s < here; s++)
+      for (int i = 0; i < whole; i += LANES) sums[s] += load(query + i) * load(keys + (size_t)(first + s) * d + i);
+    vec total = sums_of(sums);
+    for (int s = 0; s < here; s++)
+      for (int i = whole; i < d; i++) total[s] += query[i] * keys[(size_t)(first + s) * d + i];
+    store(scores + first, total);
+  }
+  float largest = -INFINITY, sum = 0;
+  for (int s = 0; s < slots; s++)
+    if (seen[s] && scores[s] > largest) largest = scores[s];
+  for (int s = 0; s < slots; s += LANES) store(scores + s, exp_of(load(scores + s) - largest));
+  for (int s = 0; s < slots; s++) sum += scores[s] = seen[s] ? scores[s] : 0.0f;
+  const float scale = sum > 0 ? 1.0f / sum : 0.0f;
+  int i = 0;
+  for (; i + 4 * LANES <= d; i += 4 * LANES) {
+    vec totals[4] = {};
+    for (int s = 0; s < slots; s++)
+      for (int j = 0; j < 4; j++) totals[j] += scores[s] * load(values + (size_t)s * d + i + j * LANES);
+    for (int j = 0; j < 4; j++) store(context + i + j * LANES, totals[j] * scale);
+  }
+  for (; i + LANES <= d; i += LANES) {
+    vec total = {};
+    for (int s = 0; s < slots; s++) total += scores[s] * load(values + (size_t)s * d + i);
+    store(context + i, total * scale);
+  }
+  for (; i < d; i++) {
+    float total = 0;
+    for (int s = 0; s < slots; s++) total += scores[s] * values[(size_t)s * d + i];
+    context[i] = total * scale;
+  }
+}
+
+/* The first of n numbers whose running sum exceeds target, or the last; *before is the sum of those before it. */
+static int first_above(const float *numbers, int n, float target, float *before) {
+  float sum = 0;
+  int i = 0;
+  for (; i < n - 1 && sum + numbers[i] <= target; i++) sum += numbers[i];
+  *before = sum;
+  return i;
+}
+
+static int largest_of(const float *numbers, int n) {
+  int largest = 0;
+  for (int i = 1; i < n; i++)
+    if (numbers[i] > numbers[largest]) largest = i;
+  return largest;
+}
+
+/* The token at which the cumulative softmax of n logits exceeds u, and its log-probability: as inverse_cdf_sample in
+   tfppo/sampling.py, first among blocks of 64 tokens, then in the block. weights has room for n and BLOCK more, sums for
+   the blocks. */
+static int draw(const float *logits, int n, float scale, float u, float *weights, float *sums, float *logprob) {
+  const int blocks = (n + BLOCK - 1) / BLOCK, padded = blocks * BLOCK;
+  vec highest = (vec){} - INFINITY;
+  memcpy(weights, logits, n * sizeof(float));
+  for (int i = n; i < padded; i++) weights[i] = -INFINITY;
+  for (int i = 0; i < padded; i += LANES) {
+    vec x = load(weights + i) * scale;
+    store(weights + i, x);
+    highest = x > highest ? x : highest;
+  }
+  float largest = highest[0], total = 0, before, before_block;
+  for (int i = 1; i < LANES; i++) largest = highest[i] > largest ? highest[i] : largest;
+  for (int b = 0; b < blocks; b++) {
+    vec sum = {};
+    for (int i = b * BLOCK; i < (b + 1) * BLOCK; i += LANES) {
+      vec x = load(weights + i) - largest;
+      vec weight = x < -87.0f ? (vec){} : exp_of(x); /* as much as float32 can tell: nothing */
+      store(weights + i, weight);
+      sum += weight;
+    }
+    total += sums[b] = sum_of(sum);
+  }
+  const float target = u * total;
+  const int block = first_above(sums, blocks, target, &before_block);
+  int token = block * BLOCK + first_above(weights + block * BLOCK, BLOCK, target - before_block, &before);
+  if (!(weights[token] > 0)) { /* rounding pointed at a token of no probability: the likeliest block's likeliest one */
+    const int likeliest = largest_of(sums, blocks) * BLOCK;
+    token = likeliest + largest_of(weights + likeliest, BLOCK);
+  }
+  *logprob = logits[token] * scale - largest - logf(total);
+  return token;
+}
+
+#endif

@@ -1,0 +1,309 @@
+/* Three TensorFlow operations that sample with a Transformer on CPUs, through TensorFlow's C interface:
+
+   TfppoExtend  reads T more tokens a row, with the cache: a prompt, or one token
+   TfppoLogits  the output matrix, which is the token embedding
+   TfppoDraw    the next token of every row, and its log-probability
+
+   Each is one parallel region: its threads meet at barriers, with no scheduler between two products. */
+#include <omp.h>
+#include <pthread.h>
+
+#include <vector>
+
+#include "kernels.h"
+#include "tensorflow/c/kernels.h"
+#include "tensorflow/c/ops.h"
+#include "tensorflow/c/tf_status.h"
+#include "tensorflow/c/tf_tensor.h"
+
+enum { X, START, REAL, CACHES, PER_BLOCK = 12, INNER = 8, PER_TRUNK = 2, VECTORS = 64 };
+
+/* One region at a time has all the cores: two would wait for each other at every barrier. */
+static pthread_mutex_t cores = PTHREAD_MUTEX_INITIALIZER;
+
+struct Block {
+  const float *norm1_gamma, *norm1_beta, *qkv, *qkv_bias, *out, *out_bias;
+  const float *norm2_gamma, *norm2_beta, *in, *in_bias, *back, *back_bias;
+};
+
+struct Batch {
+  int rows, length, width, heads, slots, start, hidden; /* of the batch, T, D, H, C, the first slot, of the MLP */
+  float epsilon;
+  const bool *real;
+  float *x, *normed, *qkv, *context, *inner;
+};
+
+struct Extend {
+  int32_t heads;
+  float epsilon;
+};
+
+struct Logits {
+  int32_t masked;
+  float penalty;
+};
+
+static void project(const float *x, int rows, int k, const float *w, int n, const float *bias, Ending ending, float *out) {
+  const int columns = columns_of_task(n, rows, omp_get_num_threads());
+#pragma omp for schedule(dynamic, 1)
+  for (int j = 0; j < n; j += columns)
+    project_columns(x, rows, k, w + j, n, bias + j, minimum(columns, n - j), ending, out + j);
+}
+
+static void norm_rows(const float *x, int rows, const float *gamma, const float *beta, const Batch *b, float *out,
+                      int ldo) {
+#pragma omp for schedule(static)
+  for (int r = 0; r < rows; r++)
+    layer_norm(x + size_t(r) * stride_of(b->width), gamma, beta, b->width, b->epsilon, out + size_t(r) * ldo);
+}
+
+/* Writes the keys and values of a row's head into its cache and reads them from position `first` of the new ones on. */
+static void attend_head(const Batch *b, int row, int head, int first, float *keys, float *values, float *scores) {
+  const int d = b->width / b->heads, wanted = b->length - first;
+  const float scale = 1.0f / sqrtf(d);
+  const size_t cache = (size_t(row) * b->heads + head) * b->slots * d;
+  const int ldq = stride_of(3 * b->width);
+  float *qkv = b->qkv + size_t(row) * b->length * ldq + head * d;
+  for (int t = 0; t < b->length; t++) {
+    const float *at = qkv + size_t(t) * ldq;
+    memcpy(keys + cache + size_t(b->start + t) * d, at + b->width, d * sizeof(float));
+    memcpy(values + cache + size_t(b->start + t) * d, at + 2 * b->width, d * sizeof(float));
+  }
+  for (int t = first; t < b->length; t++) {
+    float *query = qkv + size_t(t) * ldq;
+    for (int i = 0; i < d; i++) query[i] *= scale;
+    attend(query, keys + cache, values + cache, b->real + size_t(row) * b->slots, b->start + t + 1, d, scores,
+           b->context + (size_t(row) * wanted + t - first) * stride_of(b->width) + head * d);
+  }
+}
+
+/* One block over the states b->x; of the last block, the last position of each row alone, which moves to the front. */
+static void run_block(const Batch *b, const Block *w, int is_last, float *keys, float *values, float *scores) {
+  const int all = b->rows * b->length, first = is_last ? b->length - 1 : 0, rows = b->rows * (b->length - first);
+  const int ld = stride_of(b->width);
+  norm_rows(b->x, all, w->norm1_gamma, w->norm1_beta, b, b->normed, ld);
+  project(b->normed, all, b->width, w->qkv, 3 * b->width, w->qkv_bias, ASSIGN, b->qkv);
+#pragma omp for schedule(dynamic, 1)
+  for (int i = 0; i < b->rows * b->heads; i++)
+    attend_head(b, i / b->heads, i % b->heads, first, keys, values, scores);
+  if (is_last && b->length > 1) {
+#pragma omp single
+    for (int r = 0; r < b->rows; r++)
+      memmove(b->x + size_t(r) * ld, b->x + (size_t(r) * b->length + first) * ld, b->width * sizeof(float));
+  }
+  project(b->context, rows, b->width, w->out, b->width, w->out_bias, ADD, b->x);
+  norm_rows(b->x, rows, w->norm2_gamma, w->norm2_beta, b, b->normed, ld);
+  project(b->normed, rows, b->width, w->in, b->hidden, w->in_bias, GELU, b->inner);
+  project(b->inner, rows, b->hidden, w->back, b->width, w->back_bias, ADD, b->x);
+}
+
+/* The n-th input's numbers; its tensor is given back, as the operation holds it until it ends. */
+template <typename T>
+static const T *input(TF_OpKernelContext *context, int n, int64_t *dims, TF_Status *status) {
+  TF_Tensor *tensor = nullptr;
+  TF_GetInput(context, n, &tensor, status);
+  if (TF_GetCode(status) != TF_OK) return nullptr;
+  for (int i = 0; dims && i < TF_NumDims(tensor); i++) dims[i] = TF_Dim(tensor, i);
+  const T *data = static_cast<const T *>(TF_TensorData(tensor));
+  TF_DeleteTensor(tensor);
+  return data;
+}
+
+template <typename T>
+static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const std::vector<int64_t> &dims, TF_Status *status) {
+  size_t size = sizeof(T);
+  for (int64_t dim : dims) size *= dim;
+  TF_Tensor *tensor = TF_AllocateOutput(context, n, dtype, dims.data(), dims.size(), size, status);
+  if (TF_GetCode(status) != TF_OK) return nullptr;
+  T *data = static_cast<T *>(TF_TensorData(tensor));
+  TF_DeleteTensor(tensor);
+  return data;
+}
+
+/* A cache to write into: the input itself where nobody else needs it, else a copy; of input -1, a new one. */
+static float *cache_output(TF_OpKernelContext *context, int from, int to, const int64_t dims[4], TF_Status *status) {
+  const size_t size = dims[0] * dims[1] * dims[2] * dims[3] * sizeof(float);
+  const float *old = nullptr;
+  TF_Tensor *tensor = nullptr;
+  if (from < 0) {
+    tensor = TF_AllocateOutput(context, to, TF_FLOAT, dims, 4, size, status);
+  } else {
+    int forwarded = -1;
+    old = input<float>(context, from, nullptr, status);
+    if (!old) return nullptr;
+    tensor = TF_ForwardInputOrAllocateOutput(context, &from, 1, to, dims, 4, &forwarded, status);
+  }
+  if (TF_GetCode(status) != TF_OK) return nullptr;
+  float *data = static_cast<float *>(TF_TensorData(tensor));
+  if (old && data != old) memcpy(data, old, size);
+  TF_DeleteTensor(tensor);
+  return data;
+}
+
+static void *new_extend(TF_OpKernelConstruction *construction) {
+  Extend *self = new Extend();
+  TF_Status *status = TF_NewStatus();
+  TF_OpKernelConstruction_GetAttrInt32(construction, "num_heads", &self->heads, status);
+  if (TF_GetCode(status) == TF_OK)
+    TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &self->epsilon, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return self;
+}
+
+static void delete_extend(void *kernel) { delete static_cast<Extend *>(kernel); }
+
+static void compute_extend(void *kernel, TF_OpKernelContext *context) {
+  const Extend *self = static_cast<const Extend *>(kernel);
+  TF_Status *status = TF_NewStatus();
+  const int num_blocks = (TF_NumOutputs(context) - 1) / 2, num_weights = num_blocks * PER_BLOCK + PER_TRUNK;
+  const bool is_new = TF_NumInputs(context) == CACHES + num_weights; /* there is no cache yet */
+  int64_t x_dims[3], real_dims[2], inner_dims[2];
+  std::vector<const float *> w(num_weights);
+  std::vector<float *> caches(2 * num_blocks);
+  const float *x = input<float>(context, X, x_dims, status);
+  const int32_t *start = input<int32_t>(context, START, nullptr, status);
+  const bool *real = input<bool>(context, REAL, real_dims, status);
+  for (int i = 0; i < num_weights; i++)
+    w[i] = input<float>(context, TF_NumInputs(context) - num_weights + i, i == INNER ? inner_dims : nullptr, status);
+  const int64_t cache_dims[] = {x_dims[0], self->heads, real_dims[1], x_dims[2] / self->heads};
+  for (size_t i = 0; i < caches.size() && TF_GetCode(status) == TF_OK; i++)
+    caches[i] = cache_output(context, is_new ? -1 : CACHES + int(i), 1 + int(i), cache_dims, status);
+  float *hidden = nullptr;
+  if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
+  if (TF_GetCode(status) == TF_OK && *start + x_dims[1] > real_dims[1])
+    TF_SetStatus(status, TF_INVALID_ARGUMENT, "TfppoExtend: the cache has no slot for every new token");
+  if (TF_GetCode(status) == TF_OK) {
+    Batch b = {.rows = int(x_dims[0]), .length = int(x_dims[1]), .width = int(x_dims[2]), .heads = self->heads,
+               .slots = int(real_dims[1]), .start = *start, .hidden = int(inner_dims[1]), .epsilon = self->epsilon,
+               .real = real, .x = nullptr, .normed = nullptr, .qkv = nullptr, .context = nullptr, .inner = nullptr};
+    const size_t states = size_t(b.rows) * b.length, ld = stride_of(b.width), size = states * ld;
+    std::vector<float> room(3 * size + states * (stride_of(3 * b.width) + stride_of(b.hidden)));
+    b.x = room.data(), b.normed = b.x + size, b.context = b.normed + size, b.qkv = b.context + size;
+    b.inner = b.qkv + states * stride_of(3 * b.width);
+    for (size_t i = 0; i < states; i++) memcpy(b.x + i * ld, x + i * b.width, b.width * sizeof(float));
+    pthread_mutex_lock(&cores);
+#pragma omp parallel
+    {
+      std::vector<float> scores(b.slots + LANES);
+      for (int i = 0; i < num_blocks; i++)
+        run_block(&b, reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), i == num_blocks - 1, caches[2 * i],
+                  caches[2 * i + 1], scores.data());
+      norm_rows(b.x, b.rows, w[w.size() - 2], w[w.size() - 1], &b, hidden, b.width);
+    }
+    pthread_mutex_unlock(&cores);
+  } else {
+    TF_OpKernelContext_Failure(context, status);
+  }
+  TF_DeleteStatus(status);
+}
+
+static void *new_logits(TF_OpKernelConstruction *construction) {
+  Logits *self = new Logits();
+  TF_Status *status = TF_NewStatus();
+  TF_OpKernelConstruction_GetAttrInt32(construction, "masked", &self->masked, status);
+  if (TF_GetCode(status) == TF_OK)
+    TF_OpKernelConstruction_GetAttrFloat(construction, "penalty", &self->penalty, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return self;
+}
+
+static void delete_logits(void *kernel) { delete static_cast<Logits *>(kernel); }
+
+static void compute_logits(void *kernel, TF_OpKernelContext *context) {
+  const Logits *self = static_cast<const Logits *>(kernel);
+  TF_Status *status = TF_NewStatus();
+  int64_t x_dims[2], e_dims[2];
+  const float *x = input<float>(context, 0, x_dims, status), *e = input<float>(context, 1, e_dims, status);
+  float *logits = nullptr;
+  if (TF_GetCode(status) == TF_OK) logits = output<float>(context, 0, TF_FLOAT, {x_dims[0], e_dims[0]}, status);
+  if (TF_GetCode(status) == TF_OK) {
+    const int n = e_dims[0], d = e_dims[1], rows = x_dims[0], group = rows > 8 ? 16 : 8;
+    const int groups = (rows + group - 1) / group;
+    std::vector<float> transposed(size_t(groups) * d * group);
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];
+    pthread_mutex_lock(&cores);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int v = 0; v < n; v += VECTORS)
+      for (int g = 0; g < groups; g++)
+        (group == 8 ? dots<vec8> : dots<vec>)(&transposed[size_t(g) * d * group], minimum(group, rows - g * group),
+                                              e + size_t(v) * d, minimum(VECTORS, n - v), d,
+                                              logits + size_t(g) * group * n + v, n);
+    pthread_mutex_unlock(&cores);
+    for (int r = 0; r < rows; r++) logits[size_t(r) * n + self->masked] += self->penalty;
+  } else {
+    TF_OpKernelContext_Failure(context, status);
+  }
+  TF_DeleteStatus(status);
+}
+
+static void *new_draw(TF_OpKernelConstruction *construction) {
+  float *temperature = new float();
+  TF_Status *status = TF_NewStatus();
+  TF_OpKernelConstruction_GetAttrFloat(construction, "temperature", temperature, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return temperature;
+}
+
+static void delete_draw(void *kernel) { delete static_cast<float *>(kernel); }
+
+static void compute_draw(void *kernel, TF_OpKernelContext *context) {
+  const float scale = 1.0f / *static_cast<const float *>(kernel);
+  TF_Status *status = TF_NewStatus();
+  int64_t dims[2];
+  const float *logits = input<float>(context, 0, dims, status), *uniforms = input<float>(context, 1, nullptr, status);
+  int32_t *tokens = nullptr;
+  float *logprobs = nullptr;
+  if (TF_GetCode(status) == TF_OK) tokens = output<int32_t>(context, 0, TF_INT32, {dims[0]}, status);
+  if (TF_GetCode(status) == TF_OK) logprobs = output<float>(context, 1, TF_FLOAT, {dims[0]}, status);
+  if (TF_GetCode(status) == TF_OK) {
+    const int n = dims[1];
+    pthread_mutex_lock(&cores);
+#pragma omp parallel
+    {
+      std::vector<float> weights(n + BLOCK), sums(n / BLOCK + 1);
+#pragma omp for schedule(dynamic, 1)
+      for (int r = 0; r < int(dims[0]); r++)
+        tokens[r] = draw(logits + size_t(r) * n, n, scale, uniforms[r], weights.data(), sums.data(), logprobs + r);
+    }
+    pthread_mutex_unlock(&cores);
+  } else {
+    TF_OpKernelContext_Failure(context, status);
+  }
+  TF_DeleteStatus(status);
+}
+
+static void define(const char *name, const char *const *inputs, const char *const *outputs, const char *const *attrs,
+                   void *(*create)(TF_OpKernelConstruction *), void (*compute)(void *, TF_OpKernelContext *),
+                   void (*destroy)(void *)) {
+  TF_Status *status = TF_NewStatus();
+  TF_OpDefinitionBuilder *op = TF_NewOpDefinitionBuilder(name);
+  for (; *inputs; inputs++) TF_OpDefinitionBuilderAddInput(op, *inputs);
+  for (; *outputs; outputs++) TF_OpDefinitionBuilderAddOutput(op, *outputs);
+  for (; *attrs; attrs++) TF_OpDefinitionBuilderAddAttr(op, *attrs);
+  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, &TF_ShapeInferenceContextSetUnknownShape);
+  TF_RegisterOpDefinition(op, status);
+  if (TF_GetCode(status) == TF_OK)
+    TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create, compute, destroy), status);
+  TF_DeleteStatus(status);
+}
+
+__attribute__((constructor)) static void register_ops(void) {
+  const char *const extend_in[] = {"x: float", "start: int32", "real: bool", "caches: num_caches * float",
+                                   "weights: num_weights * float", nullptr};
+  const char *const extend_out[] = {"hidden: float", "grown: num_grown * float", nullptr};
+  const char *const extend_attrs[] = {"num_caches: int >= 0", "num_grown: int >= 2", "num_weights: int >= 1",
+                                      "num_heads: int", "epsilon: float", nullptr};
+  define("TfppoExtend", extend_in, extend_out, extend_attrs, new_extend, compute_extend, delete_extend);
+  const char *const logits_in[] = {"hidden: float", "embedding: float", nullptr};
+  const char *const logits_out[] = {"logits: float", nullptr};
+  const char *const logits_attrs[] = {"masked: int", "penalty: float", nullptr};
+  define("TfppoLogits", logits_in, logits_out, logits_attrs, new_logits, compute_logits, delete_logits);
+  const char *const draw_in[] = {"logits: float", "uniforms: float", nullptr};
+  const char *const draw_out[] = {"tokens: int32", "logprobs: float", nullptr};
+  const char *const draw_attrs[] = {"temperature: float", nullptr};
+  define("TfppoDraw", draw_in, draw_out, draw_attrs, new_draw, compute_draw, delete_draw);
+}
