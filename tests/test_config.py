@@ -411,6 +411,7 @@ def test_value_at_the_edge_is_good(settings):
 STOPS, TRUNCATES = {"sampling__stop_at_eos": True}, {"reward__truncate_at_eos": True}
 # Each right by itself; the same columns as BAD.
 BAD_TOGETHER = [
+    ({"sampling__native": True, "ppo__dtype": "mixed_bfloat16"}, "sampling.native", "True", "ppo.dtype=float32"),
     ({"sampling__top_k": 5}, "sampling.top_k, sampling.top_p", "(5, 1.0)", "PPO needs 0 and 1"),
     ({"sampling__top_p": 0.9}, "sampling.top_k, sampling.top_p", "(0, 0.9)", "PPO needs 0 and 1"),
     ({"sampling__temperature": 0.0}, "sampling.temperature", "0.0", "PPO needs it above 0"),

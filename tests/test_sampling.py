@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.native.building import native_ops
+from tfppo.native.decoder import draw_natively
 from tfppo.sampling import draw_uniforms, filter_logits, inverse_cdf_sample, sample
 
 PAD, STOP = 0, 1
@@ -29,6 +31,16 @@ def make_policy(separate_critic=False, mlp_value_head=False, positions=20, **bia
             embedding[int(token)] = logit / 16
         trunk.token_embedding.assign(embedding)
     return policy
+
+
+ENGINE = {"native": None}
+
+
+@pytest.fixture(autouse=True, params=["graph", "native"])
+def engine(request, monkeypatch):
+    """What `run` samples with: every test of this module holds for plain graphs and for the operations for CPUs."""
+    monkeypatch.setitem(ENGINE, "native", native_ops(True, "float32") if request.param == "native" else None)
+    return request.param
 
 
 @pytest.fixture(
@@ -56,9 +68,10 @@ def uniforms(seed=0, batch=BATCH, length=RESPONSE):
 
 
 @functools.cache
-def sampler(policy, length, jit=False, **arguments):
+def sampler(policy, length, native, jit=False, **arguments):
     signature = [tf.TensorSpec([None, None], tf.int32)] * 2 + [tf.TensorSpec([None, length], tf.float32)]
-    function = functools.partial(sample, policy, compiled=jit, **(dict(stop_id=STOP, pad_id=PAD) | arguments))
+    arguments = dict(stop_id=STOP, pad_id=PAD) | arguments
+    function = functools.partial(sample, policy, compiled=jit, native=native, **arguments)
     return tf.function(function, input_signature=signature, autograph=False)
 
 
@@ -68,7 +81,7 @@ def forward(policy):
 
 
 def run(policy, prompts, numbers, **arguments):
-    samples = sampler(policy, numbers.shape[1], **arguments)(*map(tf.constant, prompts), tf.constant(numbers))
+    samples = sampler(policy, numbers.shape[1], **ENGINE, **arguments)(*map(tf.constant, prompts), tf.constant(numbers))
     return type(samples)(*(np.asarray(part) for part in samples))
 
 
@@ -250,14 +263,21 @@ def test_temperature_0_is_greedy(any_policy, prompts):
         np.testing.assert_allclose(samples.logprobs[row], log_softmax(logits).max(-1), rtol=1e-4, atol=1e-4)
 
 
-class TestInverseCdfSample:
+def draw_of(logits, numbers):
+    """The engine's tokens [B] of logits [B, V]."""
+    ops = ENGINE["native"]
+    return draw_natively(ops, 1.0, logits, numbers)[0] if ops else inverse_cdf_sample(logits, numbers)
+
+
+class TestDraw:
     @pytest.mark.parametrize("size", [2, 7, 63, 64, 65, 128, 200, 1000])
     @pytest.mark.parametrize("jit", [False, True])
     def test_equals_searchsorted(self, size, jit):
         rng = np.random.default_rng(size)
         logits = rng.normal(0, 2, [500, size]).astype(np.float32)
         numbers = uniforms(size, 500, 1)[:, 0]
-        drawn = tf.function(inverse_cdf_sample, jit_compile=jit)(tf.constant(logits), tf.constant(numbers)).numpy()
+        function = tf.function(draw_of, jit_compile=jit and not ENGINE["native"])
+        drawn = function(tf.constant(logits), tf.constant(numbers)).numpy()
         probabilities = np.exp(log_softmax(logits))
         cdf = probabilities.cumsum(-1)
         exact = [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(cdf, numbers, strict=True)]
@@ -269,11 +289,11 @@ class TestInverseCdfSample:
     def test_by_hand(self):
         logits = np.log(np.array([[0.25, 0.5, 0.25]] * 7, np.float32))
         numbers = np.array([0.0, 0.24, 0.26, 0.5, 0.74, 0.76, ALMOST_1], np.float32)
-        assert inverse_cdf_sample(logits, numbers).numpy().tolist() == [0, 0, 1, 1, 1, 2, 2]
+        assert draw_of(logits, numbers).numpy().tolist() == [0, 0, 1, 1, 1, 2, 2]
 
     @pytest.mark.parametrize("size", [1, 50, 64, 100, 256])
     def test_ends_of_the_interval(self, size):
-        drawn = inverse_cdf_sample(tf.zeros([2, size]), tf.constant([0.0, ALMOST_1]))
+        drawn = draw_of(tf.zeros([2, size]), tf.constant([0.0, ALMOST_1]))
         assert drawn.numpy().tolist() == [0, size - 1]
 
     @pytest.mark.parametrize("size", [70, 300])
@@ -286,7 +306,7 @@ class TestInverseCdfSample:
         numbers = uniforms(1, 4000, 1)[:, 0]
         numbers[:1000], numbers[1000:2000] = 0.0, ALMOST_1
         numbers[2000:3000] = 1.0 - np.arange(1, 1001) * 2.0**-23
-        drawn = inverse_cdf_sample(logits, numbers).numpy()
+        drawn = draw_of(logits, numbers).numpy()
         assert (logits[np.arange(4000), drawn] > -1e8).all()
         assert (drawn[:1000] == 2).all()
 
@@ -298,7 +318,7 @@ class TestInverseCdfSample:
         logits = rng.normal(0, 1.5, [1, size]).astype(np.float32)
         probabilities = np.exp(log_softmax(logits[0]))
         numbers = draw_uniforms(tf.constant([3, 4]), draws, 1)[:, 0]
-        counts = np.bincount(inverse_cdf_sample(np.repeat(logits, draws, 0), numbers), minlength=size)
+        counts = np.bincount(draw_of(np.repeat(logits, draws, 0), numbers), minlength=size)
         sigma = np.sqrt(draws * probabilities * (1 - probabilities))
         assert (np.abs(counts - draws * probabilities) < 4 * sigma + 1).all()
         chi_square = ((counts - draws * probabilities) ** 2 / (draws * probabilities)).sum()
@@ -383,7 +403,9 @@ def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole
     lengths = whole.response_mask.sum(axis=1)
     assert np.sort(lengths)[11] < lengths.max()  # the batch of 4 has a use
     static = tf.function(
-        functools.partial(sample, policy, stop_id=STOP, pad_id=PAD, value_after_stop=value_after_stop, compiled=jit)
+        functools.partial(
+            sample, policy, stop_id=STOP, pad_id=PAD, value_after_stop=value_after_stop, compiled=jit, **ENGINE
+        )
     )
     shrunk = static(*map(tf.constant, prompts), tf.constant(numbers))
     for name in ("response_ids", "response_mask", "stopped"):

@@ -112,7 +112,7 @@ class SamplingConfig:
     top_p: float = 1.0  # 1: off
     stop_at_eos: bool = False  # whether EOS ends a response
     jit_compile: bool | None = None  # compile sampling and reference with XLA; None: unless ppo.dtype is faster without
-    native: bool | None = None  # sample with C++ built for this CPU; None: where it can be built and ppo.dtype is float32
+    native: bool | None = None  # sample with C++ built for this CPU; None: in float32, where it can be built
 
     def validate(self):
         """Raises UserError for values that do not fit."""

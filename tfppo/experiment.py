@@ -49,6 +49,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.native.building import native_ops
 from tfppo.reward_normalization import normalize
 from tfppo.reward_trainer import RewardTrainer
 from tfppo.rewards.loading import MODEL_REWARDS, load_reward
@@ -204,6 +205,7 @@ class Experiment:
     def check_ppo(self):
         """Raises UserError for what PPO would refuse, before anything else is trained for it."""
         validate_for_ppo(self.config)
+        native_ops(self.config.sampling.native, self.config.ppo.dtype)  # builds them, or says why it can't
         if self.config.language_model:
             check_model(self.config.language_model, "train_lm.py")
         elif not self.language_model_folder().exists():  # it is trained first, of these sizes

@@ -275,6 +275,12 @@ def validate_for_ppo(config):
     )
     require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
     require(
+        not sampling.native or ppo.dtype == "float32",
+        "sampling.native",
+        sampling.native,
+        f"it samples in float32, but ppo.dtype is {ppo.dtype}; use None, or ppo.dtype=float32",
+    )
+    require(
         not reward.whiten or ppo.episodes_whitened() >= 8,
         "ppo.rollout_batch_size",
         ppo.rollout_batch_size,

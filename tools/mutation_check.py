@@ -31,6 +31,8 @@ ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE, REWARD_MODEL
     for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture", "reward_model")
 )
 
+NATIVE = "tests/native/test_decoder.py"
+
 
 class Mutation(NamedTuple):
     """One wrong line: `old` must stand exactly once in tfppo/`file`."""
@@ -57,6 +59,27 @@ MUTATIONS = (
         "tf.cast(logits, tf.float32) / (temperature or 1.0)",
         "tf.cast(logits, tf.float32)",
         SAMPLING,
+    ),
+    Mutation(
+        "temperature_dropped_in_the_native_draw",
+        "native/ops.cc",
+        "const float scale = 1.0f / *static_cast<const float *>(kernel);",
+        "const float scale = 1.0f;",
+        NATIVE,
+    ),
+    Mutation(
+        "pads_attended_to_in_native_sampling",
+        "native/kernels.h",
+        "sum += scores[s] = seen[s] ? scores[s] : 0.0f;",
+        "sum += scores[s];",
+        NATIVE,
+    ),
+    Mutation(
+        "native_cache_written_one_slot_late",
+        "native/ops.cc",
+        "keys + cache + size_t(b->start + t) * d",
+        "keys + cache + size_t(minimum(b->start + t + 1, b->slots - 1)) * d",
+        NATIVE,
     ),
     Mutation(
         "temperature_dropped_in_the_reference",

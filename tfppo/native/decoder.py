@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfppo.models.transformer import LAYER_NORM_EPSILON, MASKED_SCORE
 from tfppo.ops.masking import positions_from_mask
+from tfppo.ops.shapes import size_of
 
 
 class _Trunk:
@@ -13,7 +14,8 @@ class _Trunk:
         self._trunk, self._ops = trunk, ops
         layers = []
         for block in trunk.blocks:  # in the order of struct Block in ops.cc
-            layers += [block.attention_norm, block.qkv, block.attention_out, block.mlp_norm, block.mlp_in, block.mlp_out]
+            layers += [block.attention_norm, block.qkv, block.attention_out]
+            layers += [block.mlp_norm, block.mlp_in, block.mlp_out]
         weights = [variable for layer in [*layers, trunk.final_norm] for variable in layer.weights]
         self._weights = [tf.convert_to_tensor(weight) for weight in weights]
 
@@ -51,7 +53,7 @@ class NativePolicy:
 
     def prefill(self, prompt_ids, prompt_mask, cache_length):
         """As `Policy.prefill`."""
-        real = tf.pad(tf.cast(prompt_mask, tf.bool), [[0, 0], [0, cache_length - prompt_ids.shape[1]]])
+        real = tf.pad(tf.cast(prompt_mask, tf.bool), [[0, 0], [0, cache_length - size_of(prompt_ids, 1)]])
         return self._extend(prompt_ids, positions_from_mask(prompt_mask), 0, real, [[] for _ in self._trunks])
 
     def decode_step(self, token_ids, positions, index, visible, cache, compiled=False):

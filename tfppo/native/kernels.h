@@ -1,6 +1,7 @@
 /* Arithmetic of the decoder: float32 only, on row-major arrays.
 
-   A row's result does not depend on the other rows of the call, nor on the number of threads: every sum runs in one order. */
+   A row's result does not depend on the other rows of the call, nor on the number of threads: every sum runs in one
+   order. */
 #ifndef TFPPO_KERNELS_H
 #define TFPPO_KERNELS_H
 
@@ -8,13 +9,16 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <vector>
+
 enum {
-  LANES = 16,     /* floats of a vector: one register of AVX-512, and what other processors split up */
-  DEPTH = 8,      /* rows of a matrix that a pass over the sums takes together */
-  ROWS = 64,      /* of states that are multiplied together */
-  SUMS = 9216,    /* of a task, which stay in the cache of a core */
-  BLOCK = 64,     /* tokens that are looked for together */
-  WIDEST = 512,   /* columns of a matrix that are read together */
+  LANES = 16,   /* floats of a vector: one register of AVX-512, and what other processors split up */
+  DEPTH = 8,    /* rows of a matrix that a pass over the sums takes together */
+  ROWS = 64,    /* of states that are multiplied together */
+  SUMS = 9216,  /* of a task, which stay in the cache of a core */
+  VECTORS = 8,  /* of the output matrix that are multiplied together */
+  BLOCK = 64,   /* tokens that are looked for together */
+  WIDEST = 512, /* columns of a matrix that are read together */
 };
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -72,7 +76,10 @@ INLINE vec exp_of(vec x) {
   p = p * r + (1.0f / 6);
   p = p * r + 0.5f;
   p = p * r * r + r + 1.0f;
-  union { vec f; ivec i; } scale;
+  union {
+    vec f;
+    ivec i;
+  } scale;
   scale.i = (__builtin_convertvector(n, ivec) + 127) << 23;
   return p * scale.f;
 }
@@ -113,7 +120,8 @@ static int columns_of_task(int n, int rows, int threads) {
 }
 
 /* sums[r, 0:n] += x[r, 0:depth] @ w[0:depth, 0:n]: `depth` rows of w at a time, each of which is read once. */
-INLINE void add_products(const float *x, int ldx, int rows, const float *w, int ldw, int n, int depth, float *sums, int lds) {
+INLINE void add_products(const float *x, int ldx, int rows, const float *w, int ldw, int n, int depth, float *sums,
+                         int lds) {
   int j = 0;
   for (; j + LANES <= n; j += LANES) {
     vec column[DEPTH];
@@ -149,7 +157,8 @@ INLINE void add_products(const float *x, int ldx, int rows, const float *w, int 
 
 enum Ending { ASSIGN, ADD, GELU };
 
-/* out[r, 0:n] = x[r, 0:k] @ w[0:k, 0:n] + bias, of rows stride_of(k) and stride_of(ldw) apart; added to what is there, or through GELU; of up to WIDEST columns. */
+/* out[r, 0:n] = x[r, 0:k] @ w[0:k, 0:n] + bias, of rows stride_of(k) and stride_of(ldw) apart; added to what is there,
+ * or through GELU; of up to WIDEST columns. */
 static void project_columns(const float *x, int rows, int k, const float *w, int ldw, const float *bias, int n,
                             Ending ending, float *out) {
   float sums[SUMS];
@@ -175,28 +184,34 @@ static void project_columns(const float *x, int rows, int k, const float *w, int
   }
 }
 
-/* out[r, v] = x[r] . e[v] for n <= 8 vectors e and up to as many rows as V has lanes: transposed is [d, lanes] of x. */
+/* out[r, v] = x[r] . e[v] for VECTORS vectors e and up to as many rows as V has lanes: transposed is [d, lanes] of x.
+ */
 template <typename V>
-INLINE void dot_products(const float *transposed, int rows, const float *e, int n, int d, float *out, int ldo) {
+INLINE void dot_products(const float *transposed, int rows, const float *e, int d, float *out, int ldo) {
   constexpr int lanes = sizeof(V) / sizeof(float);
-  V sums[8] = {};
+  V sums[VECTORS] = {};
   for (int k = 0; k < d; k++) {
     V column;
     memcpy(&column, transposed + k * lanes, sizeof(V));
-    for (int i = 0; i < n; i++) sums[i] += column * e[(size_t)i * d + k];
+    for (int i = 0; i < VECTORS; i++) sums[i] += column * e[(size_t)i * d + k];
     if (k % LANES == 0)
-      for (int i = 0; i < n; i++) __builtin_prefetch(e + (size_t)(i + n) * d + k);
+      for (int i = 0; i < VECTORS; i++) __builtin_prefetch(e + (size_t)(i + VECTORS) * d + k);
   }
   for (int r = 0; r < rows; r++)
-    for (int i = 0; i < n; i++) out[(size_t)r * ldo + i] = sums[i][r];
+    for (int i = 0; i < VECTORS; i++) out[(size_t)r * ldo + i] = sums[i][r];
 }
 
-/* out[r, 0:n] = x[r, 0:d] . e[0:n, 0:d] for a group of rows. */
+/* out[r, 0:n] = x[r, 0:d] . e[0:n, 0:d] for such a group of rows. */
 template <typename V>
 static void dots(const float *transposed, int rows, const float *e, int n, int d, float *out, int ldo) {
   int v = 0;
-  for (; v + 8 <= n; v += 8) dot_products<V>(transposed, rows, e + (size_t)v * d, 8, d, out + v, ldo);
-  for (; v < n; v++) dot_products<V>(transposed, rows, e + (size_t)v * d, 1, d, out + v, ldo);
+  for (; v + VECTORS <= n; v += VECTORS) dot_products<V>(transposed, rows, e + (size_t)v * d, d, out + v, ldo);
+  if (v == n) return;
+  std::vector<float> last(VECTORS * d),
+      outs(rows * VECTORS); /* the same steps for the last few, so the same rounding */
+  memcpy(last.data(), e + (size_t)v * d, (size_t)(n - v) * d * sizeof(float));
+  dot_products<V>(transposed, rows, last.data(), d, outs.data(), VECTORS);
+  for (int r = 0; r < rows; r++) memcpy(out + (size_t)r * ldo + v, &outs[r * VECTORS], (n - v) * sizeof(float));
 }
 
 /* One head of one query: context[0:d] = softmax(query . keys) @ values over the slots that may be seen.
@@ -256,8 +271,8 @@ static int largest_of(const float *numbers, int n) {
 }
 
 /* The token at which the cumulative softmax of n logits exceeds u, and its log-probability: as inverse_cdf_sample in
-   tfppo/sampling.py, first among blocks of 64 tokens, then in the block. weights has room for n and BLOCK more, sums for
-   the blocks. */
+   tfppo/sampling.py, first among blocks of 64 tokens, then in the block. weights has room for n and BLOCK more, sums
+   for the blocks. */
 static int draw(const float *logits, int n, float scale, float u, float *weights, float *sums, float *logprob) {
   const int blocks = (n + BLOCK - 1) / BLOCK, padded = blocks * BLOCK;
   vec highest = (vec){} - INFINITY;

@@ -16,7 +16,7 @@
 #include "tensorflow/c/tf_status.h"
 #include "tensorflow/c/tf_tensor.h"
 
-enum { X, START, REAL, CACHES, PER_BLOCK = 12, INNER = 8, PER_TRUNK = 2, VECTORS = 64 };
+enum { X, START, REAL, CACHES, PER_BLOCK = 12, INNER = 8, PER_TRUNK = 2, TASK = 64 };
 
 /* One region at a time has all the cores: two would wait for each other at every barrier. */
 static pthread_mutex_t cores = PTHREAD_MUTEX_INITIALIZER;
@@ -43,7 +43,8 @@ struct Logits {
   float penalty;
 };
 
-static void project(const float *x, int rows, int k, const float *w, int n, const float *bias, Ending ending, float *out) {
+static void project(const float *x, int rows, int k, const float *w, int n, const float *bias, Ending ending,
+                    float *out) {
   const int columns = columns_of_task(n, rows, omp_get_num_threads());
 #pragma omp for schedule(dynamic, 1)
   for (int j = 0; j < n; j += columns)
@@ -84,8 +85,7 @@ static void run_block(const Batch *b, const Block *w, int is_last, float *keys, 
   norm_rows(b->x, all, w->norm1_gamma, w->norm1_beta, b, b->normed, ld);
   project(b->normed, all, b->width, w->qkv, 3 * b->width, w->qkv_bias, ASSIGN, b->qkv);
 #pragma omp for schedule(dynamic, 1)
-  for (int i = 0; i < b->rows * b->heads; i++)
-    attend_head(b, i / b->heads, i % b->heads, first, keys, values, scores);
+  for (int i = 0; i < b->rows * b->heads; i++) attend_head(b, i / b->heads, i % b->heads, first, keys, values, scores);
   if (is_last && b->length > 1) {
 #pragma omp single
     for (int r = 0; r < b->rows; r++)
@@ -110,7 +110,8 @@ static const T *input(TF_OpKernelContext *context, int n, int64_t *dims, TF_Stat
 }
 
 template <typename T>
-static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const std::vector<int64_t> &dims, TF_Status *status) {
+static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const std::vector<int64_t> &dims,
+                 TF_Status *status) {
   size_t size = sizeof(T);
   for (int64_t dim : dims) size *= dim;
   TF_Tensor *tensor = TF_AllocateOutput(context, n, dtype, dims.data(), dims.size(), size, status);
@@ -174,9 +175,20 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   if (TF_GetCode(status) == TF_OK && *start + x_dims[1] > real_dims[1])
     TF_SetStatus(status, TF_INVALID_ARGUMENT, "TfppoExtend: the cache has no slot for every new token");
   if (TF_GetCode(status) == TF_OK) {
-    Batch b = {.rows = int(x_dims[0]), .length = int(x_dims[1]), .width = int(x_dims[2]), .heads = self->heads,
-               .slots = int(real_dims[1]), .start = *start, .hidden = int(inner_dims[1]), .epsilon = self->epsilon,
-               .real = real, .x = nullptr, .normed = nullptr, .qkv = nullptr, .context = nullptr, .inner = nullptr};
+    Batch b = {.rows = int(x_dims[0]),
+               .length = int(x_dims[1]),
+               .width = int(x_dims[2]),
+               .heads = self->heads,
+               .slots = int(real_dims[1]),
+               .start = *start,
+               .hidden = int(inner_dims[1]),
+               .epsilon = self->epsilon,
+               .real = real,
+               .x = nullptr,
+               .normed = nullptr,
+               .qkv = nullptr,
+               .context = nullptr,
+               .inner = nullptr};
     const size_t states = size_t(b.rows) * b.length, ld = stride_of(b.width), size = states * ld;
     std::vector<float> room(3 * size + states * (stride_of(3 * b.width) + stride_of(b.hidden)));
     b.x = room.data(), b.normed = b.x + size, b.context = b.normed + size, b.qkv = b.context + size;
@@ -226,10 +238,10 @@ static void compute_logits(void *kernel, TF_OpKernelContext *context) {
       for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];
     pthread_mutex_lock(&cores);
 #pragma omp parallel for schedule(dynamic, 1)
-    for (int v = 0; v < n; v += VECTORS)
+    for (int v = 0; v < n; v += TASK)
       for (int g = 0; g < groups; g++)
         (group == 8 ? dots<vec8> : dots<vec>)(&transposed[size_t(g) * d * group], minimum(group, rows - g * group),
-                                              e + size_t(v) * d, minimum(VECTORS, n - v), d,
+                                              e + size_t(v) * d, minimum(TASK, n - v), d,
                                               logits + size_t(g) * group * n + v, n);
     pthread_mutex_unlock(&cores);
     for (int r = 0; r < rows; r++) logits[size_t(r) * n + self->masked] += self->penalty;
@@ -292,11 +304,11 @@ static void define(const char *name, const char *const *inputs, const char *cons
 }
 
 __attribute__((constructor)) static void register_ops(void) {
-  const char *const extend_in[] = {"x: float", "start: int32", "real: bool", "caches: num_caches * float",
-                                   "weights: num_weights * float", nullptr};
+  const char *const extend_in[] = {
+      "x: float", "start: int32", "real: bool", "caches: num_caches * float", "weights: num_weights * float", nullptr};
   const char *const extend_out[] = {"hidden: float", "grown: num_grown * float", nullptr};
   const char *const extend_attrs[] = {"num_caches: int >= 0", "num_grown: int >= 2", "num_weights: int >= 1",
-                                      "num_heads: int", "epsilon: float", nullptr};
+                                      "num_heads: int",       "epsilon: float",      nullptr};
   define("TfppoExtend", extend_in, extend_out, extend_attrs, new_extend, compute_extend, delete_extend);
   const char *const logits_in[] = {"hidden: float", "embedding: float", nullptr};
   const char *const logits_out[] = {"logits: float", nullptr};

@@ -1,0 +1,66 @@
+"""Building the native operations: once a machine, and with a clear word where there is no compiler."""
+
+import os
+import subprocess
+
+import pytest
+from absl import logging
+
+from tfppo.errors import UserError
+from tfppo.native import building
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """No operations are loaded, and the folder where built ones are kept is empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(building, "_load", building._load.__wrapped__)
+    return tmp_path
+
+
+def failing_compiler(folder, message):
+    compiler = folder / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho 'ops.cc:1: error: {message}' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+def test_what_was_built_is_built_once(fresh):
+    library = building.build()
+    assert library.parent == fresh / "tfppo" and os.listdir(library.parent) == [library.name]
+    time = library.stat().st_mtime_ns
+    assert building.build() == library and library.stat().st_mtime_ns == time
+
+
+def test_the_home_folder_keeps_it_where_the_environment_names_no_other(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert building.cache_folder() == tmp_path / ".cache" / "tfppo"
+
+
+def test_other_flags_make_another_library(fresh, monkeypatch):
+    first = building.build()
+    monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-DOTHER"))
+    assert building.build() != first
+
+
+def test_without_a_compiler_sampling_goes_on_with_a_warning(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", failing_compiler(fresh, "no OpenMP here"))
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
+    assert building.native_ops(None, "float32") is None
+    assert len(warnings) == 1 and "no OpenMP here" in warnings[0] and "sampling.native" in warnings[0]
+    assert not [name for name in os.listdir(fresh / "tfppo")]
+
+
+@pytest.mark.parametrize("reason", ["no OpenMP here", None])
+def test_insisting_without_a_compiler_is_refused(fresh, monkeypatch, reason):
+    monkeypatch.setenv("CXX", failing_compiler(fresh, reason) if reason else str(fresh / "missing"))
+    with pytest.raises(UserError, match=f"sampling.native is True.*{reason or 'missing'}.*CXX"):
+        building.native_ops(True, "float32")
+
+
+def test_who_wants_none_gets_none_and_nothing_is_built(fresh, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", None)
+    assert building.native_ops(False, "float32") is None
+    assert building.native_ops(None, "mixed_bfloat16") is None
