@@ -32,6 +32,12 @@ def test_what_was_built_is_built_once(fresh):
     assert building.build() == library and library.stat().st_mtime_ns == time
 
 
+def test_the_compiler_may_have_arguments(fresh, monkeypatch):
+    first = building.build()
+    monkeypatch.setenv("CXX", "c++ -DOTHER")
+    assert building.build() not in (first, None)
+
+
 def test_the_home_folder_keeps_it_where_the_environment_names_no_other(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

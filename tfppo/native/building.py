@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from pathlib import Path
@@ -36,8 +37,8 @@ def build():
 
     The compiler is CXX of the environment, or c++. Raises: OSError or subprocess.CalledProcessError.
     """
-    compiler = os.environ.get("CXX", "c++")
-    command = [compiler, *_FLAGS, f"-I{tf.sysconfig.get_include()}", str(_SOURCES[0])]
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    command = [*compiler, *_FLAGS, f"-I{tf.sysconfig.get_include()}", str(_SOURCES[0])]
     identity = "\n".join([*command, tf.__version__, platform.machine(), _processor()])
     digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in _SOURCES))
     library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
@@ -58,7 +59,7 @@ def _load():
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
         return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
-    except (OSError, tf.errors.OpError) as error:
+    except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: there is no home folder
         return None, str(error)
 
 
