@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replica
-from tfppo.models.precision import casting_once, compiling_activations, computing_in, recomputing_blocks
+from tfppo.models.precision import casting_once, compiling_activations, computing_by, computing_in, recomputing_blocks
+from tfppo.native.trunk import hidden_states
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import entropy, token_logprobs
@@ -127,10 +128,19 @@ class Learner:
         temperature: of the sampling, which divides the logits here too.
         dtype: Keras dtype policy of the update, which may be another one than that of sampling; None: the policy's.
         lengths_vary: whether responses may be shorter than R; minibatches then are computed in parts of like length.
+        native: of `training_ops`, which then compute the trunks; None: the trunks themselves do.
     """
 
     def __init__(
-        self, policy, config: PpoConfig, reward: RewardConfig, strategy, temperature=1.0, dtype=None, lengths_vary=False
+        self,
+        policy,
+        config: PpoConfig,
+        reward: RewardConfig,
+        strategy,
+        temperature=1.0,
+        dtype=None,
+        lengths_vary=False,
+        native=None,
     ):
         part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
@@ -163,6 +173,7 @@ class Learner:
         self.lengths_vary = lengths_vary
         self.dtype = dtype or policy.dtype_policy.name
         jit_compile = resolve_jit_compile(config.jit_compile, self.dtype)
+        self._hidden_states = native and partial(hidden_states, native)
         self._checkpointing = nullcontext
         if config.gradient_checkpointing:
             self._checkpointing = partial(recomputing_blocks, policy, compiled=jit_compile)
@@ -278,6 +289,7 @@ class Learner:
         with (
             computing_in(policy, self.dtype),
             compiling_activations(policy),
+            computing_by(policy, self._hidden_states),
             self._checkpointing(),
             casting_once(policy) as copies,
         ):

@@ -51,6 +51,17 @@ def compiling_activations(model):
 
 
 @contextmanager
+def computing_by(model, hidden_states):
+    """The hidden states of responses that the model's trunks compute inside are those of a function.
+
+    Args: hidden_states: (trunk, token_ids [B, T], padding_mask [B, T], positions [B, T], start) -> [B, T - start, D];
+        None: the trunk's own.
+    """
+    with _setting(model, "computed_by", hidden_states):
+        yield
+
+
+@contextmanager
 def recomputing_blocks(model, *, compiled):
     """Of what a model traces inside, each block keeps only its input for the gradient.
 

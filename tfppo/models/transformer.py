@@ -237,6 +237,7 @@ class Transformer(keras.layers.Layer):
         self.position_embedding = self.add_weight(
             shape=[max_sequence_length, hidden_dim], initializer=normal, name="position_embedding"
         )
+        self.computed_by = None  # see tfppo/models/precision.py: computing_by
         self.blocks = [
             TransformerBlock(
                 hidden_dim,
@@ -288,7 +289,10 @@ class Transformer(keras.layers.Layer):
         """
         token_ids = tf.concat([prompt_ids, response_ids[:, :-1]], axis=1)
         mask = tf.concat([tf.cast(prompt_mask, tf.int32), tf.cast(response_mask[:, :-1], tf.int32)], axis=1)
-        return self(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
+        start = size_of(prompt_ids, 1) - 1
+        if self.computed_by is not None:
+            return self.computed_by(self, token_ids, mask, positions_from_mask(mask), start)
+        return self(token_ids, mask, start=start)
 
     def prefill(self, token_ids, padding_mask, cache_length):
         """Hidden states [B, D] after a prompt padded on the left, and a cache of `cache_length` positions."""
@@ -319,11 +323,11 @@ class Transformer(keras.layers.Layer):
         """Each block with the first position that it computes: all need every position, but for the last block."""
         return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
-    def embed(self, token_ids, positions):
-        """Sums [..., D] of the tokens' and the positions' embeddings, in the compute dtype."""
+    def embed(self, token_ids, positions, dtype=None):
+        """Sums [..., D] of the tokens' and the positions' embeddings, in a dtype (None: the compute dtype)."""
         tokens = tf.gather(tf.convert_to_tensor(self.token_embedding), token_ids)
         places = tf.gather(tf.convert_to_tensor(self.position_embedding), positions)
-        return tf.cast(tokens + places, self.compute_dtype)
+        return tf.cast(tokens + places, dtype or self.compute_dtype)
 
     def get_config(self):
         return {**super().get_config(), **self.sizes}

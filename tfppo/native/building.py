@@ -1,4 +1,4 @@
-"""Builds the operations of `ops.cc` for this machine and loads them; the result is kept for the next run."""
+"""Builds the operations of this folder for this machine and loads them; the result is kept for the next run."""
 
 import functools
 import hashlib
@@ -14,7 +14,9 @@ from absl import logging
 
 from tfppo.errors import UserError
 
-_SOURCES = (Path(__file__).with_name("ops.cc"), Path(__file__).with_name("kernels.h"))
+_FOLDER = Path(__file__).parent
+_SOURCES = [_FOLDER / "sampling.cc", _FOLDER / "training.cc"]
+_HEADERS = [_FOLDER / "kernels.h", _FOLDER / "operations.h", _FOLDER / "products.h"]
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 
 
@@ -38,9 +40,9 @@ def build():
     The compiler is CXX of the environment, or c++. Raises: OSError or subprocess.CalledProcessError.
     """
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    command = [*compiler, *_FLAGS, f"-I{tf.sysconfig.get_include()}", str(_SOURCES[0])]
+    command = [*compiler, *_FLAGS, f"-I{tf.sysconfig.get_include()}", *map(str, _SOURCES)]
     identity = "\n".join([*command, tf.__version__, platform.machine(), _processor()])
-    digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in _SOURCES))
+    digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
     library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)

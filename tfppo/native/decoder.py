@@ -7,17 +7,21 @@ from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.shapes import size_of
 
 
+def trunk_weights(trunk):
+    """The weights of a trunk's blocks and final norm, as the native operations take them."""
+    layers = []
+    for block in trunk.blocks:  # in the order of struct Block in operations.h
+        layers += [block.attention_norm, block.qkv, block.attention_out]
+        layers += [block.mlp_norm, block.mlp_in, block.mlp_out]
+    return [tf.convert_to_tensor(variable) for layer in [*layers, trunk.final_norm] for variable in layer.weights]
+
+
 class _Trunk:
     """A Transformer's weights, read once, and its blocks and final norm as one operation."""
 
     def __init__(self, trunk, ops):
         self._trunk, self._ops = trunk, ops
-        layers = []
-        for block in trunk.blocks:  # in the order of struct Block in ops.cc
-            layers += [block.attention_norm, block.qkv, block.attention_out]
-            layers += [block.mlp_norm, block.mlp_in, block.mlp_out]
-        weights = [variable for layer in [*layers, trunk.final_norm] for variable in layer.weights]
-        self._weights = [tf.convert_to_tensor(weight) for weight in weights]
+        self._weights = trunk_weights(trunk)
 
     def extend(self, token_ids, positions, start, visible, caches):
         """Hidden states [B, D] after the last of token_ids [B, T] at slots `start` to `start + T`, and the caches."""

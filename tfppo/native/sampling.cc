@@ -5,26 +5,10 @@
    TfppoDraw    the next token of every row, and its log-probability
 
    Each is one parallel region: its threads meet at barriers, with no scheduler between two products. */
-#include <omp.h>
-#include <pthread.h>
-
-#include <vector>
-
 #include "kernels.h"
-#include "tensorflow/c/kernels.h"
-#include "tensorflow/c/ops.h"
-#include "tensorflow/c/tf_status.h"
-#include "tensorflow/c/tf_tensor.h"
+#include "operations.h"
 
-enum { X, START, REAL, CACHES, PER_BLOCK = 12, INNER = 8, PER_TRUNK = 2, TASK = 64 };
-
-/* One region at a time has all the cores: two would wait for each other at every barrier. */
-static pthread_mutex_t cores = PTHREAD_MUTEX_INITIALIZER;
-
-struct Block {
-  const float *norm1_gamma, *norm1_beta, *qkv, *qkv_bias, *out, *out_bias;
-  const float *norm2_gamma, *norm2_beta, *in, *in_bias, *back, *back_bias;
-};
+enum { X, START, REAL, CACHES, TASK = 64 };
 
 struct Batch {
   int rows, length, width, heads, slots, start, hidden; /* of the batch, T, D, H, C, the first slot, of the MLP */
@@ -95,30 +79,6 @@ static void run_block(const Batch *b, const Block *w, int is_last, float *keys, 
   norm_rows(b->x, rows, w->norm2_gamma, w->norm2_beta, b, b->normed, ld);
   project(b->normed, rows, b->width, w->in, b->hidden, w->in_bias, GELU, b->inner);
   project(b->inner, rows, b->hidden, w->back, b->width, w->back_bias, ADD, b->x);
-}
-
-/* The n-th input's numbers; its tensor is given back, as the operation holds it until it ends. */
-template <typename T>
-static const T *input(TF_OpKernelContext *context, int n, int64_t *dims, TF_Status *status) {
-  TF_Tensor *tensor = nullptr;
-  TF_GetInput(context, n, &tensor, status);
-  if (TF_GetCode(status) != TF_OK) return nullptr;
-  for (int i = 0; dims && i < TF_NumDims(tensor); i++) dims[i] = TF_Dim(tensor, i);
-  const T *data = static_cast<const T *>(TF_TensorData(tensor));
-  TF_DeleteTensor(tensor);
-  return data;
-}
-
-template <typename T>
-static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const std::vector<int64_t> &dims,
-                 TF_Status *status) {
-  size_t size = sizeof(T);
-  for (int64_t dim : dims) size *= dim;
-  TF_Tensor *tensor = TF_AllocateOutput(context, n, dtype, dims.data(), dims.size(), size, status);
-  if (TF_GetCode(status) != TF_OK) return nullptr;
-  T *data = static_cast<T *>(TF_TensorData(tensor));
-  TF_DeleteTensor(tensor);
-  return data;
 }
 
 /* A cache to write into: the input itself where nobody else needs it, else a copy; of input -1, a new one. */
@@ -285,21 +245,6 @@ static void compute_draw(void *kernel, TF_OpKernelContext *context) {
   } else {
     TF_OpKernelContext_Failure(context, status);
   }
-  TF_DeleteStatus(status);
-}
-
-static void define(const char *name, const char *const *inputs, const char *const *outputs, const char *const *attrs,
-                   void *(*create)(TF_OpKernelConstruction *), void (*compute)(void *, TF_OpKernelContext *),
-                   void (*destroy)(void *)) {
-  TF_Status *status = TF_NewStatus();
-  TF_OpDefinitionBuilder *op = TF_NewOpDefinitionBuilder(name);
-  for (; *inputs; inputs++) TF_OpDefinitionBuilderAddInput(op, *inputs);
-  for (; *outputs; outputs++) TF_OpDefinitionBuilderAddOutput(op, *outputs);
-  for (; *attrs; attrs++) TF_OpDefinitionBuilderAddAttr(op, *attrs);
-  TF_OpDefinitionBuilderSetShapeInferenceFunction(op, &TF_ShapeInferenceContextSetUnknownShape);
-  TF_RegisterOpDefinition(op, status);
-  if (TF_GetCode(status) == TF_OK)
-    TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create, compute, destroy), status);
   TF_DeleteStatus(status);
 }
 

@@ -1,0 +1,155 @@
+/* Products of bfloat16 matrices with float32 sums, through the processor's own instruction for them (AVX512_BF16).
+
+   It multiplies pairs: two neighbours along the sum, of the left and of the right matrix. So the left one is read as it
+   lies, by rows, and the right one is packed: PANEL columns at a time, pair after pair. Every sum runs in one order,
+   whatever the number of threads. */
+#ifndef TFPPO_PRODUCTS_H
+#define TFPPO_PRODUCTS_H
+
+#include <immintrin.h>
+
+#include "kernels.h"
+
+typedef uint16_t bf16;
+
+enum {
+  TILE = 12,  /* rows that are multiplied together: with PANEL columns, their sums fill 24 of the 32 registers */
+  PANEL = 32, /* columns of a packed matrix */
+};
+
+/* Rows of bfloat16 matrices lie this far apart: whole panels, and not by a power of 2. */
+INLINE size_t padded(size_t n) { return (n + PANEL - 1) / PANEL * PANEL + PANEL; }
+/* Of a packed matrix's panel of up to PANEL columns, the size in pairs. */
+INLINE size_t panel_size(size_t pairs) { return pairs * PANEL; }
+INLINE int panels_of(int n) { return (n + PANEL - 1) / PANEL; }
+INLINE int tiles_of(int n) { return (n + TILE - 1) / TILE; }
+INLINE int pairs_of(int n) { return (n + 1) / 2; }
+
+INLINE __mmask16 first_lanes(int n) { return n >= LANES ? 0xffff : n <= 0 ? 0 : (1u << n) - 1; }
+INLINE vec load_some(const float *from, int n) { return (vec)_mm512_maskz_loadu_ps(first_lanes(n), from); }
+INLINE void store_some(float *to, vec value, int n) { _mm512_mask_storeu_ps(to, first_lanes(n), (__m512)value); }
+
+INLINE __m256i rounded(vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
+INLINE void store_rounded(bf16 *to, vec value) { _mm256_storeu_si256((__m256i *)to, rounded(value)); }
+INLINE vec widened(__m256i x) { return (vec)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
+INLINE vec load_widened(const bf16 *from) { return widened(_mm256_loadu_si256((const __m256i *)from)); }
+
+/* Up to 16 numbers as bfloat16, 0 beyond them. */
+INLINE __m256i some_rounded(const float *from, int n) { return rounded(load_some(from, n)); }
+INLINE __m256i some_rounded(const bf16 *from, int n) { return _mm256_maskz_loadu_epi16(first_lanes(n), from); }
+
+INLINE __m512i paired(__m256i first, __m256i second) {
+  return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
+}
+
+/* Packs [rows, columns] of float or bf16 into pairs of rows: to[p, j] = (from[2p, j], from[2p + 1, j]), j < W.
+
+   What lies beyond the rows and columns is 0. */
+template <int W, typename T>
+static void pack_rows(const T *from, size_t ld, int rows, int columns, uint32_t *to) {
+  for (int r = 0; r < rows; r += 2, to += W) {
+    const T *first = from + r * ld;
+    for (int j = 0; j < W; j += LANES) {
+      const __m256i second = r + 1 < rows ? some_rounded(first + ld + j, columns - j) : _mm256_setzero_si256();
+      const __m512i pairs = paired(some_rounded(first + j, columns - j), second);
+      _mm512_mask_storeu_epi32(to + j, first_lanes(W - j), pairs);
+    }
+  }
+}
+
+/* 16 dwords each of 16 vectors, turned so that vector i has the i-th of each. */
+INLINE void transpose(ivec v[LANES]) {
+#define SWAP(distance, low, high)                       \
+  for (int i = 0; i < LANES; i++)                       \
+    if (!(i & distance)) {                              \
+      const ivec a = v[i], b = v[i + distance];         \
+      v[i] = __builtin_shuffle(a, b, (ivec)low);        \
+      v[i + distance] = __builtin_shuffle(a, b, (ivec)high); \
+    }
+  const ivec low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
+  const ivec high8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
+  const ivec low4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
+  const ivec high4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
+  const ivec low2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+  const ivec high2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
+  const ivec low1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
+  const ivec high1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
+  SWAP(8, low8, high8)
+  SWAP(4, low4, high4)
+  SWAP(2, low2, high2)
+  SWAP(1, low1, high1)
+#undef SWAP
+}
+
+INLINE __m512i sixteen_pairs(const float *from, int n) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)load_some(from + LANES, n - LANES), (__m512)load_some(from, n));
+}
+INLINE __m512i sixteen_pairs(const bf16 *from, int n) {
+  return _mm512_maskz_loadu_epi16(n >= 2 * LANES ? ~0u : (1u << n) - 1, from);
+}
+
+/* Packs the transpose of [rows, columns] of float or bf16, up to PANEL rows: to[p, j] = (from[j, 2p], from[j, 2p + 1]).
+
+   to has room for whole groups of 16 pairs. */
+template <typename T>
+static void pack_transposed(const T *from, size_t ld, int rows, int columns, uint32_t *to) {
+  for (int c = 0; c < columns; c += 2 * LANES)
+    for (int j = 0; j < PANEL; j += LANES) {
+      ivec turned[LANES] = {};
+      for (int i = 0; i < LANES; i++)
+        if (j + i < rows) turned[i] = (ivec)sixteen_pairs(from + (j + i) * ld + c, minimum(columns - c, 2 * LANES));
+      transpose(turned);
+      for (int i = 0; i < LANES; i++) _mm512_storeu_si512(to + (size_t)(c / 2 + i) * PANEL + j, (__m512i)turned[i]);
+    }
+}
+
+/* A left matrix: of the i-th row of tile t, the pair p is at[t * tile + i * row + p * pair]. */
+struct Left {
+  const uint32_t *at;
+  size_t tile, row, pair;
+};
+
+/* As it lies, and its transpose, whose TILE rows at a time pack_rows<TILE> has packed. */
+INLINE Left by_rows(const bf16 *matrix, size_t ld) { return {(const uint32_t *)matrix, TILE * ld / 2, ld / 2, 1}; }
+INLINE Left by_pairs(const uint32_t *packed, size_t pairs) { return {packed, TILE * pairs, 1, TILE}; }
+
+/* sums[0:R, 0:PANEL] = the product of R rows with a panel. */
+template <int R>
+static __attribute__((noinline)) void multiply(Left a, const uint32_t *panel, int pairs, float *sums) {
+  __m512 sum[R][2];
+  for (int r = 0; r < R; r++) sum[r][0] = sum[r][1] = _mm512_setzero_ps();
+  for (int p = 0; p < pairs; p++, panel += PANEL) {
+    const __m512bh b0 = (__m512bh)_mm512_loadu_si512(panel), b1 = (__m512bh)_mm512_loadu_si512(panel + LANES);
+    const uint32_t *at = a.at + p * a.pair;
+    for (int r = 0; r < R; r++) {
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(at[r * a.row]);
+      sum[r][0] = _mm512_dpbf16_ps(sum[r][0], x, b0);
+      sum[r][1] = _mm512_dpbf16_ps(sum[r][1], x, b1);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    _mm512_storeu_ps(sums + r * PANEL, sum[r][0]);
+    _mm512_storeu_ps(sums + r * PANEL + LANES, sum[r][1]);
+  }
+}
+
+template <int R = TILE>
+INLINE void multiply_tile(Left a, int rows, const uint32_t *panel, int pairs, float *sums) {
+  if constexpr (R > 0) {
+    if (rows == R) return multiply<R>(a, panel, pairs, sums);
+    multiply_tile<R - 1>(a, rows, panel, pairs, sums);
+  }
+}
+
+/* ending(row, low, high): the 32 sums with a panel of each row from `first`, where a tile begins, to `end`. */
+template <typename Ending>
+INLINE void multiply_rows(Left a, int first, int end, const uint32_t *panel, int pairs, Ending ending) {
+  alignas(64) float sums[TILE * PANEL];
+  for (int i = first; i < end; i += TILE) {
+    const int here = minimum(TILE, end - i);
+    multiply_tile({a.at + i / TILE * a.tile, a.tile, a.row, a.pair}, here, panel, pairs, sums);
+    for (int r = 0; r < here; r++) ending(i + r, load(sums + r * PANEL), load(sums + r * PANEL + LANES));
+  }
+}
+
+#endif

@@ -1,0 +1,32 @@
+"""A Transformer's blocks and their gradients through the native operations, in mixed_bfloat16 but for rounding."""
+
+import tensorflow as tf
+
+from tfppo.models.transformer import LAYER_NORM_EPSILON
+from tfppo.native.decoder import trunk_weights
+
+
+def hidden_states(ops, trunk, token_ids, padding_mask, positions, start):
+    """As the trunk's `call`: hidden states [B, T - start, D] in float32, which are 0 where the mask is.
+
+    Args: ops: of `native_ops`.
+    """
+    real = tf.cast(padding_mask, tf.bool)
+    num_blocks = len(trunk.blocks)
+    attributes = dict(num_heads=trunk.num_heads, start=start, epsilon=LAYER_NORM_EPSILON)
+
+    @tf.custom_gradient
+    def blocks(x, *weights):
+        hidden, kept, last = ops.tfppo_trunk(x=x, real=real, weights=weights, num_blocks=num_blocks, **attributes)
+
+        def gradient(upstream):
+            dx, gradients = ops.tfppo_trunk_gradient(
+                upstream=upstream, real=real, kept=kept, last=last, weights=weights, **attributes
+            )
+            return dx, *gradients
+
+        return hidden, gradient
+
+    x = trunk.embed(token_ids, positions, tf.float32)
+    hidden = blocks(x, *trunk_weights(trunk))
+    return tf.ensure_shape(hidden, [x.shape[0], None if x.shape[1] is None else x.shape[1] - start, x.shape[2]])
