@@ -177,6 +177,7 @@ def test_every_recipe_is_checked():
 
 CRITIC_FREE = {"ppo__estimator": "reinforce_pp", "ppo__value_coef": 0.0}
 # settings, the field that is named, its value as shown, and a word of the remedy
+NATIVE_UPDATE = {"ppo__native": True, "ppo__update_dtype": "mixed_bfloat16"}
 BAD = [
     ({"seed": -1}, "seed", "-1", "between 0 and"),
     ({"seed": 2**31}, "seed", "2147483648", "between 0 and"),
@@ -357,6 +358,10 @@ BAD = [
     ({"ppo__rollout_batch_size": 1, "ppo__num_minibatches": 1}, "ppo.rollout_batch_size", "1", "at least 2 episodes"),
     ({"ppo__dtype": "bfloat16"}, "ppo.dtype", "'bfloat16'", "float32, mixed_bfloat16"),
     ({"ppo__update_dtype": "bfloat16"}, "ppo.update_dtype", "'bfloat16'", "auto, float32, mixed_bfloat16"),
+    ({"ppo__native": True}, "ppo.update_dtype", "'auto'", "ppo.native"),
+    ({**NATIVE_UPDATE, "ppo__trainable_blocks": 1}, "ppo.trainable_blocks", "1", "ppo.native"),
+    ({**NATIVE_UPDATE, "ppo__gradient_checkpointing": True}, "ppo.gradient_checkpointing", "True", "ppo.native"),
+    ({**NATIVE_UPDATE, "ppo__jit_compile": False}, "ppo.jit_compile", "False", "ppo.native"),
     ({"evaluation__num_prompts": 1}, "evaluation.num_prompts", "1", "at least 2"),
     ({"evaluation__batch_size": 0}, "evaluation.batch_size", "0", "above 0"),
     ({"evaluation__num_samples": 0}, "evaluation.num_samples", "0", "above 0"),

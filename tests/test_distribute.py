@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfppo.distribute import has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
+from tfppo.distribute import has_bfloat16_tiles, has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,7 @@ def test_bfloat16_is_fast_where_the_processor_has_it(tmp_path, flags, fast):
     path = tmp_path / "cpuinfo"
     path.write_text(f"processor : 0\n{flags}\n")
     assert has_fast_bfloat16(path) is fast
+    assert has_bfloat16_tiles(path) is ("amx" in flags)
 
 
 def test_no_cpuinfo_is_no_bfloat16(tmp_path):

@@ -19,6 +19,7 @@ from tfppo.learner import Learner
 from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.native.building import training_ops
 from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
 from tfppo.rollout import RolloutCollector
@@ -120,7 +121,13 @@ class Benchmark:
             policy, reference, config.sampling, config.reward, tokenizer=tokenizer, rewards=[reward], strategy=strategy
         )
         self.learner = Learner(
-            policy, ppo, config.reward, strategy, dtype=self.dtype, lengths_vary=config.sampling.stop_at_eos
+            policy,
+            ppo,
+            config.reward,
+            strategy,
+            dtype=self.dtype,
+            lengths_vary=config.sampling.stop_at_eos,
+            native=training_ops(ppo, self.dtype),
         )
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))

@@ -49,7 +49,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
-from tfppo.native.building import native_ops
+from tfppo.native.building import native_ops, training_ops
 from tfppo.reward_normalization import normalize
 from tfppo.reward_trainer import RewardTrainer
 from tfppo.rewards.loading import MODEL_REWARDS, load_reward
@@ -206,6 +206,7 @@ class Experiment:
         """Raises UserError for what PPO would refuse, before anything else is trained for it."""
         validate_for_ppo(self.config)
         native_ops(self.config.sampling.native, self.config.ppo.dtype)  # builds them, or says why it can't
+        training_ops(self.config.ppo, self.config.ppo.update_dtype)
         if self.config.language_model:
             check_model(self.config.language_model, "train_lm.py")
         elif not self.language_model_folder().exists():  # it is trained first, of these sizes
@@ -248,6 +249,7 @@ class Experiment:
             config.sampling.temperature,
             dtype,
             lengths_vary=config.sampling.stop_at_eos or ppo.trajectories == "dataset",
+            native=training_ops(ppo, dtype),
         )
         prompts = self.prompts("train", tokenizer)
         trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average)

@@ -11,7 +11,7 @@ from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replic
 from tfppo.models.precision import casting_once, compiling_activations, computing_by, computing_in, recomputing_blocks
 from tfppo.native.trunk import hidden_states
 from tfppo.ops.kl import kl_estimate
-from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
+from tfppo.ops.lengths import LENGTH_PARTS, at_places, bucket_of
 from tfppo.ops.logprobs import entropy, token_logprobs
 from tfppo.ops.losses import (
     clipped_surrogate_loss,
@@ -101,6 +101,19 @@ def last_position(*masks):
     """Of each row, the last position that is 1 in one of the masks [B, R]; -1 where there is none: int32 [B]."""
     position = tf.range(masks[0].shape[1])
     return tf.reduce_max(tf.stack([tf.where(mask > 0, position, -1) for mask in masks]), axis=[0, 2])
+
+
+def places_of(*masks, buckets):
+    """Which states of [B, R], row after row, one of the masks is 1 for; some others too, so that few counts come up.
+
+    Args: buckets: how many counts. Returns: int32 [N].
+    """
+    is_real = tf.reduce_any(tf.stack(masks) > 0, axis=0)
+    flat = tf.reshape(is_real, [-1])
+    places = tf.cast(tf.where(flat)[:, 0], tf.int32)
+    count = tf.minimum(bucket_of(tf.maximum(tf.size(places), 1), tf.size(flat), buckets), tf.size(flat))
+    other = tf.argmin(tf.cast(flat, tf.int32), output_type=tf.int32)  # there is one where there is room for it
+    return tf.concat([places, tf.fill([count - tf.size(places)], other)], axis=0)
 
 
 def cut_responses(batch, length, buckets):
@@ -254,7 +267,7 @@ class Learner:
         )
         rows, weights, lengths = share_of_replica((rows, weights, last_position(mask, critic_mask) + 1))
         num_parts = config.accumulation_steps
-        if self.lengths_vary:
+        if self.lengths_vary and self._hidden_states is None:  # which leave pads out by themselves
             # Rows of like length share a part, which then is hardly padded. Parts only share a sum: any cut is right.
             order = tf.argsort(lengths, stable=True)
             rows, weights, lengths = tf.nest.map_structure(lambda x: tf.gather(x, order), (rows, weights, lengths))
@@ -265,10 +278,12 @@ class Learner:
 
         def part(number):
             batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows[number]), targets)
-            mine = tuple(tensor[number] for tensor in weights)
-            if self.lengths_vary:
+            mine, places = tuple(tensor[number] for tensor in weights), None
+            if self.lengths_vary and self._hidden_states is not None:
+                places = places_of(batch.response_mask, batch.critic_mask, buckets=_LENGTH_BUCKETS)
+            elif self.lengths_vary:
                 batch, mine = cut_responses((batch, mine), tf.reduce_max(lengths[number]), _LENGTH_BUCKETS)
-            return self._micro_gradients(batch, mine, tf.convert_to_tensor(policy_coef, tf.float32))
+            return self._micro_gradients(batch, mine, tf.convert_to_tensor(policy_coef, tf.float32), places)
 
         gradients, (shares, ratio_error) = part(0)
         for number in range(1, num_parts):
@@ -284,7 +299,8 @@ class Learner:
         slot = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
         return gradients, (shares, ratio_error * slot)
 
-    def _micro_gradients_eagerly(self, batch, weights, policy_coef):
+    def _micro_gradients_eagerly(self, batch, weights, policy_coef, places):
+        """Some rows' gradients and statistics, of all their states or of those at places int [N] alone."""
         policy = self.policy
         with (
             computing_in(policy, self.dtype),
@@ -298,7 +314,10 @@ class Learner:
             # Nothing else is watched: so the backward pass ends at the lowest block that learns.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([*variables, *(copy for copy in copies if copy is not None)])
-                outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
+                outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef, places=places)
+            if places is not None:
+                responses = tf.nest.map_structure(lambda tensor: at_places(tensor, places), (batch[2:], weights))
+                batch, weights = Targets(*batch[:2], *responses[0]), responses[1]
             output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
             return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
 

@@ -66,6 +66,17 @@ def validate_ppo(ppo):
     _validate_combinations(ppo)
     validate_dtype("ppo.dtype", ppo.dtype)
     validate_dtype("ppo.update_dtype", ppo.update_dtype, auto=True)
+    if ppo.native:
+        required = dict(
+            update_dtype="mixed_bfloat16", trainable_blocks=None, gradient_checkpointing=False, jit_compile=None
+        )
+        for name, value in required.items():
+            require(
+                getattr(ppo, name) == value,
+                f"ppo.{name}",
+                getattr(ppo, name),
+                f"ppo.native is True, which needs {value}; set it so, or ppo.native to None",
+            )
 
 
 def _validate_batches(ppo):

@@ -36,6 +36,7 @@ COMPILE_SAMPLING = flags.DEFINE_enum(
     "compile_sampling", "auto", list(MODES), "Compile sampling and reference with XLA."
 )
 NATIVE = flags.DEFINE_enum("native", "auto", list(MODES), "Sample with C++ built for this CPU.")
+NATIVE_UPDATE = flags.DEFINE_enum("native_update", "auto", list(MODES), "Update with C++ built for this CPU.")
 COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", list(MODES), "Compile the update with XLA.")
 CHECKPOINTING = flags.DEFINE_bool("gradient_checkpointing", False, "Keep only each block's input for the gradient.")
 REPLICAS = flags.DEFINE_integer("replicas", 1, "Replicas of MirroredStrategy; -1: no strategy at all.")
@@ -59,6 +60,7 @@ def make_config():
         dtype=DTYPE.value,
         update_dtype=UPDATE_DTYPE.value,
         jit_compile=MODES[COMPILE_UPDATE.value],
+        native=MODES[NATIVE_UPDATE.value],
         gradient_checkpointing=CHECKPOINTING.value,
         learning_rate=1e-6,  # the model stays what it is, and with it the lengths of its responses
     )

@@ -62,7 +62,7 @@ MUTATIONS = (
     ),
     Mutation(
         "temperature_dropped_in_the_native_draw",
-        "native/ops.cc",
+        "native/sampling.cc",
         "const float scale = 1.0f / *static_cast<const float *>(kernel);",
         "const float scale = 1.0f;",
         NATIVE,
@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         "native_cache_written_one_slot_late",
-        "native/ops.cc",
+        "native/sampling.cc",
         "keys + cache + size_t(b->start + t) * d",
         "keys + cache + size_t(minimum(b->start + t + 1, b->slots - 1)) * d",
         NATIVE,

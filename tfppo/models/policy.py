@@ -6,6 +6,7 @@ import tensorflow as tf
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.ops.lengths import at_places
 from tfppo.validation import validate_trainable_blocks
 
 
@@ -64,11 +65,12 @@ class Policy(keras.Model):
         critic_hidden = self.critic(token_ids, padding_mask) if self.critic else hidden
         return tf.cast(self.language_model.logits(hidden), tf.float32), self.values_of(critic_hidden)
 
-    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None):
+    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
         """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
 
         Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R]; trunk_coef scales
-            the gradient that flows from the values into a shared trunk (None: as it is).
+            the gradient that flows from the values into a shared trunk (None: as it is); places int [N]: of which
+            of the B x R states, row after row, logits [N, 1, V] and values [N, 1] are wanted (None: of all).
         """
         batch = (prompt_ids, prompt_mask, response_ids, response_mask)
         hidden = self.language_model.trunk.response_states(*batch)
@@ -79,6 +81,8 @@ class Policy(keras.Model):
         else:
             coef = tf.cast(trunk_coef, hidden.dtype)
             critic_hidden = coef * hidden + (1 - coef) * tf.stop_gradient(hidden)
+        if places is not None:
+            hidden, critic_hidden = at_places(hidden, places), at_places(critic_hidden, places)
         return self.language_model.logits(hidden), self.values_of(critic_hidden)
 
     def critic_variables(self):

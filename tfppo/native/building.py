@@ -12,6 +12,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
+from tfppo.distribute import has_bfloat16_tiles, has_fast_bfloat16
 from tfppo.errors import UserError
 
 _FOLDER = Path(__file__).parent
@@ -73,16 +74,48 @@ def native_ops(native, dtype):
     """
     if native is False or native is None and (dtype != "float32" or tf.config.list_physical_devices("GPU")):
         return None
+    return _ops_for("sampling.native", native)
+
+
+def training_ops(ppo, dtype):
+    """The operations to compute the update with under a dtype policy; None: compute it without.
+
+    Args: ppo: a PpoConfig, whose `native` True insists, and None takes them where they help: all blocks trained in
+        mixed_bfloat16, on CPUs that multiply bfloat16 vectors, but not whole tiles of them.
+    Raises: UserError where they are insisted on, and can't be had.
+    """
+    if ppo.native is False:
+        return None
+    if ppo.native is None:
+        chosen_else = ppo.trainable_blocks is not None or ppo.gradient_checkpointing or ppo.jit_compile
+        if dtype != "mixed_bfloat16" or chosen_else or tf.config.list_physical_devices("GPU"):
+            return None
+        if not has_fast_bfloat16() or has_bfloat16_tiles():
+            return None
+    ops = _ops_for("ppo.native", ppo.native)
+    if ops is None or hasattr(ops, "tfppo_trunk"):
+        return ops
+    if ppo.native:
+        raise UserError(
+            "ppo.native is True, but this processor has no AVX512_BF16, whose instructions it is made of; "
+            "set ppo.native to None"
+        )
+    return None
+
+
+def _ops_for(field, native):
+    """The operations for what a field of the configuration says True or None of."""
     ops, reason = _load()
     if ops is None and native:
         raise UserError(
-            f"sampling.native is True, but its operations can't be built ({reason}); "
-            f"install a C++ compiler with OpenMP (such as g++), name it in CXX, or set sampling.native to None"
+            f"{field} is True, but its operations can't be built ({reason}); "
+            f"install a C++ compiler with OpenMP (such as g++), name it in CXX, or set {field} to None"
         )
     if ops is None:
         logging.warning(
-            "Sampling goes without the operations for CPUs, which is slower: %s. Install a C++ compiler with OpenMP "
-            "(such as g++), or set sampling.native to False to go on without this warning.",
+            "PPO goes without the operations for CPUs, which is slower: %s. Install a C++ compiler with OpenMP "
+            "(such as g++), or set %s to False to go on without this warning.",
             reason,
+            field,
         )
     return ops

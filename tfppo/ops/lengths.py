@@ -1,5 +1,7 @@
 """Responses of varying lengths: how many parts to compute them in, and what to cut a part to."""
 
+import tensorflow as tf
+
 LENGTH_PARTS = 2  # parts of like length; each further one costs an update casts and sums of all gradients
 
 
@@ -10,3 +12,9 @@ def bucket_of(length, longest, buckets):
     """
     step = -(-longest // buckets)
     return -(-length // step) * step
+
+
+def at_places(tensor, places):
+    """[B, R, ...] at places int [N] among its B x R, row after row: [N, 1, ...]."""
+    flat = tf.reshape(tensor, [-1, *tensor.shape[2:]])
+    return tf.gather(flat, places)[:, None]
