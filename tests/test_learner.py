@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.distribute import make_strategy
-from tfppo.learner import STEP_STATISTICS, Learner, cut_responses, last_position, ppo_loss
+from tfppo.learner import STEP_STATISTICS, Learner, cut_responses, last_position, places_of, ppo_loss
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.optimization import gradients_of
@@ -574,6 +574,18 @@ def test_responses_are_cut_to_the_longest_of_their_part_and_no_shorter():
         cut, (weights,) = cut_responses((targets, (mask,)), tf.constant(length), buckets)
         assert {tensor.shape[1] for tensor in cut[2:]} == {weights.shape[1]} == {expected}
         assert cut.prompt_ids.shape == cut.prompt_mask.shape == [3, 4]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 8, 9])
+def test_places_are_those_of_a_mask_and_pads_that_fill_a_bucket(count):
+    """Of 9 places, with counts that are 3 apart."""
+    mask, other = np.zeros([3, 3], np.float32), np.zeros([3, 3], np.float32)
+    chosen = np.random.default_rng(count).permutation(9)[:count]
+    mask.ravel()[chosen[::2]], other.ravel()[chosen[1::2]] = 1, 1
+    places = places_of(tf.constant(mask), tf.constant(other), buckets=4).numpy()
+    assert len(places) == {0: 3, 1: 3, 3: 3, 4: 6, 8: 9, 9: 9}[count]
+    assert places[:count].tolist() == sorted(chosen.tolist())
+    assert not (mask + other).ravel()[places[count:]].any()
 
 
 @pytest.mark.parametrize("critic", ["shared", "separate"])
