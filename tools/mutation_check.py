@@ -31,7 +31,7 @@ ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE, REWARD_MODEL
     for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture", "reward_model")
 )
 
-NATIVE = "tests/native/test_decoder.py"
+NATIVE, TRAINING = "tests/native/test_decoder.py", "tests/native/test_trunk.py"
 
 
 class Mutation(NamedTuple):
@@ -80,6 +80,34 @@ MUTATIONS = (
         "keys + cache + size_t(b->start + t) * d",
         "keys + cache + size_t(minimum(b->start + t + 1, b->slots - 1)) * d",
         NATIVE,
+    ),
+    Mutation(
+        "pads_computed_in_the_native_update",
+        "native/training.cc",
+        "if (real[row * length + t]) {",
+        "if (real[row * length + t] || t) {",
+        TRAINING,
+    ),
+    Mutation(
+        "scale_dropped_in_the_native_attention_gradient",
+        "native/training.cc",
+        "(load(slopes + j) - mean) * scale);",
+        "(load(slopes + j) - mean));",
+        TRAINING,
+    ),
+    Mutation(
+        "mean_dropped_in_the_native_norm_gradient",
+        "native/training.cc",
+        "* load_some(gamma + i, d - i) - g_mean - normed * gx_mean) * scale;",
+        "* load_some(gamma + i, d - i) - normed * gx_mean) * scale;",
+        TRAINING,
+    ),
+    Mutation(
+        "future_seen_in_the_native_update",
+        "native/training.cc",
+        "soften(h.scores + r * ldn, before + i + r + 1, whole, 1.0f / sqrtf(d), false,",
+        "soften(h.scores + r * ldn, minimum(before + i + r + 2, seen), whole, 1.0f / sqrtf(d), false,",
+        TRAINING,
     ),
     Mutation(
         "temperature_dropped_in_the_reference",

@@ -17,7 +17,7 @@ from tfppo.errors import UserError
 
 _FOLDER = Path(__file__).parent
 _SOURCES = [_FOLDER / "sampling.cc", _FOLDER / "training.cc"]
-_HEADERS = [_FOLDER / "kernels.h", _FOLDER / "operations.h", _FOLDER / "products.h"]
+_HEADERS = sorted(_FOLDER.glob("*.h"))
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 
 

@@ -8,7 +8,7 @@
 
 #include <immintrin.h>
 
-#include "kernels.h"
+#include "vectors.h"
 
 typedef uint16_t bf16;
 
@@ -59,11 +59,11 @@ static void pack_rows(const T *from, size_t ld, int rows, int columns, uint32_t 
 
 /* 16 dwords each of 16 vectors, turned so that vector i has the i-th of each. */
 INLINE void transpose(ivec v[LANES]) {
-#define SWAP(distance, low, high)                       \
-  for (int i = 0; i < LANES; i++)                       \
-    if (!(i & distance)) {                              \
-      const ivec a = v[i], b = v[i + distance];         \
-      v[i] = __builtin_shuffle(a, b, (ivec)low);        \
+#define SWAP(distance, low, high)                            \
+  for (int i = 0; i < LANES; i++)                            \
+    if (!(i & distance)) {                                   \
+      const ivec a = v[i], b = v[i + distance];              \
+      v[i] = __builtin_shuffle(a, b, (ivec)low);             \
       v[i + distance] = __builtin_shuffle(a, b, (ivec)high); \
     }
   const ivec low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};

@@ -13,11 +13,12 @@
 
 enum { CHUNK = 32 }; /* rows whose part of a norm's gradient is summed together, so that threads don't matter */
 
-/* The real tokens of a batch [B, T], row after row; those from position `start` on are the queries of the last block. */
+/* The real tokens of a batch [B, T], row after row; those from position `start` on are the queries of the last block.
+ */
 struct Tokens {
-  std::vector<int> place;                      /* of each, in [B, T] */
-  std::vector<int> query;                      /* of each query, its token */
-  std::vector<int> first_token, first_query;   /* of each row, and of one row more */
+  std::vector<int> place;                    /* of each, in [B, T] */
+  std::vector<int> query;                    /* of each query, its token */
+  std::vector<int> first_token, first_query; /* of each row, and of one row more */
 };
 
 struct Trunk {
@@ -59,7 +60,7 @@ struct Room {
 
 /* What a block keeps for its gradient. Of the last block, all but x, normed1 and qkv is of the queries alone. */
 struct Kept {
-  float *x, *middle;                             /* the block's input, and with attention added: [tokens, width] */
+  float *x, *middle;                               /* the block's input, and with attention added: [tokens, width] */
   bf16 *normed1, *qkv, *context, *normed2, *inner; /* inner: before the activation */
 };
 
@@ -256,13 +257,13 @@ static void pack_turned_panels(const bf16 *from, size_t ld, int rows, int column
 static void tile_of_scores(Left a, int rows, const uint32_t *turned, int n, int d, float *to, size_t ld) {
   const size_t size = panel_size((pairs_of(d) + LANES - 1) / LANES * LANES);
   for (int j = 0; j < n; j += PANEL)
-    multiply_rows(a, 0, rows, turned + j / PANEL * size, pairs_of(d), [&](int r, vec low, vec high) {
-      store(to + r * ld + j, low), store(to + r * ld + j + LANES, high);
-    });
+    multiply_rows(a, 0, rows, turned + j / PANEL * size, pairs_of(d),
+                  [&](int r, vec low, vec high) { store(to + r * ld + j, low), store(to + r * ld + j + LANES, high); });
 }
 
-/* Softmax over the first `seen` of n scores, as bfloat16 numbers that are 0 beyond them; returns the largest weights'
-   common divisor: the sum, where `divide` is false. */
+/* Softmax over the first `seen` of n scores, which it replaces, and the same as bfloat16 weights; 0 beyond them.
+
+   Not divided by the sum, which it returns, where `divide` is false. */
 static float soften(float *scores, int seen, int n, float scale, bool divide, bf16 *weights) {
   vec highest = (vec){} - INFINITY, sum = {};
   for (int j = 0; j < n; j += LANES) {
@@ -496,8 +497,8 @@ static void delete_trunk(void *kernel) { delete static_cast<TrunkAttributes *>(k
 
 static Trunk trunk_of(const TrunkAttributes &self, const int64_t *x_dims, int64_t inner, const bool *real) {
   const int rows = x_dims[0], length = x_dims[1], width = x_dims[2];
-  return {rows, length, self.start, width, self.heads, int(inner), self.epsilon,
-          tokens_of(real, rows, length, self.start)};
+  return {rows,       length,     self.start,   width,
+          self.heads, int(inner), self.epsilon, tokens_of(real, rows, length, self.start)};
 }
 
 /* What threads need for themselves: a panel of the widest matrix, and a head of the longest row. */
@@ -576,26 +577,22 @@ static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
 static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
   const int num_weights = TF_NumOutputs(context) - 1, num_blocks = (num_weights - PER_TRUNK) / PER_BLOCK;
-  int64_t upstream_dims[3], inner_dims[2];
+  int64_t upstream_dims[3], real_dims[2], inner = 0;
   std::vector<const float *> w(num_weights);
   std::vector<float *> gradients(num_weights);
   std::vector<char *> blobs(num_blocks);
   const float *upstream = input<float>(context, 0, upstream_dims, status);
-  int64_t real_dims[2];
   const bool *real = input<bool>(context, 1, real_dims, status);
-  for (int i = 0; i < num_blocks; i++)
-    blobs[i] = const_cast<char *>(input<char>(context, 2 + i, nullptr, status));
+  for (int i = 0; i < num_blocks; i++) blobs[i] = const_cast<char *>(input<char>(context, 2 + i, nullptr, status));
   const float *last = input<float>(context, 2 + num_blocks, nullptr, status);
   for (int i = 0; i < num_weights && TF_GetCode(status) == TF_OK; i++) {
-    int64_t dims[2];
-    const int n = 3 + num_blocks + i;
     TF_Tensor *tensor = nullptr;
-    TF_GetInput(context, n, &tensor, status);
+    TF_GetInput(context, 3 + num_blocks + i, &tensor, status);
     if (TF_GetCode(status) != TF_OK) break;
-    w[i] = static_cast<const float *>(TF_TensorData(tensor));
     std::vector<int64_t> shape;
-    for (int axis = 0; axis < TF_NumDims(tensor); axis++) shape.push_back(dims[axis] = TF_Dim(tensor, axis));
-    if (i == INNER) inner_dims[1] = dims[1];
+    for (int axis = 0; axis < TF_NumDims(tensor); axis++) shape.push_back(TF_Dim(tensor, axis));
+    if (i == INNER) inner = shape[1];
+    w[i] = static_cast<const float *>(TF_TensorData(tensor));
     TF_DeleteTensor(tensor);
     gradients[i] = output<float>(context, 1 + i, TF_FLOAT, shape, status);
   }
@@ -603,7 +600,7 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
   float *dx = nullptr;
   if (TF_GetCode(status) == TF_OK) dx = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[1], x_dims[2]}, status);
   if (TF_GetCode(status) == TF_OK) {
-    const Trunk t = trunk_of(*static_cast<const TrunkAttributes *>(kernel), x_dims, inner_dims[1], real);
+    const Trunk t = trunk_of(*static_cast<const TrunkAttributes *>(kernel), x_dims, inner, real);
     const size_t ld = padded(t.width), own = size_of_head_and_panel(t, true);
     std::vector<Kept> kept;
     for (int i = 0; i < num_blocks; i++) {
@@ -627,8 +624,8 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
                t.width * sizeof(float));
         memset(b.dx + i * ld, 0, t.width * sizeof(float));
       }
-      norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts,
-                     gradients[num_weights - 2], gradients[num_weights - 1]);
+      norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts, gradients[num_weights - 2],
+                     gradients[num_weights - 1]);
       for (int i = num_blocks - 1; i >= 0; i--)
         block_back(t, *reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), kept[i], i == num_blocks - 1, b, panel, head,
                    &gradients[i * PER_BLOCK]);
@@ -647,14 +644,17 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
 }
 
 __attribute__((constructor)) static void register_training_ops(void) {
-  const char *const attrs[] = {"num_blocks: int >= 1", "num_weights: int >= 1", "num_heads: int", "start: int",
-                               "epsilon: float",       nullptr};
+  const char *const attrs[] = {"num_blocks: int >= 1", "num_weights: int >= 1", "num_heads: int",
+                               "start: int",           "epsilon: float",        nullptr};
   const char *const trunk_in[] = {"x: float", "real: bool", "weights: num_weights * float", nullptr};
   const char *const trunk_out[] = {"hidden: float", "kept: num_blocks * uint8", "last: float", nullptr};
   define("TfppoTrunk", trunk_in, trunk_out, attrs, new_trunk, compute_trunk, delete_trunk);
-  const char *const gradient_in[] = {
-      "upstream: float", "real: bool", "kept: num_blocks * uint8", "last: float", "weights: num_weights * float",
-      nullptr};
+  const char *const gradient_in[] = {"upstream: float",
+                                     "real: bool",
+                                     "kept: num_blocks * uint8",
+                                     "last: float",
+                                     "weights: num_weights * float",
+                                     nullptr};
   const char *const gradient_out[] = {"dx: float", "gradients: num_weights * float", nullptr};
   define("TfppoTrunkGradient", gradient_in, gradient_out, attrs, new_trunk, compute_trunk_gradient, delete_trunk);
 }
