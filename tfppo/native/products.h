@@ -31,6 +31,9 @@ INLINE void store_some(float *to, vec value, int n) { _mm512_mask_storeu_ps(to, 
 
 INLINE __m256i rounded(vec x) { return (__m256i)_mm512_cvtneps_pbh((__m512)x); }
 INLINE void store_rounded(bf16 *to, vec value) { _mm256_storeu_si256((__m256i *)to, rounded(value)); }
+INLINE void store_rounded_some(bf16 *to, vec value, int n) {
+  _mm256_mask_storeu_epi16(to, first_lanes(n), rounded(value));
+}
 INLINE vec widened(__m256i x) { return (vec)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 INLINE vec load_widened(const bf16 *from) { return widened(_mm256_loadu_si256((const __m256i *)from)); }
 

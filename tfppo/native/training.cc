@@ -11,7 +11,8 @@
 #include "operations.h"
 #include "products.h"
 
-enum { CHUNK = 32 }; /* rows whose part of a norm's gradient is summed together, so that threads don't matter */
+enum { MATRICES = 4 }; /* of a block, whose gradients are bfloat16 */
+enum { CHUNK = 32 };   /* rows whose part of a norm's gradient is summed together, so that threads don't matter */
 
 /* The real tokens of a batch [B, T], row after row; those from position `start` on are the queries of the last block.
  */
@@ -135,7 +136,7 @@ static void turn(const bf16 *x, int rows, int k, uint32_t *turned) {
 }
 
 /* The gradients transpose(x) @ dy and the columns' sums of dy [rows, n], of x turned. The threads do not wait. */
-static void weight_gradients(const uint32_t *turned, int rows, int k, const bf16 *dy, int n, uint32_t *panel, float *dw,
+static void weight_gradients(const uint32_t *turned, int rows, int k, const bf16 *dy, int n, uint32_t *panel, bf16 *dw,
                              float *dbias) {
   const Tasks tasks(k, n);
 #pragma omp for schedule(dynamic, 1) nowait
@@ -152,8 +153,8 @@ static void weight_gradients(const uint32_t *turned, int rows, int k, const bf16
     }
     multiply_rows(by_pairs(turned, pairs_of(rows)), tasks.first(task), tasks.end(task), panel, pairs_of(rows),
                   [&](int i, vec low, vec high) {
-                    store_some(dw + (size_t)i * n + j, low, n - j);
-                    store_some(dw + (size_t)i * n + j + LANES, high, n - j - LANES);
+                    store_rounded_some(dw + (size_t)i * n + j, low, n - j);
+                    store_rounded_some(dw + (size_t)i * n + j + LANES, high, n - j - LANES);
                   });
   }
 }
@@ -283,10 +284,6 @@ static float soften(float *scores, int seen, int n, float scale, bool divide, bf
     store_rounded(weights + j, load(scores + j));
   }
   return total;
-}
-
-static void store_rounded_some(bf16 *to, vec value, int n) {
-  _mm256_mask_storeu_epi16(to, first_lanes(n), rounded(value));
 }
 
 /* One head of one row: context[queries] = softmax(queries . keys / sqrt(d)) @ values over what came before. */
@@ -428,7 +425,7 @@ static void round_rows(const float *x, int rows, int d, bf16 *to) {
 
 /* A block's gradients, in the order of its weights; b.dx turns from that of its output into that of its input. */
 static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is_last, const Backward &b,
-                       uint32_t *panel, Head &head, float *const *gradients) {
+                       uint32_t *panel, Head &head, void *const *gradients) {
   const int d = t.width, tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens;
   const size_t ld = padded(d), ldi = padded(t.inner);
   const auto to_normed = [&](int r, int j, vec low, vec high) {
@@ -445,18 +442,19 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
   turn(b.activated, queries, t.inner, b.turned);
   project_back(b.dinner, queries, t.inner, w.in, d, panel, to_normed);
 #pragma omp barrier
-  weight_gradients(b.turned, queries, t.inner, b.upstream, d, panel, gradients[10], gradients[11]);
+  weight_gradients(b.turned, queries, t.inner, b.upstream, d, panel, (bf16 *)gradients[10], (float *)gradients[11]);
 #pragma omp barrier
   turn(kept.normed2, queries, d, b.turned);
-  norm_gradients(kept.middle, queries, b.dnormed, w.norm2_gamma, t, b.dx, b.parts, gradients[6], gradients[7]);
-  weight_gradients(b.turned, queries, d, b.dinner, t.inner, panel, gradients[8], gradients[9]);
+  norm_gradients(kept.middle, queries, b.dnormed, w.norm2_gamma, t, b.dx, b.parts, (float *)gradients[6],
+                 (float *)gradients[7]);
+  weight_gradients(b.turned, queries, d, b.dinner, t.inner, panel, (bf16 *)gradients[8], (float *)gradients[9]);
   round_rows(b.dx, queries, d, b.upstream);
   turn(kept.context, queries, d, b.turned);
   project_back(b.upstream, queries, d, w.out, d, panel, [&](int r, int j, vec low, vec high) {
     store_rounded(b.dcontext + r * ld + j, low), store_rounded(b.dcontext + r * ld + j + LANES, high);
   });
 #pragma omp barrier
-  weight_gradients(b.turned, queries, d, b.upstream, d, panel, gradients[4], gradients[5]);
+  weight_gradients(b.turned, queries, d, b.upstream, d, panel, (bf16 *)gradients[4], (float *)gradients[5]);
 #pragma omp for schedule(dynamic, 1)
   for (int i = 0; i < t.rows * t.heads; i++)
     attend_back(t, i / t.heads, i % t.heads, kept, is_last, b.dcontext, b.dqkv, head);
@@ -472,8 +470,9 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
     }
   }
 #pragma omp barrier
-  weight_gradients(b.turned, tokens, d, b.dqkv, 3 * d, panel, gradients[2], gradients[3]);
-  norm_gradients(kept.x, tokens, b.dnormed, w.norm1_gamma, t, b.dx, b.parts, gradients[0], gradients[1]);
+  weight_gradients(b.turned, tokens, d, b.dqkv, 3 * d, panel, (bf16 *)gradients[2], (float *)gradients[3]);
+  norm_gradients(kept.x, tokens, b.dnormed, w.norm1_gamma, t, b.dx, b.parts, (float *)gradients[0],
+                 (float *)gradients[1]);
 }
 
 struct TrunkAttributes {
@@ -577,9 +576,11 @@ static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
 static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
   const int num_weights = TF_NumOutputs(context) - 1, num_blocks = (num_weights - PER_TRUNK) / PER_BLOCK;
+  const int num_matrices = num_blocks * MATRICES;
+  int matrices = 0, vectors = 0;
   int64_t upstream_dims[3], real_dims[2], inner = 0;
   std::vector<const float *> w(num_weights);
-  std::vector<float *> gradients(num_weights);
+  std::vector<void *> gradients(num_weights);
   std::vector<char *> blobs(num_blocks);
   const float *upstream = input<float>(context, 0, upstream_dims, status);
   const bool *real = input<bool>(context, 1, real_dims, status);
@@ -594,7 +595,8 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
     if (i == INNER) inner = shape[1];
     w[i] = static_cast<const float *>(TF_TensorData(tensor));
     TF_DeleteTensor(tensor);
-    gradients[i] = output<float>(context, 1 + i, TF_FLOAT, shape, status);
+    gradients[i] = shape.size() == 2 ? (void *)output<bf16>(context, 1 + matrices++, TF_BFLOAT16, shape, status)
+                                     : output<float>(context, 1 + num_matrices + vectors++, TF_FLOAT, shape, status);
   }
   const int64_t x_dims[] = {real_dims[0], real_dims[1], upstream_dims[2]};
   float *dx = nullptr;
@@ -624,8 +626,8 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
                t.width * sizeof(float));
         memset(b.dx + i * ld, 0, t.width * sizeof(float));
       }
-      norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts, gradients[num_weights - 2],
-                     gradients[num_weights - 1]);
+      norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts,
+                     (float *)gradients[num_weights - 2], (float *)gradients[num_weights - 1]);
       for (int i = num_blocks - 1; i >= 0; i--)
         block_back(t, *reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), kept[i], i == num_blocks - 1, b, panel, head,
                    &gradients[i * PER_BLOCK]);
@@ -655,7 +657,13 @@ __attribute__((constructor)) static void register_training_ops(void) {
                                      "last: float",
                                      "weights: num_weights * float",
                                      nullptr};
-  const char *const gradient_out[] = {"dx: float", "gradients: num_weights * float", nullptr};
-  define("TfppoTrunkGradient", gradient_in, gradient_out, attrs, new_trunk, compute_trunk_gradient, delete_trunk);
+  const char *const gradient_out[] = {"dx: float", "matrices: num_matrices * bfloat16", "vectors: num_vectors * float",
+                                      nullptr};
+  const char *const gradient_attrs[] = {"num_blocks: int >= 1",   "num_weights: int >= 1",
+                                        "num_matrices: int >= 1", "num_vectors: int >= 1",
+                                        "num_heads: int",         "start: int",
+                                        "epsilon: float",         nullptr};
+  define("TfppoTrunkGradient", gradient_in, gradient_out, gradient_attrs, new_trunk, compute_trunk_gradient,
+         delete_trunk);
 }
 #endif

@@ -9,6 +9,8 @@ from tfppo.native.decoder import trunk_weights
 def hidden_states(ops, trunk, token_ids, padding_mask, positions, start):
     """As the trunk's `call`: hidden states [B, T - start, D] in float32, which are 0 where the mask is.
 
+    The gradients of the blocks' matrices are bfloat16, as those of `casting_once`'s copies.
+
     Args: ops: of `native_ops`.
     """
     real = tf.cast(padding_mask, tf.bool)
@@ -20,10 +22,19 @@ def hidden_states(ops, trunk, token_ids, padding_mask, positions, start):
         hidden, kept, last = ops.tfppo_trunk(x=x, real=real, weights=weights, num_blocks=num_blocks, **attributes)
 
         def gradient(upstream):
-            dx, gradients = ops.tfppo_trunk_gradient(
-                upstream=upstream, real=real, kept=kept, last=last, weights=weights, **attributes
+            is_matrix = [len(weight.shape) == 2 for weight in weights]
+            dx, matrices, vectors = ops.tfppo_trunk_gradient(
+                upstream=upstream,
+                real=real,
+                kept=kept,
+                last=last,
+                weights=weights,
+                num_matrices=sum(is_matrix),
+                num_vectors=len(weights) - sum(is_matrix),
+                **attributes,
             )
-            return dx, *gradients
+            matrices, vectors = iter(matrices), iter(vectors)
+            return dx, *(next(matrices) if wanted else next(vectors) for wanted in is_matrix)
 
         return hidden, gradient
 
