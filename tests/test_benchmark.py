@@ -91,11 +91,14 @@ def test_the_binary_takes_every_other_flag():
         "--update_dtype=float32",
         "--compile_sampling=false",
         "--compile_update=false",
+        "--native=false",
+        "--native_update=false",
         "--replicas=-1",
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[0])
     assert record["computed_in"] == "float32" and record["critic"] == "separate"
+    assert record["native"] == record["native_update"] == "false"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
 
 
