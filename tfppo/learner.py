@@ -299,7 +299,7 @@ class Learner:
         slot = tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
         return gradients, (shares, ratio_error * slot)
 
-    def _micro_gradients_eagerly(self, batch, weights, policy_coef, places):
+    def _micro_gradients_eagerly(self, batch, weights, policy_coef, places=None):
         """Some rows' gradients and statistics, of all their states or of those at places int [N] alone."""
         policy = self.policy
         with (

@@ -26,8 +26,8 @@ class LinearPolicy(keras.Model):
         self.values_of.assign(values_of)
         self.built = True
 
-    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None):
-        del prompt_mask, response_mask, trunk_coef  # nothing is shared
+    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
+        del prompt_mask, response_mask, trunk_coef, places  # nothing is shared, and all are wanted
         states = tf.concat([prompt_ids[:, -1:], response_ids[:, :-1]], axis=1)
         return tf.gather(tf.convert_to_tensor(self.rows), states), tf.gather(
             tf.convert_to_tensor(self.values_of), states
