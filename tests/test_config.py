@@ -176,8 +176,8 @@ def test_every_recipe_is_checked():
 
 
 CRITIC_FREE = {"ppo__estimator": "reinforce_pp", "ppo__value_coef": 0.0}
-# settings, the field that is named, its value as shown, and a word of the remedy
 NATIVE_UPDATE = {"ppo__native": True, "ppo__update_dtype": "mixed_bfloat16"}
+# settings, the field that is named, its value as shown, and a word of the remedy
 BAD = [
     ({"seed": -1}, "seed", "-1", "between 0 and"),
     ({"seed": 2**31}, "seed", "2147483648", "between 0 and"),

@@ -63,7 +63,7 @@ MUTATIONS = (
     Mutation(
         "temperature_dropped_in_the_native_draw",
         "native/sampling.cc",
-        "const float scale = 1.0f / *static_cast<const float *>(kernel);",
+        "const float scale = 1.0f / static_cast<const Draw *>(kernel)->temperature;",
         "const float scale = 1.0f;",
         NATIVE,
     ),
@@ -83,14 +83,14 @@ MUTATIONS = (
     ),
     Mutation(
         "pads_computed_in_the_native_update",
-        "native/training.cc",
+        "native/trunk.h",
         "if (real[row * length + t]) {",
         "if (real[row * length + t] || t) {",
         TRAINING,
     ),
     Mutation(
         "scale_dropped_in_the_native_attention_gradient",
-        "native/training.cc",
+        "native/attention.h",
         "(load(slopes + j) - mean) * scale);",
         "(load(slopes + j) - mean));",
         TRAINING,
@@ -104,7 +104,7 @@ MUTATIONS = (
     ),
     Mutation(
         "future_seen_in_the_native_update",
-        "native/training.cc",
+        "native/attention.h",
         "soften(h.scores + r * ldn, before + i + r + 1, whole, 1.0f / sqrtf(d), false,",
         "soften(h.scores + r * ldn, minimum(before + i + r + 2, seen), whole, 1.0f / sqrtf(d), false,",
         TRAINING,

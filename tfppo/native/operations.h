@@ -46,9 +46,35 @@ static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const st
   return data;
 }
 
+/* Reads an attribute, unless something failed before. */
+static void attribute(TF_OpKernelConstruction *construction, const char *name, int32_t *to, TF_Status *status) {
+  if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrInt32(construction, name, to, status);
+}
+
+static void attribute(TF_OpKernelConstruction *construction, const char *name, float *to, TF_Status *status) {
+  if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrFloat(construction, name, to, status);
+}
+
+/* A kernel is its attributes, which T reads. */
+template <typename T>
+static void *new_kernel(TF_OpKernelConstruction *construction) {
+  T *self = new T();
+  TF_Status *status = TF_NewStatus();
+  self->read(construction, status);
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
+  TF_DeleteStatus(status);
+  return self;
+}
+
+template <typename T>
+static void delete_kernel(void *kernel) {
+  delete static_cast<T *>(kernel);
+}
+
+/* Defines an operation and its kernel on CPUs, of which T has the attributes. */
+template <typename T>
 static void define(const char *name, const char *const *inputs, const char *const *outputs, const char *const *attrs,
-                   void *(*create)(TF_OpKernelConstruction *), void (*compute)(void *, TF_OpKernelContext *),
-                   void (*destroy)(void *)) {
+                   void (*compute)(void *, TF_OpKernelContext *)) {
   TF_Status *status = TF_NewStatus();
   TF_OpDefinitionBuilder *op = TF_NewOpDefinitionBuilder(name);
   for (; *inputs; inputs++) TF_OpDefinitionBuilderAddInput(op, *inputs);
@@ -57,7 +83,7 @@ static void define(const char *name, const char *const *inputs, const char *cons
   TF_OpDefinitionBuilderSetShapeInferenceFunction(op, &TF_ShapeInferenceContextSetUnknownShape);
   TF_RegisterOpDefinition(op, status);
   if (TF_GetCode(status) == TF_OK)
-    TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", create, compute, destroy), status);
+    TF_RegisterKernelBuilder(name, TF_NewKernelBuilder(name, "CPU", new_kernel<T>, compute, delete_kernel<T>), status);
   TF_DeleteStatus(status);
 }
 

@@ -37,6 +37,16 @@ INLINE void store_rounded_some(bf16 *to, vec value, int n) {
 INLINE vec widened(__m256i x) { return (vec)_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16)); }
 INLINE vec load_widened(const bf16 *from) { return widened(_mm256_loadu_si256((const __m256i *)from)); }
 
+/* The 32 columns of a panel of one row, as float or rounded; with n, the first n of them. */
+INLINE void store_panel(float *to, vec low, vec high) { store(to, low), store(to + LANES, high); }
+INLINE void store_panel(bf16 *to, vec low, vec high) { store_rounded(to, low), store_rounded(to + LANES, high); }
+INLINE void store_panel(float *to, vec low, vec high, int n) {
+  store_some(to, low, n), store_some(to + LANES, high, n - LANES);
+}
+INLINE void store_panel(bf16 *to, vec low, vec high, int n) {
+  store_rounded_some(to, low, n), store_rounded_some(to + LANES, high, n - LANES);
+}
+
 /* Up to 16 numbers as bfloat16, 0 beyond them. */
 INLINE __m256i some_rounded(const float *from, int n) { return rounded(load_some(from, n)); }
 INLINE __m256i some_rounded(const bf16 *from, int n) { return _mm256_maskz_loadu_epi16(first_lanes(n), from); }

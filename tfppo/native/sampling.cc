@@ -20,11 +20,24 @@ struct Batch {
 struct Extend {
   int32_t heads;
   float epsilon;
+  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
+    attribute(construction, "num_heads", &heads, status), attribute(construction, "epsilon", &epsilon, status);
+  }
 };
 
 struct Logits {
   int32_t masked;
   float penalty;
+  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
+    attribute(construction, "masked", &masked, status), attribute(construction, "penalty", &penalty, status);
+  }
+};
+
+struct Draw {
+  float temperature;
+  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
+    attribute(construction, "temperature", &temperature, status);
+  }
 };
 
 static void project(const float *x, int rows, int k, const float *w, int n, const float *bias, Ending ending,
@@ -101,19 +114,6 @@ static float *cache_output(TF_OpKernelContext *context, int from, int to, const 
   return data;
 }
 
-static void *new_extend(TF_OpKernelConstruction *construction) {
-  Extend *self = new Extend();
-  TF_Status *status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrInt32(construction, "num_heads", &self->heads, status);
-  if (TF_GetCode(status) == TF_OK)
-    TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &self->epsilon, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return self;
-}
-
-static void delete_extend(void *kernel) { delete static_cast<Extend *>(kernel); }
-
 static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   const Extend *self = static_cast<const Extend *>(kernel);
   TF_Status *status = TF_NewStatus();
@@ -170,19 +170,6 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   TF_DeleteStatus(status);
 }
 
-static void *new_logits(TF_OpKernelConstruction *construction) {
-  Logits *self = new Logits();
-  TF_Status *status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrInt32(construction, "masked", &self->masked, status);
-  if (TF_GetCode(status) == TF_OK)
-    TF_OpKernelConstruction_GetAttrFloat(construction, "penalty", &self->penalty, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return self;
-}
-
-static void delete_logits(void *kernel) { delete static_cast<Logits *>(kernel); }
-
 static void compute_logits(void *kernel, TF_OpKernelContext *context) {
   const Logits *self = static_cast<const Logits *>(kernel);
   TF_Status *status = TF_NewStatus();
@@ -211,19 +198,8 @@ static void compute_logits(void *kernel, TF_OpKernelContext *context) {
   TF_DeleteStatus(status);
 }
 
-static void *new_draw(TF_OpKernelConstruction *construction) {
-  float *temperature = new float();
-  TF_Status *status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrFloat(construction, "temperature", temperature, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return temperature;
-}
-
-static void delete_draw(void *kernel) { delete static_cast<float *>(kernel); }
-
 static void compute_draw(void *kernel, TF_OpKernelContext *context) {
-  const float scale = 1.0f / *static_cast<const float *>(kernel);
+  const float scale = 1.0f / static_cast<const Draw *>(kernel)->temperature;
   TF_Status *status = TF_NewStatus();
   int64_t dims[2];
   const float *logits = input<float>(context, 0, dims, status), *uniforms = input<float>(context, 1, nullptr, status);
@@ -254,13 +230,13 @@ __attribute__((constructor)) static void register_ops(void) {
   const char *const extend_out[] = {"hidden: float", "grown: num_grown * float", nullptr};
   const char *const extend_attrs[] = {"num_caches: int >= 0", "num_grown: int >= 2", "num_weights: int >= 1",
                                       "num_heads: int",       "epsilon: float",      nullptr};
-  define("TfppoExtend", extend_in, extend_out, extend_attrs, new_extend, compute_extend, delete_extend);
+  define<Extend>("TfppoExtend", extend_in, extend_out, extend_attrs, compute_extend);
   const char *const logits_in[] = {"hidden: float", "embedding: float", nullptr};
   const char *const logits_out[] = {"logits: float", nullptr};
   const char *const logits_attrs[] = {"masked: int", "penalty: float", nullptr};
-  define("TfppoLogits", logits_in, logits_out, logits_attrs, new_logits, compute_logits, delete_logits);
+  define<Logits>("TfppoLogits", logits_in, logits_out, logits_attrs, compute_logits);
   const char *const draw_in[] = {"logits: float", "uniforms: float", nullptr};
   const char *const draw_out[] = {"tokens: int32", "logprobs: float", nullptr};
   const char *const draw_attrs[] = {"temperature: float", nullptr};
-  define("TfppoDraw", draw_in, draw_out, draw_attrs, new_draw, compute_draw, delete_draw);
+  define<Draw>("TfppoDraw", draw_in, draw_out, draw_attrs, compute_draw);
 }

@@ -8,72 +8,11 @@
 #ifdef __AVX512BF16__
 #include <memory>
 
+#include "attention.h"
 #include "operations.h"
-#include "products.h"
 
 enum { MATRICES = 4 }; /* of a block, whose gradients are bfloat16 */
 enum { CHUNK = 32 };   /* rows whose part of a norm's gradient is summed together, so that threads don't matter */
-
-/* The real tokens of a batch [B, T], row after row; those from position `start` on are the queries of the last block.
- */
-struct Tokens {
-  std::vector<int> place;                    /* of each, in [B, T] */
-  std::vector<int> query;                    /* of each query, its token */
-  std::vector<int> first_token, first_query; /* of each row, and of one row more */
-};
-
-struct Trunk {
-  int rows, length, start, width, heads, inner;
-  float epsilon;
-  Tokens tokens;
-  int head_width() const { return width / heads; }
-  int num_tokens() const { return tokens.place.size(); }
-  int num_queries() const { return tokens.query.size(); }
-};
-
-static Tokens tokens_of(const bool *real, int rows, int length, int start) {
-  Tokens tokens;
-  for (int row = 0; row < rows; row++) {
-    tokens.first_token.push_back(tokens.place.size());
-    tokens.first_query.push_back(tokens.query.size());
-    for (int t = 0; t < length; t++)
-      if (real[row * length + t]) {
-        if (t >= start) tokens.query.push_back(tokens.place.size());
-        tokens.place.push_back(row * length + t);
-      }
-  }
-  tokens.first_token.push_back(tokens.place.size());
-  tokens.first_query.push_back(tokens.query.size());
-  return tokens;
-}
-
-/* Hands out parts of one piece of memory, of whole cache lines each. */
-struct Room {
-  char *at;
-  size_t size = 0;
-  template <typename T>
-  T *take(size_t count) {
-    T *part = (T *)(at + size);
-    size += (count * sizeof(T) + 63) / 64 * 64;
-    return part;
-  }
-};
-
-/* What a block keeps for its gradient. Of the last block, all but x, normed1 and qkv is of the queries alone. */
-struct Kept {
-  float *x, *middle;                               /* the block's input, and with attention added: [tokens, width] */
-  bf16 *normed1, *qkv, *context, *normed2, *inner; /* inner: before the activation */
-};
-
-static Kept kept_in(Room &room, const Trunk &t, bool is_last) {
-  const size_t tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens, ld = padded(t.width);
-  Kept kept;
-  kept.x = room.take<float>(tokens * ld), kept.middle = room.take<float>(queries * ld);
-  kept.normed1 = room.take<bf16>(tokens * ld), kept.qkv = room.take<bf16>(tokens * padded(3 * t.width));
-  kept.context = room.take<bf16>(queries * ld), kept.normed2 = room.take<bf16>(queries * ld);
-  kept.inner = room.take<bf16>(queries * padded(t.inner));
-  return kept;
-}
 
 /* Memory that is used again at every call, by one region at a time. */
 static char *workspace(size_t size) {
@@ -101,16 +40,18 @@ struct Tasks {
   int each() const { return (tiles_of(rows) + parts - 1) / parts * TILE; }
 };
 
-/* ending(row, column, low, high) of x @ w: 32 columns of each row, x [rows, k] and w [k, n]. */
+/* ending(row, column, low, high) of x @ w + bias: 32 columns of each row, x [rows, k] and w [k, n]. */
 template <typename Ending>
-static void project(const bf16 *x, int rows, int k, const float *w, int n, uint32_t *panel, Ending ending) {
+static void project(const bf16 *x, int rows, int k, const float *w, const float *bias, int n, uint32_t *panel,
+                    Ending ending) {
   const Tasks tasks(rows, n);
 #pragma omp for schedule(dynamic, 1)
   for (int task = 0; task < tasks.count(); task++) {
     const int j = tasks.panel(task);
+    const vec bias_low = load_some(bias + j, n - j), bias_high = load_some(bias + j + LANES, n - j - LANES);
     pack_rows<PANEL>(w + j, n, k, n - j, panel);
     multiply_rows(by_rows(x, padded(k)), tasks.first(task), tasks.end(task), panel, pairs_of(k),
-                  [&](int r, vec low, vec high) { ending(r, j, low, high); });
+                  [&](int r, vec low, vec high) { ending(r, j, low + bias_low, high + bias_high); });
   }
 }
 
@@ -128,7 +69,7 @@ static void project_back(const bf16 *dy, int rows, int n, const float *w, int k,
   }
 }
 
-/* Packs the transpose of x [rows, k] as the left matrix of `add_weights`. The threads do not wait at its end. */
+/* Packs the transpose of x [rows, k] as the left matrix of `weight_gradients`. The threads do not wait at its end. */
 static void turn(const bf16 *x, int rows, int k, uint32_t *turned) {
 #pragma omp for schedule(static) nowait
   for (int j = 0; j < k; j += TILE)
@@ -149,21 +90,16 @@ static void weight_gradients(const uint32_t *turned, int rows, int k, const bf16
         low += load_widened(dy + r * padded(n) + j);
         high += load_widened(dy + r * padded(n) + j + LANES);
       }
-      store_some(dbias + j, low, n - j), store_some(dbias + j + LANES, high, n - j - LANES);
+      store_panel(dbias + j, low, high, n - j);
     }
     multiply_rows(by_pairs(turned, pairs_of(rows)), tasks.first(task), tasks.end(task), panel, pairs_of(rows),
-                  [&](int i, vec low, vec high) {
-                    store_rounded_some(dw + (size_t)i * n + j, low, n - j);
-                    store_rounded_some(dw + (size_t)i * n + j + LANES, high, n - j - LANES);
-                  });
+                  [&](int i, vec low, vec high) { store_panel(dw + (size_t)i * n + j, low, high, n - j); });
   }
 }
 
 static void round_row(const float *x, int n, bf16 *to) {
-  for (int i = 0; i < n; i += PANEL) {
-    store_rounded(to + i, load_some(x + i, n - i));
-    store_rounded(to + i + LANES, load_some(x + i + LANES, n - i - LANES));
-  }
+  for (int i = 0; i < n; i += PANEL)
+    store_panel(to + i, load_some(x + i, n - i), load_some(x + i + LANES, n - i - LANES));
 }
 
 static void norm_rows(const float *x, int rows, const float *gamma, const float *beta, const Trunk &t, bf16 *to) {
@@ -222,180 +158,28 @@ INLINE vec gelu_slope(vec x) {
   return s + x * s * (1.0f - s) * (1.5957691216f * (1.0f + 0.134145f * x * x));
 }
 
-/* One head's arrays while its attention is computed, for rows of up to n tokens. */
-struct Head {
-  uint32_t *keys_turned, *values_turned, *keys, *values, *queries, *upstream, *turned;
-  float *scores, *slopes;
-  bf16 *weights, *weight_slopes; /* of every query, for the gradient; else of a tile of them */
-};
-
-static Head head_in(Room &room, int n, int d, bool with_gradient) {
-  const size_t turned = panels_of(n) * panel_size((pairs_of(d) + LANES) / LANES * LANES);
-  const size_t packed = panels_of(d) * panel_size(pairs_of(n));
-  Head head = {};
-  head.keys_turned = room.take<uint32_t>(turned), head.values = room.take<uint32_t>(packed);
-  head.scores = room.take<float>(TILE * padded(n)), head.weights = room.take<bf16>((n + TILE) * padded(n));
-  if (!with_gradient) return head;
-  head.values_turned = room.take<uint32_t>(turned), head.keys = room.take<uint32_t>(packed);
-  head.queries = room.take<uint32_t>(packed), head.upstream = room.take<uint32_t>(packed);
-  head.turned = room.take<uint32_t>(TILE * pairs_of(n) + LANES);
-  head.slopes = room.take<float>(TILE * padded(n)), head.weight_slopes = room.take<bf16>((n + TILE) * padded(n));
-  return head;
-}
-
-static void pack_panels(const bf16 *from, size_t ld, int rows, int columns, uint32_t *to) {
-  for (int j = 0; j < columns; j += PANEL)
-    pack_rows<PANEL>(from + j, ld, rows, minimum(PANEL, columns - j), to + (size_t)j * pairs_of(rows));
-}
-
-static void pack_turned_panels(const bf16 *from, size_t ld, int rows, int columns, uint32_t *to) {
-  const size_t size = panel_size((pairs_of(columns) + LANES - 1) / LANES * LANES);
-  for (int r = 0; r < rows; r += PANEL)
-    pack_transposed(from + r * ld, ld, minimum(PANEL, rows - r), columns, to + r / PANEL * size);
-}
-
-/* to[0:rows, 0:n] = a @ transpose(b), of a tile of rows of width d, and b in turned panels. */
-static void tile_of_scores(Left a, int rows, const uint32_t *turned, int n, int d, float *to, size_t ld) {
-  const size_t size = panel_size((pairs_of(d) + LANES - 1) / LANES * LANES);
-  for (int j = 0; j < n; j += PANEL)
-    multiply_rows(a, 0, rows, turned + j / PANEL * size, pairs_of(d),
-                  [&](int r, vec low, vec high) { store(to + r * ld + j, low), store(to + r * ld + j + LANES, high); });
-}
-
-/* Softmax over the first `seen` of n scores, which it replaces, and the same as bfloat16 weights; 0 beyond them.
-
-   Not divided by the sum, which it returns, where `divide` is false. */
-static float soften(float *scores, int seen, int n, float scale, bool divide, bf16 *weights) {
-  vec highest = (vec){} - INFINITY, sum = {};
-  for (int j = 0; j < n; j += LANES) {
-    const __m512 x = (__m512)(load(scores + j) * scale);
-    store(scores + j, (vec)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), first_lanes(seen - j), x));
-    highest = load(scores + j) > highest ? load(scores + j) : highest;
-  }
-  const float largest = _mm512_reduce_max_ps((__m512)highest);
-  for (int j = 0; j < n; j += LANES) {
-    const __m512 weight = (__m512)exp_of(load(scores + j) - largest);
-    store(scores + j, (vec)_mm512_maskz_mov_ps(first_lanes(seen - j), weight));
-    sum += load(scores + j);
-  }
-  const float total = sum_of(sum), factor = divide ? 1.0f / total : 1.0f;
-  for (int j = 0; j < n; j += LANES) {
-    store(scores + j, load(scores + j) * factor);
-    store_rounded(weights + j, load(scores + j));
-  }
-  return total;
-}
-
-/* One head of one row: context[queries] = softmax(queries . keys / sqrt(d)) @ values over what came before. */
-static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, bool is_last, Head &h) {
-  const int d = t.head_width(), first = t.tokens.first_token[row], n = t.tokens.first_token[row + 1] - first;
-  const int first_query = is_last ? t.tokens.first_query[row] : first;
-  const int queries = is_last ? t.tokens.first_query[row + 1] - first_query : n, before = n - queries;
-  const size_t ld = padded(3 * t.width), ldn = padded(n);
-  const bf16 *q = kept.qkv + first * ld + head * d;
-  pack_turned_panels(q + t.width, ld, n, d, h.keys_turned);
-  pack_panels(q + 2 * t.width, ld, n, d, h.values);
-  if (head == 0) /* of an odd width, the last pair's other half */
-    for (int i = 0; i < queries; i++) kept.context[(first_query + i) * padded(t.width) + t.width] = 0;
-  for (int i = 0; i < queries; i += TILE) {
-    const int here = minimum(TILE, queries - i), seen = before + i + here;
-    tile_of_scores(by_rows(q + (before + i) * ld, ld), here, h.keys_turned, seen, d, h.scores, ldn);
-    float sums[TILE];
-    const int whole = panels_of(seen) * PANEL;
-    for (int r = 0; r < here; r++)
-      sums[r] = soften(h.scores + r * ldn, before + i + r + 1, whole, 1.0f / sqrtf(d), false, h.weights + r * ldn);
-    for (int j = 0; j < d; j += PANEL)
-      multiply_rows(by_rows(h.weights, ldn), 0, here, h.values + (size_t)j * pairs_of(n), pairs_of(seen),
-                    [&](int r, vec low, vec high) {
-                      bf16 *to = kept.context + (first_query + i + r) * padded(t.width) + head * d + j;
-                      store_rounded_some(to, low / sums[r], d - j);
-                      store_rounded_some(to + LANES, high / sums[r], d - j - LANES);
-                    });
-  }
-}
-
-/* The gradients of the queries, keys and values of one head of one row, from that of its context. */
-static void attend_back(const Trunk &t, int row, int head, const Kept &kept, bool is_last, const bf16 *dcontext,
-                        bf16 *dqkv, Head &h) {
-  const int d = t.head_width(), first = t.tokens.first_token[row], n = t.tokens.first_token[row + 1] - first;
-  const int first_query = is_last ? t.tokens.first_query[row] : first;
-  const int queries = is_last ? t.tokens.first_query[row + 1] - first_query : n, before = n - queries;
-  const size_t ld = padded(3 * t.width), ldn = padded(n), ldc = padded(t.width);
-  const float scale = 1.0f / sqrtf(d);
-  const bf16 *q = kept.qkv + first * ld + head * d, *dc = dcontext + first_query * ldc + head * d;
-  bf16 *dq = dqkv + first * ld + head * d;
-  pack_turned_panels(q + t.width, ld, n, d, h.keys_turned);
-  pack_turned_panels(q + 2 * t.width, ld, n, d, h.values_turned);
-  pack_panels(q + t.width, ld, n, d, h.keys);
-  pack_panels(q + before * ld, ld, queries, d, h.queries);
-  pack_panels(dc, ldc, queries, d, h.upstream);
-  for (int i = 0; i < before; i++) memset(dq + i * ld, 0, d * sizeof(bf16));
-  memset(h.weights, 0, queries * ldn * sizeof(bf16));
-  memset(h.weight_slopes, 0, queries * ldn * sizeof(bf16));
-  for (int i = 0; i < queries; i += TILE) {
-    const int here = minimum(TILE, queries - i), seen = before + i + here, whole = panels_of(seen) * PANEL;
-    tile_of_scores(by_rows(q + (before + i) * ld, ld), here, h.keys_turned, seen, d, h.scores, ldn);
-    tile_of_scores(by_rows(dc + i * ldc, ldc), here, h.values_turned, seen, d, h.slopes, ldn);
-    for (int r = 0; r < here; r++) {
-      float *weights = h.scores + r * ldn, *slopes = h.slopes + r * ldn;
-      soften(weights, before + i + r + 1, whole, scale, true, h.weights + (i + r) * ldn);
-      vec sum = {};
-      for (int j = 0; j < whole; j += LANES) sum += load(weights + j) * load(slopes + j);
-      const float mean = sum_of(sum);
-      for (int j = 0; j < whole; j += LANES)
-        store_rounded(h.weight_slopes + (i + r) * ldn + j, load(weights + j) * (load(slopes + j) - mean) * scale);
-    }
-    for (int j = 0; j < d; j += PANEL)
-      multiply_rows(by_rows(h.weight_slopes + i * ldn, ldn), 0, here, h.keys + (size_t)j * pairs_of(n), pairs_of(seen),
-                    [&](int r, vec low, vec high) {
-                      bf16 *to = dq + (before + i + r) * ld + j;
-                      store_rounded_some(to, low, d - j), store_rounded_some(to + LANES, high, d - j - LANES);
-                    });
-  }
-  for (int part = 1; part <= 2; part++) { /* of the keys, then of the values */
-    const bf16 *left = part == 1 ? h.weight_slopes : h.weights;
-    const uint32_t *right = part == 1 ? h.queries : h.upstream;
-    const int pairs = pairs_of(queries);
-    for (int k = 0; k < n; k += TILE) {
-      const int here = minimum(TILE, n - k), unseen = k > before ? (k - before) / 2 : 0; /* earlier pairs of queries */
-      pack_rows<TILE>(left + k + 2 * unseen * ldn, ldn, queries - 2 * unseen, here, h.turned);
-      for (int j = 0; j < d; j += PANEL)
-        multiply_rows(by_pairs(h.turned, pairs), 0, here, right + (size_t)j * pairs + (size_t)unseen * PANEL,
-                      pairs - unseen, [&](int r, vec low, vec high) {
-                        bf16 *to = dq + part * t.width + (k + r) * ld + j;
-                        store_rounded_some(to, low, d - j), store_rounded_some(to + LANES, high, d - j - LANES);
-                      });
-    }
-  }
-}
-
 /* One block: from kept.x to `next`, [tokens, width]. */
 static void block_forward(const Trunk &t, const Block &w, const Kept &kept, bool is_last, bf16 *activated,
                           uint32_t *panel, Head &head, float *next) {
   const int d = t.width, tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens;
   const size_t ld = padded(d), ld3 = padded(3 * d), ldi = padded(t.inner);
   norm_rows(kept.x, tokens, w.norm1_gamma, w.norm1_beta, t, kept.normed1);
-  project(kept.normed1, tokens, d, w.qkv, 3 * d, panel, [&](int r, int j, vec low, vec high) {
-    store_rounded(kept.qkv + r * ld3 + j, low + load_some(w.qkv_bias + j, 3 * d - j));
-    store_rounded(kept.qkv + r * ld3 + j + LANES, high + load_some(w.qkv_bias + j + LANES, 3 * d - j - LANES));
-  });
+  project(kept.normed1, tokens, d, w.qkv, w.qkv_bias, 3 * d, panel,
+          [&](int r, int j, vec low, vec high) { store_panel(kept.qkv + r * ld3 + j, low, high); });
 #pragma omp for schedule(dynamic, 1)
   for (int i = 0; i < t.rows * t.heads; i++) attend_forward(t, i / t.heads, i % t.heads, kept, is_last, head);
-  project(kept.context, queries, d, w.out, d, panel, [&](int r, int j, vec low, vec high) {
+  project(kept.context, queries, d, w.out, w.out_bias, d, panel, [&](int r, int j, vec low, vec high) {
     const float *x = kept.x + (is_last ? t.tokens.query[r] : r) * ld + j;
-    store(kept.middle + r * ld + j, load(x) + low + load_some(w.out_bias + j, d - j));
-    store(kept.middle + r * ld + j + LANES, load(x + LANES) + high + load_some(w.out_bias + j + LANES, d - j - LANES));
+    store_panel(kept.middle + r * ld + j, load(x) + low, load(x + LANES) + high);
   });
   norm_rows(kept.middle, queries, w.norm2_gamma, w.norm2_beta, t, kept.normed2);
-  project(kept.normed2, queries, d, w.in, t.inner, panel, [&](int r, int j, vec low, vec high) {
-    low += load_some(w.in_bias + j, t.inner - j), high += load_some(w.in_bias + j + LANES, t.inner - j - LANES);
-    store_rounded(kept.inner + r * ldi + j, low), store_rounded(kept.inner + r * ldi + j + LANES, high);
-    store_rounded(activated + r * ldi + j, gelu_of(low)), store_rounded(activated + r * ldi + j + LANES, gelu_of(high));
+  project(kept.normed2, queries, d, w.in, w.in_bias, t.inner, panel, [&](int r, int j, vec low, vec high) {
+    store_panel(kept.inner + r * ldi + j, low, high);
+    store_panel(activated + r * ldi + j, gelu_of(low), gelu_of(high));
   });
-  project(activated, queries, t.inner, w.back, d, panel, [&](int r, int j, vec low, vec high) {
+  project(activated, queries, t.inner, w.back, w.back_bias, d, panel, [&](int r, int j, vec low, vec high) {
     const float *x = kept.middle + r * ld + j;
-    store(next + r * ld + j, load(x) + low + load_some(w.back_bias + j, d - j));
-    store(next + r * ld + j + LANES, load(x + LANES) + high + load_some(w.back_bias + j + LANES, d - j - LANES));
+    store_panel(next + r * ld + j, load(x) + low, load(x + LANES) + high);
   });
 }
 
@@ -407,14 +191,14 @@ struct Backward {
 };
 
 static Backward backward_in(Room &room, const Trunk &t) {
-  const size_t tokens = t.num_tokens(), ld = padded(t.width), widest = t.inner > 3 * t.width ? t.inner : 3 * t.width;
+  const size_t tokens = t.num_tokens(), ld = padded(t.width);
   Backward b;
   b.dx = room.take<float>(tokens * ld), b.dnormed = room.take<float>(tokens * ld);
   b.parts = room.take<float>((tokens / CHUNK + 1) * 2 * t.width);
   b.upstream = room.take<bf16>(tokens * ld), b.dcontext = room.take<bf16>(tokens * ld);
   b.dinner = room.take<bf16>(tokens * padded(t.inner)), b.activated = room.take<bf16>(tokens * padded(t.inner));
   b.dqkv = room.take<bf16>(tokens * padded(3 * t.width));
-  b.turned = room.take<uint32_t>(tiles_of(widest) * TILE * (size_t)pairs_of(tokens) + LANES);
+  b.turned = room.take<uint32_t>(tiles_of(t.widest()) * TILE * (size_t)pairs_of(tokens) + LANES);
   return b;
 }
 
@@ -428,15 +212,13 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
                        uint32_t *panel, Head &head, void *const *gradients) {
   const int d = t.width, tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens;
   const size_t ld = padded(d), ldi = padded(t.inner);
-  const auto to_normed = [&](int r, int j, vec low, vec high) {
-    store(b.dnormed + r * ld + j, low), store(b.dnormed + r * ld + j + LANES, high);
-  };
+  const auto to_normed = [&](int r, int j, vec low, vec high) { store_panel(b.dnormed + r * ld + j, low, high); };
   round_rows(b.dx, queries, d, b.upstream);
   project_back(b.upstream, queries, d, w.back, t.inner, panel, [&](int r, int j, vec low, vec high) {
     const size_t at = r * ldi + j;
     const vec x = load_widened(kept.inner + at), y = load_widened(kept.inner + at + LANES);
-    store_rounded(b.activated + at, gelu_of(x)), store_rounded(b.activated + at + LANES, gelu_of(y));
-    store_rounded(b.dinner + at, low * gelu_slope(x)), store_rounded(b.dinner + at + LANES, high * gelu_slope(y));
+    store_panel(b.activated + at, gelu_of(x), gelu_of(y));
+    store_panel(b.dinner + at, low * gelu_slope(x), high * gelu_slope(y));
   });
 #pragma omp barrier
   turn(b.activated, queries, t.inner, b.turned);
@@ -450,9 +232,8 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
   weight_gradients(b.turned, queries, d, b.dinner, t.inner, panel, (bf16 *)gradients[8], (float *)gradients[9]);
   round_rows(b.dx, queries, d, b.upstream);
   turn(kept.context, queries, d, b.turned);
-  project_back(b.upstream, queries, d, w.out, d, panel, [&](int r, int j, vec low, vec high) {
-    store_rounded(b.dcontext + r * ld + j, low), store_rounded(b.dcontext + r * ld + j + LANES, high);
-  });
+  project_back(b.upstream, queries, d, w.out, d, panel,
+               [&](int r, int j, vec low, vec high) { store_panel(b.dcontext + r * ld + j, low, high); });
 #pragma omp barrier
   weight_gradients(b.turned, queries, d, b.upstream, d, panel, (bf16 *)gradients[4], (float *)gradients[5]);
 #pragma omp for schedule(dynamic, 1)
@@ -478,21 +259,11 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
 struct TrunkAttributes {
   int32_t heads, start;
   float epsilon;
+  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
+    attribute(construction, "num_heads", &heads, status), attribute(construction, "start", &start, status);
+    attribute(construction, "epsilon", &epsilon, status);
+  }
 };
-
-static void *new_trunk(TF_OpKernelConstruction *construction) {
-  TrunkAttributes *self = new TrunkAttributes();
-  TF_Status *status = TF_NewStatus();
-  TF_OpKernelConstruction_GetAttrInt32(construction, "num_heads", &self->heads, status);
-  if (TF_GetCode(status) == TF_OK) TF_OpKernelConstruction_GetAttrInt32(construction, "start", &self->start, status);
-  if (TF_GetCode(status) == TF_OK)
-    TF_OpKernelConstruction_GetAttrFloat(construction, "epsilon", &self->epsilon, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelConstruction_Failure(construction, status);
-  TF_DeleteStatus(status);
-  return self;
-}
-
-static void delete_trunk(void *kernel) { delete static_cast<TrunkAttributes *>(kernel); }
 
 static Trunk trunk_of(const TrunkAttributes &self, const int64_t *x_dims, int64_t inner, const bool *real) {
   const int rows = x_dims[0], length = x_dims[1], width = x_dims[2];
@@ -502,8 +273,7 @@ static Trunk trunk_of(const TrunkAttributes &self, const int64_t *x_dims, int64_
 
 /* What threads need for themselves: a panel of the widest matrix, and a head of the longest row. */
 static Head head_and_panel(Room &room, const Trunk &t, bool with_gradient, uint32_t **panel) {
-  const int widest = t.inner > 3 * t.width ? t.inner : 3 * t.width;
-  const int deepest = widest > t.num_tokens() ? widest : t.num_tokens();
+  const int deepest = t.widest() > t.num_tokens() ? t.widest() : t.num_tokens();
   *panel = room.take<uint32_t>(panel_size(pairs_of(deepest) + LANES));
   return head_in(room, t.length, t.head_width(), with_gradient);
 }
@@ -513,6 +283,69 @@ static size_t size_of_head_and_panel(const Trunk &t, bool with_gradient) {
   uint32_t *panel;
   head_and_panel(room, t, with_gradient, &panel);
   return room.size;
+}
+
+/* Hidden states of the queries in [B, T - start, D], of x [B, T, D]; `last` is the last block's output. */
+static void forward(const Trunk &t, const std::vector<const float *> &w, const std::vector<Kept> &kept, const float *x,
+                    float *last, float *hidden) {
+  const int num_blocks = kept.size(), num_weights = w.size();
+  const size_t ld = padded(t.width), wanted = size_t(t.length - t.start) * t.rows * t.width;
+  const size_t own = size_of_head_and_panel(t, false), activated_size = t.num_tokens() * padded(t.inner);
+  pthread_mutex_lock(&cores);
+  Room shared = {workspace(activated_size * sizeof(bf16) + 64 + own * omp_get_max_threads())};
+  bf16 *activated = shared.take<bf16>(activated_size);
+  memset(hidden, 0, wanted * sizeof(float));
+#pragma omp parallel
+  {
+    Room room = {shared.at + shared.size + own * omp_get_thread_num()};
+    uint32_t *panel;
+    Head head = head_and_panel(room, t, false, &panel);
+#pragma omp for schedule(static)
+    for (int i = 0; i < t.num_tokens(); i++)
+      memcpy(kept[0].x + i * ld, x + size_t(t.tokens.place[i]) * t.width, t.width * sizeof(float));
+    for (int i = 0; i < num_blocks; i++)
+      block_forward(t, *reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), kept[i], i == num_blocks - 1, activated,
+                    panel, head, i == num_blocks - 1 ? last : kept[i + 1].x);
+#pragma omp for schedule(static)
+    for (int i = 0; i < t.num_queries(); i++)
+      layer_norm(last + i * ld, w[num_weights - 2], w[num_weights - 1], t.width, t.epsilon, hidden + t.state_of(i));
+  }
+  pthread_mutex_unlock(&cores);
+}
+
+/* The gradients of all weights, and dx [B, T, D], of the upstream gradient [B, T - start, D] of the hidden states. */
+static void backward(const Trunk &t, const std::vector<const float *> &w, const std::vector<Kept> &kept,
+                     const float *last, const float *upstream, const std::vector<void *> &gradients, float *dx) {
+  const int num_blocks = kept.size(), num_weights = w.size();
+  const size_t ld = padded(t.width), own = size_of_head_and_panel(t, true);
+  Room sizes = {nullptr};
+  backward_in(sizes, t);
+  pthread_mutex_lock(&cores);
+  Room shared = {workspace(sizes.size + own * omp_get_max_threads())};
+  const Backward b = backward_in(shared, t);
+#pragma omp parallel
+  {
+    Room room = {shared.at + shared.size + own * omp_get_thread_num()};
+    uint32_t *panel;
+    Head head = head_and_panel(room, t, true, &panel);
+#pragma omp for schedule(static)
+    for (int i = 0; i < t.num_queries(); i++) {
+      memcpy(b.dnormed + i * ld, upstream + t.state_of(i), t.width * sizeof(float));
+      memset(b.dx + i * ld, 0, t.width * sizeof(float));
+    }
+    norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts,
+                   (float *)gradients[num_weights - 2], (float *)gradients[num_weights - 1]);
+    for (int i = num_blocks - 1; i >= 0; i--)
+      block_back(t, *reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), kept[i], i == num_blocks - 1, b, panel, head,
+                 &gradients[i * PER_BLOCK]);
+#pragma omp for schedule(static)
+    for (int row = 0; row < t.rows; row++) {
+      memset(dx + size_t(row) * t.length * t.width, 0, size_t(t.length) * t.width * sizeof(float));
+      for (int i = t.tokens.first_token[row]; i < t.tokens.first_token[row + 1]; i++)
+        memcpy(dx + size_t(t.tokens.place[i]) * t.width, b.dx + i * ld, t.width * sizeof(float));
+    }
+  }
+  pthread_mutex_unlock(&cores);
 }
 
 enum { TRUNK_X, TRUNK_REAL, TRUNK_WEIGHTS };
@@ -528,7 +361,6 @@ static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
     w[i] = input<float>(context, TRUNK_WEIGHTS + i, i == INNER ? inner_dims : nullptr, status);
   if (TF_GetCode(status) == TF_OK) {
     const Trunk t = trunk_of(*static_cast<const TrunkAttributes *>(kernel), x_dims, inner_dims[1], real);
-    const size_t ld = padded(t.width), wanted = size_t(t.length - t.start) * t.rows * t.width;
     float *hidden = output<float>(context, 0, TF_FLOAT, {t.rows, t.length - t.start, t.width}, status);
     std::vector<Kept> kept;
     for (int i = 0; i < num_blocks; i++) {
@@ -537,39 +369,10 @@ static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
       room = {output<char>(context, 1 + i, TF_UINT8, {int64_t(room.size)}, status)};
       kept.push_back(kept_in(room, t, i == num_blocks - 1));
     }
-    float *last = output<float>(context, 1 + num_blocks, TF_FLOAT, {t.num_queries(), int64_t(ld)}, status);
-    if (TF_GetCode(status) != TF_OK) {
-      TF_OpKernelContext_Failure(context, status);
-      TF_DeleteStatus(status);
-      return;
-    }
-    const size_t own = size_of_head_and_panel(t, false), activated_size = t.num_tokens() * padded(t.inner);
-    pthread_mutex_lock(&cores);
-    Room shared = {workspace(activated_size * sizeof(bf16) + 64 + own * omp_get_max_threads())};
-    bf16 *activated = shared.take<bf16>(activated_size);
-    memset(hidden, 0, wanted * sizeof(float));
-#pragma omp parallel
-    {
-      Room room = {shared.at + shared.size + own * omp_get_thread_num()};
-      uint32_t *panel;
-      Head head = head_and_panel(room, t, false, &panel);
-#pragma omp for schedule(static)
-      for (int i = 0; i < t.num_tokens(); i++)
-        memcpy(kept[0].x + i * ld, x + size_t(t.tokens.place[i]) * t.width, t.width * sizeof(float));
-      for (int i = 0; i < num_blocks; i++)
-        block_forward(t, *reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), kept[i], i == num_blocks - 1, activated,
-                      panel, head, i == num_blocks - 1 ? last : kept[i + 1].x);
-#pragma omp for schedule(static)
-      for (int i = 0; i < t.num_queries(); i++) {
-        const int place = t.tokens.place[t.tokens.query[i]], row = place / t.length;
-        layer_norm(last + i * ld, w[num_weights - 2], w[num_weights - 1], t.width, t.epsilon,
-                   hidden + (size_t(place) - size_t(row + 1) * t.start) * t.width);
-      }
-    }
-    pthread_mutex_unlock(&cores);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
+    float *last = output<float>(context, 1 + num_blocks, TF_FLOAT, {t.num_queries(), int64_t(padded(t.width))}, status);
+    if (TF_GetCode(status) == TF_OK) forward(t, w, kept, x, last, hidden);
   }
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
 }
 
@@ -603,42 +406,12 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
   if (TF_GetCode(status) == TF_OK) dx = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[1], x_dims[2]}, status);
   if (TF_GetCode(status) == TF_OK) {
     const Trunk t = trunk_of(*static_cast<const TrunkAttributes *>(kernel), x_dims, inner, real);
-    const size_t ld = padded(t.width), own = size_of_head_and_panel(t, true);
     std::vector<Kept> kept;
     for (int i = 0; i < num_blocks; i++) {
       Room room = {blobs[i]};
       kept.push_back(kept_in(room, t, i == num_blocks - 1));
     }
-    Room sizes = {nullptr};
-    backward_in(sizes, t);
-    pthread_mutex_lock(&cores);
-    Room shared = {workspace(sizes.size + own * omp_get_max_threads())};
-    const Backward b = backward_in(shared, t);
-#pragma omp parallel
-    {
-      Room room = {shared.at + shared.size + own * omp_get_thread_num()};
-      uint32_t *panel;
-      Head head = head_and_panel(room, t, true, &panel);
-#pragma omp for schedule(static)
-      for (int i = 0; i < t.num_queries(); i++) {
-        const int place = t.tokens.place[t.tokens.query[i]], row = place / t.length;
-        memcpy(b.dnormed + i * ld, upstream + (size_t(place) - size_t(row + 1) * t.start) * t.width,
-               t.width * sizeof(float));
-        memset(b.dx + i * ld, 0, t.width * sizeof(float));
-      }
-      norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts,
-                     (float *)gradients[num_weights - 2], (float *)gradients[num_weights - 1]);
-      for (int i = num_blocks - 1; i >= 0; i--)
-        block_back(t, *reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), kept[i], i == num_blocks - 1, b, panel, head,
-                   &gradients[i * PER_BLOCK]);
-#pragma omp for schedule(static)
-      for (int row = 0; row < t.rows; row++) {
-        memset(dx + size_t(row) * t.length * t.width, 0, size_t(t.length) * t.width * sizeof(float));
-        for (int i = t.tokens.first_token[row]; i < t.tokens.first_token[row + 1]; i++)
-          memcpy(dx + size_t(t.tokens.place[i]) * t.width, b.dx + i * ld, t.width * sizeof(float));
-      }
-    }
-    pthread_mutex_unlock(&cores);
+    backward(t, w, kept, last, upstream, gradients, dx);
   } else {
     TF_OpKernelContext_Failure(context, status);
   }
@@ -650,7 +423,7 @@ __attribute__((constructor)) static void register_training_ops(void) {
                                "start: int",           "epsilon: float",        nullptr};
   const char *const trunk_in[] = {"x: float", "real: bool", "weights: num_weights * float", nullptr};
   const char *const trunk_out[] = {"hidden: float", "kept: num_blocks * uint8", "last: float", nullptr};
-  define("TfppoTrunk", trunk_in, trunk_out, attrs, new_trunk, compute_trunk, delete_trunk);
+  define<TrunkAttributes>("TfppoTrunk", trunk_in, trunk_out, attrs, compute_trunk);
   const char *const gradient_in[] = {"upstream: float",
                                      "real: bool",
                                      "kept: num_blocks * uint8",
@@ -663,7 +436,6 @@ __attribute__((constructor)) static void register_training_ops(void) {
                                         "num_matrices: int >= 1", "num_vectors: int >= 1",
                                         "num_heads: int",         "start: int",
                                         "epsilon: float",         nullptr};
-  define("TfppoTrunkGradient", gradient_in, gradient_out, gradient_attrs, new_trunk, compute_trunk_gradient,
-         delete_trunk);
+  define<TrunkAttributes>("TfppoTrunkGradient", gradient_in, gradient_out, gradient_attrs, compute_trunk_gradient);
 }
 #endif

@@ -11,7 +11,7 @@ def hidden_states(ops, trunk, token_ids, padding_mask, positions, start):
 
     The gradients of the blocks' matrices are bfloat16, as those of `casting_once`'s copies.
 
-    Args: ops: of `native_ops`.
+    Args: ops: of `training_ops`.
     """
     real = tf.cast(padding_mask, tf.bool)
     num_blocks = len(trunk.blocks)
