@@ -16,12 +16,22 @@ def trunk_weights(trunk):
     return [tf.convert_to_tensor(variable) for layer in [*layers, trunk.final_norm] for variable in layer.weights]
 
 
+def _packs(ops):
+    """Whether the operations multiply with matrix tiles, which read matrices of a form of their own."""
+    return hasattr(ops, "tfppo_pack")
+
+
 class _Trunk:
     """A Transformer's weights, read once, and its blocks and final norm as one operation."""
 
     def __init__(self, trunk, ops):
         self._trunk, self._ops = trunk, ops
         self._weights = trunk_weights(trunk)
+        if _packs(ops):
+            self._weights = [
+                ops.tfppo_pack(matrix=weight, transposed=0) if len(weight.shape) == 2 else weight
+                for weight in self._weights
+            ]
 
     def extend(self, token_ids, positions, start, visible, caches):
         """Hidden states [B, D] after the last of token_ids [B, T] at slots `start` to `start + T`, and the caches."""
@@ -36,6 +46,7 @@ class _Trunk:
             num_grown=num_caches,
             num_heads=self._trunk.num_heads,
             epsilon=LAYER_NORM_EPSILON,
+            packed=int(_packs(self._ops)),
         )
         rows, slots = x.shape[0], visible.shape[1]
         grown = [tf.ensure_shape(cache, [rows, self._trunk.num_heads, slots, self._trunk.head_dim]) for cache in grown]
@@ -54,6 +65,9 @@ class NativePolicy:
         if policy.critic:
             self._trunks.append(_Trunk(policy.critic, ops))
         self._embedding = tf.convert_to_tensor(policy.language_model.trunk.token_embedding)
+        self._vocab_size = self._embedding.shape[0]
+        if _packs(ops):
+            self._embedding = ops.tfppo_pack(matrix=self._embedding, transposed=1)
 
     def prefill(self, prompt_ids, prompt_mask, cache_length):
         """As `Policy.prefill`."""
@@ -72,9 +86,14 @@ class NativePolicy:
         )
         language_model = self._policy.language_model
         logits = self._ops.tfppo_logits(
-            hidden=hidden[0], embedding=self._embedding, masked=language_model.pad_id, penalty=MASKED_SCORE
+            hidden=hidden[0],
+            embedding=self._embedding,
+            num_tokens=self._vocab_size,
+            masked=language_model.pad_id,
+            penalty=MASKED_SCORE,
+            packed=int(_packs(self._ops)),
         )
-        logits = tf.ensure_shape(logits, [hidden[0].shape[0], self._embedding.shape[0]])
+        logits = tf.ensure_shape(logits, [hidden[0].shape[0], self._vocab_size])
         return logits, self._policy.values_of(hidden[-1]), caches
 
 
