@@ -195,7 +195,7 @@ def test_ops_are_taken_where_they_help(monkeypatch):
     assert taken("float32") is None and taken(native=False) is None
     assert taken(trainable_blocks=1) is None and taken(gradient_checkpointing=True) is None
     assert taken(jit_compile=True) is None
-    monkeypatch.setattr(building, "has_bfloat16_tiles", lambda: True)  # which the layers make use of
+    monkeypatch.setattr(building, "has_fast_bfloat16", lambda: False)
     assert taken() is None and taken(native=True) is OPS
     monkeypatch.setattr(building, "_load", lambda: (object(), None))  # built for a processor without AVX512_BF16
     with pytest.raises(UserError, match="ppo.native is True.*AVX512_BF16"):

@@ -6,8 +6,9 @@
 
 /* One head's arrays while its attention is computed, for rows of up to n tokens. */
 struct Head {
-  uint32_t *keys_turned, *values_turned, *keys, *values, *queries, *upstream, *turned;
+  uint32_t *keys_turned, *values_turned, *keys, *values, *queries, *upstream;
   float *scores, *slopes;
+  bf16 *turned;
   bf16 *weights, *weight_slopes; /* of every query, for the gradient; else of a tile of them */
 };
 
@@ -23,7 +24,7 @@ static Head head_in(Room &room, int n, int d, bool with_gradient) {
   if (!with_gradient) return head;
   head.values_turned = room.take<uint32_t>(turned), head.keys = room.take<uint32_t>(packed);
   head.queries = room.take<uint32_t>(packed), head.upstream = room.take<uint32_t>(packed);
-  head.turned = room.take<uint32_t>(TILE * pairs_of(n) + LANES);
+  head.turned = room.take<bf16>((int(TILE) + int(LANES)) * padded(n));
   head.slopes = room.take<float>(TILE * padded(n)), head.weight_slopes = room.take<bf16>(weights);
   return head;
 }
@@ -88,8 +89,8 @@ static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, 
   const bf16 *q = kept.qkv + first * ld + head * d;
   pack_turned_panels(q + t.width, ld, n, d, h.keys_turned);
   pack_panels(q + 2 * t.width, ld, n, d, h.values);
-  if (head == 0) /* of an odd width, the last pair's other half */
-    for (int i = 0; i < queries; i++) kept.context[(first_query + i) * padded(t.width) + t.width] = 0;
+  if (head == 0)
+    for (int i = 0; i < queries; i++) clear_end(kept.context + (first_query + i) * padded(t.width), t.width);
   for (int i = 0; i < queries; i += TILE) {
     const int here = minimum(TILE, queries - i), seen = before + i + here;
     tile_of_scores(by_rows(q + (before + i) * ld, ld), here, h.keys_turned, seen, d, h.scores, ldn);
@@ -145,11 +146,12 @@ static void attend_back(const Trunk &t, int row, int head, const Kept &kept, boo
     const uint32_t *right = part == 1 ? h.queries : h.upstream;
     const int pairs = pairs_of(queries);
     for (int k = 0; k < n; k += TILE) {
-      const int here = minimum(TILE, n - k), unseen = k > before ? (k - before) / 2 : 0; /* earlier pairs of queries */
-      pack_rows<TILE>(left + k + 2 * unseen * ldn, ldn, queries - 2 * unseen, here, h.turned);
+      const int here = minimum(TILE, n - k), unseen = k > before ? (k - before) / 2 / PAIRS * PAIRS : 0; /* earlier pairs of queries */
+      for (int i = 0; i < here; i += LANES)
+        turn_columns(left + k + i + 2 * unseen * ldn, ldn, queries - 2 * unseen, here - i, h.turned + i * ldn, ldn);
       for (int j = 0; j < d; j += PANEL)
         multiply_rows(
-            by_pairs(h.turned, pairs), 0, here, right + (size_t)j * pairs + (size_t)unseen * PANEL, pairs - unseen,
+            by_rows(h.turned, ldn), 0, here, right + (size_t)j * pairs + (size_t)unseen * PANEL, pairs - unseen,
             [&](int r, vec low, vec high) { store_panel(dq + part * t.width + (k + r) * ld + j, low, high, d - j); });
     }
   }

@@ -12,7 +12,7 @@ from pathlib import Path
 import tensorflow as tf
 from absl import logging
 
-from tfppo.distribute import has_bfloat16_tiles, has_fast_bfloat16
+from tfppo.distribute import has_fast_bfloat16
 from tfppo.errors import UserError
 
 _FOLDER = Path(__file__).parent
@@ -81,7 +81,7 @@ def training_ops(ppo, dtype):
     """The operations to compute the update with under a dtype policy; None: compute it without.
 
     Args: ppo: a PpoConfig, whose `native` True insists, and None takes them where they help: all blocks trained in
-        mixed_bfloat16, on CPUs that multiply bfloat16 vectors, but not whole tiles of them.
+        mixed_bfloat16, on CPUs that multiply bfloat16 numbers.
     Raises: UserError where they are insisted on, and can't be had.
     """
     if ppo.native is False:
@@ -90,7 +90,7 @@ def training_ops(ppo, dtype):
         chosen_else = ppo.trainable_blocks is not None or ppo.gradient_checkpointing or ppo.jit_compile
         if dtype != "mixed_bfloat16" or chosen_else or tf.config.list_physical_devices("GPU"):
             return None
-        if not has_fast_bfloat16() or has_bfloat16_tiles():
+        if not has_fast_bfloat16():
             return None
     ops = _ops_for("ppo.native", ppo.native)
     if ops is None or hasattr(ops, "tfppo_trunk"):

@@ -30,16 +30,22 @@ static bool tiles_allowed() {
   return allowed;
 }
 
+/* Gives this thread's eight tiles so many rows of 64 bytes each. */
+INLINE void load_tiles(const int rows[8]) {
+  struct {
+    uint8_t palette = 1, start = 0, reserved[14] = {};
+    uint16_t bytes[16] = {};
+    uint8_t rows[16] = {};
+  } shape;
+  for (int i = 0; i < 8; i++) shape.bytes[i] = rows[i] ? 2 * STEP : 0, shape.rows[i] = rows[i];
+  _tile_loadconfig(&shape);
+}
+
 /* While it lives, this thread's tiles are whole ones. */
 struct Tiles {
   Tiles() {
-    struct {
-      uint8_t palette = 1, start = 0, reserved[14] = {};
-      uint16_t bytes[16] = {};
-      uint8_t rows[16] = {};
-    } shape;
-    for (int i = 0; i < 8; i++) shape.bytes[i] = 2 * STEP, shape.rows[i] = SIDE;
-    _tile_loadconfig(&shape);
+    const int rows[8] = {SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE, SIDE};
+    load_tiles(rows);
   }
   ~Tiles() { _tile_release(); }
 };

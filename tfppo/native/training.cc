@@ -69,15 +69,15 @@ static void project_back(const bf16 *dy, int rows, int n, const float *w, int k,
   }
 }
 
-/* Packs the transpose of x [rows, k] as the left matrix of `weight_gradients`. The threads do not wait at its end. */
-static void turn(const bf16 *x, int rows, int k, uint32_t *turned) {
+/* The transpose of x [rows, k] as the left matrix of `weight_gradients`. The threads do not wait at its end. */
+static void turn(const bf16 *x, int rows, int k, bf16 *turned) {
 #pragma omp for schedule(static) nowait
-  for (int j = 0; j < k; j += TILE)
-    pack_rows<TILE>(x + j, padded(k), rows, minimum(TILE, k - j), turned + (size_t)j * pairs_of(rows));
+  for (int j = 0; j < k; j += LANES)
+    turn_columns(x + j, padded(k), rows, k - j, turned + j * padded(rows), padded(rows));
 }
 
 /* The gradients transpose(x) @ dy and the columns' sums of dy [rows, n], of x turned. The threads do not wait. */
-static void weight_gradients(const uint32_t *turned, int rows, int k, const bf16 *dy, int n, uint32_t *panel, bf16 *dw,
+static void weight_gradients(const bf16 *turned, int rows, int k, const bf16 *dy, int n, uint32_t *panel, bf16 *dw,
                              float *dbias) {
   const Tasks tasks(k, n);
 #pragma omp for schedule(dynamic, 1) nowait
@@ -92,7 +92,7 @@ static void weight_gradients(const uint32_t *turned, int rows, int k, const bf16
       }
       store_panel(dbias + j, low, high, n - j);
     }
-    multiply_rows(by_pairs(turned, pairs_of(rows)), tasks.first(task), tasks.end(task), panel, pairs_of(rows),
+    multiply_rows(by_rows(turned, padded(rows)), tasks.first(task), tasks.end(task), panel, pairs_of(rows),
                   [&](int i, vec low, vec high) { store_panel(dw + (size_t)i * n + j, low, high, n - j); });
   }
 }
@@ -186,8 +186,7 @@ static void block_forward(const Trunk &t, const Block &w, const Kept &kept, bool
 /* Arrays of the backward pass, which every block uses again. */
 struct Backward {
   float *dx, *dnormed, *parts;
-  bf16 *upstream, *dinner, *activated, *dcontext, *dqkv;
-  uint32_t *turned;
+  bf16 *upstream, *dinner, *activated, *dcontext, *dqkv, *turned;
 };
 
 static Backward backward_in(Room &room, const Trunk &t) {
@@ -198,7 +197,7 @@ static Backward backward_in(Room &room, const Trunk &t) {
   b.upstream = room.take<bf16>(tokens * ld), b.dcontext = room.take<bf16>(tokens * ld);
   b.dinner = room.take<bf16>(tokens * padded(t.inner)), b.activated = room.take<bf16>(tokens * padded(t.inner));
   b.dqkv = room.take<bf16>(tokens * padded(3 * t.width));
-  b.turned = room.take<uint32_t>(tiles_of(t.widest()) * TILE * (size_t)pairs_of(tokens) + LANES);
+  b.turned = room.take<bf16>((t.widest() + LANES) * padded(tokens));
   return b;
 }
 
@@ -332,6 +331,11 @@ static void backward(const Trunk &t, const std::vector<const float *> &w, const 
     for (int i = 0; i < t.num_queries(); i++) {
       memcpy(b.dnormed + i * ld, upstream + t.state_of(i), t.width * sizeof(float));
       memset(b.dx + i * ld, 0, t.width * sizeof(float));
+    }
+#pragma omp for schedule(static)
+    for (int i = 0; i < t.num_tokens(); i++) { /* where the heads' products end, and other heads' do not begin */
+      clear_end(b.dcontext + i * ld, t.width);
+      clear_end(b.dqkv + i * padded(3 * t.width), 3 * t.width);
     }
     norm_gradients(last, t.num_queries(), b.dnormed, w[num_weights - 2], t, b.dx, b.parts,
                    (float *)gradients[num_weights - 2], (float *)gradients[num_weights - 1]);
