@@ -146,7 +146,8 @@ static void attend_back(const Trunk &t, int row, int head, const Kept &kept, boo
     const uint32_t *right = part == 1 ? h.queries : h.upstream;
     const int pairs = pairs_of(queries);
     for (int k = 0; k < n; k += TILE) {
-      const int here = minimum(TILE, n - k), unseen = k > before ? (k - before) / 2 / PAIRS * PAIRS : 0; /* earlier pairs of queries */
+      const int here = minimum(TILE, n - k),
+                unseen = k > before ? (k - before) / 2 / PAIRS * PAIRS : 0; /* earlier pairs of queries */
       for (int i = 0; i < here; i += LANES)
         turn_columns(left + k + i + 2 * unseen * ldn, ldn, queries - 2 * unseen, here - i, h.turned + i * ldn, ldn);
       for (int j = 0; j < d; j += PANEL)

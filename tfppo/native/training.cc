@@ -152,10 +152,11 @@ static void norm_gradients(const float *x, int rows, const float *dy, const floa
   }
 }
 
-/* GELU in its tanh form is x s(x), with s = 1 / (1 + exp(-2u)), u = c (x + 0.044715 x^3). */
-INLINE vec gelu_slope(vec x) {
+/* GELU of x and its slope. In its tanh form it is x s(x), with s = 1 / (1 + exp(-2u)), u = c (x + 0.044715 x^3). */
+INLINE void gelu_and_slope(vec x, vec *y, vec *slope) {
   const vec u = 0.7978845608f * (x + 0.044715f * x * x * x), s = 1.0f / (1.0f + exp_of(-2.0f * u));
-  return s + x * s * (1.0f - s) * (1.5957691216f * (1.0f + 0.134145f * x * x));
+  *y = x * s;
+  *slope = s + *y * (1.0f - s) * (1.5957691216f * (1.0f + 0.134145f * x * x));
 }
 
 /* One block: from kept.x to `next`, [tokens, width]. */
@@ -215,9 +216,11 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
   round_rows(b.dx, queries, d, b.upstream);
   project_back(b.upstream, queries, d, w.back, t.inner, panel, [&](int r, int j, vec low, vec high) {
     const size_t at = r * ldi + j;
-    const vec x = load_widened(kept.inner + at), y = load_widened(kept.inner + at + LANES);
-    store_panel(b.activated + at, gelu_of(x), gelu_of(y));
-    store_panel(b.dinner + at, low * gelu_slope(x), high * gelu_slope(y));
+    vec y_low, y_high, slope_low, slope_high;
+    gelu_and_slope(load_widened(kept.inner + at), &y_low, &slope_low);
+    gelu_and_slope(load_widened(kept.inner + at + LANES), &y_high, &slope_high);
+    store_panel(b.activated + at, y_low, y_high);
+    store_panel(b.dinner + at, low * slope_low, high * slope_high);
   });
 #pragma omp barrier
   turn(b.activated, queries, t.inner, b.turned);
