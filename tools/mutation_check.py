@@ -68,6 +68,13 @@ MUTATIONS = (
         NATIVE,
     ),
     Mutation(
+        "low_halves_dropped_in_products_of_tiles",  # on processors with matrix tiles
+        "native/tiles.h",
+        "_tile_loadd(6, panel[0].low, side);",
+        "_tile_zero(6);",
+        NATIVE,
+    ),
+    Mutation(
         "pads_attended_to_in_native_sampling",
         "native/kernels.h",
         "sum += scores[s] = seen[s] ? scores[s] : 0.0f;",

@@ -1,4 +1,4 @@
-/* Two TensorFlow operations that train a Transformer on CPUs with products of bfloat16 numbers:
+/* Two TensorFlow operations that train a Transformer on CPUs with products of bfloat16 numbers, by tiles or vectors:
 
    TfppoTrunk          blocks and final norm over whole sequences, and what the gradient needs of them
    TfppoTrunkGradient  the gradients of their input and weights
@@ -426,6 +426,9 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
 }
 
 __attribute__((constructor)) static void register_training_ops(void) {
+#ifdef __AMX_BF16__
+  if (!tiles_allowed()) return;
+#endif
   const char *const attrs[] = {"num_blocks: int >= 1", "num_weights: int >= 1", "num_heads: int",
                                "start: int",           "epsilon: float",        nullptr};
   const char *const trunk_in[] = {"x: float", "real: bool", "weights: num_weights * float", nullptr};
