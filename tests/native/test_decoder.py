@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.native import decoder
 from tfppo.native.building import native_ops
 from tfppo.native.decoder import NativePolicy, draw_natively
 
@@ -18,6 +19,17 @@ OPS = native_ops(True, "float32")
 # vocabulary, blocks, heads, width, MLP: no multiple of the kernels' 16 lanes, 8 rows and 64 tokens; then just that;
 # then more columns and tokens than one task takes.
 SIZES = {"odd": (77, 2, 3, 21, 50), "even": (128, 2, 2, 32, 64), "wide": (200, 1, 2, 160, 1200)}
+
+TOLERANCE = {"vectors": 5e-6, "tiles": 2e-5}
+
+
+@pytest.fixture(params=TOLERANCE, autouse=True)
+def products(request, monkeypatch):
+    """What multiplies: every test of this module holds for vectors and, where the processor has them, matrix tiles."""
+    if request.param == "tiles" and not hasattr(OPS, "tfppo_pack"):
+        pytest.skip("the processor has no matrix tiles")
+    monkeypatch.setattr(decoder, "TILES_FROM", 0 if request.param == "tiles" else 1 << 30)
+    return request.param
 
 
 def make_policy(sizes, separate_critic=False, positions=90):
@@ -53,14 +65,14 @@ def states(reader, prompts, tokens):
 @pytest.mark.parametrize("separate_critic", [False, True])
 @pytest.mark.parametrize("batch, length", [(1, 1), (5, 7), (19, 12), (70, 3)])
 @pytest.mark.parametrize("name", SIZES)
-def test_logits_and_values_are_those_of_the_policy(name, batch, length, separate_critic):
+def test_logits_and_values_are_those_of_the_policy(name, batch, length, separate_critic, products):
     policy = make_policy(SIZES[name], separate_critic)
     prompts = make_prompts(SIZES[name][0], batch, length)
     tokens = tf.constant(np.random.default_rng(1).integers(2, SIZES[name][0], [batch, 3]), tf.int32)
     expected = states(policy, prompts, tokens)
     for found, wanted in zip(states(NativePolicy(policy, OPS), prompts, tokens), expected, strict=True):
         assert np.ptp(wanted) > 0.03
-        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(found, wanted, rtol=TOLERANCE[products], atol=TOLERANCE[products])
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -114,7 +126,9 @@ import hashlib, sys
 sys.path.insert(0, {folder!r})
 import numpy as np, tensorflow as tf
 from test_decoder import OPS, SIZES, make_policy, make_prompts, states
+from tfppo.native import decoder
 from tfppo.native.decoder import NativePolicy
+decoder.TILES_FROM = {tiles_from}
 policy = make_policy(SIZES["wide"])
 prompts = make_prompts(200, 21, 9)
 outputs = states(NativePolicy(policy, OPS), prompts, tf.fill([21, 2], 7))
@@ -123,9 +137,10 @@ print(hashlib.sha256(outputs[0].tobytes()).hexdigest())
 
 
 def test_the_number_of_threads_changes_no_bit():
+    script = THREADS.format(folder=os.path.dirname(__file__), tiles_from=decoder.TILES_FROM)
     digests = set()
     for threads in ("1", "2", "5"):
-        command = [sys.executable, "-c", THREADS.format(folder=os.path.dirname(__file__))]
+        command = [sys.executable, "-c", script]
         environment = {**os.environ, "OMP_NUM_THREADS": threads}
         digests.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
     assert len(digests) == 1

@@ -16,9 +16,16 @@ def trunk_weights(trunk):
     return [tf.convert_to_tensor(variable) for layer in [*layers, trunk.final_norm] for variable in layer.weights]
 
 
-def _packs(ops):
-    """Whether the operations multiply with matrix tiles, which read matrices of a form of their own."""
-    return hasattr(ops, "tfppo_pack")
+TILES_FROM = 256  # the width from which matrix tiles gain more than the digits that they lose
+
+
+def _packs(ops, width):
+    """Whether the operations multiply with matrix tiles, which read matrices of a form of their own.
+
+    Their products have 17 bits of float32's 24: a thousandth of what the update in bfloat16 loses, which is the default
+    from the same width on.
+    """
+    return hasattr(ops, "tfppo_pack") and width >= TILES_FROM
 
 
 class _Trunk:
@@ -27,7 +34,8 @@ class _Trunk:
     def __init__(self, trunk, ops):
         self._trunk, self._ops = trunk, ops
         self._weights = trunk_weights(trunk)
-        if _packs(ops):
+        self._packed = _packs(ops, trunk.sizes["hidden_dim"])
+        if self._packed:
             self._weights = [
                 ops.tfppo_pack(matrix=weight, transposed=0) if len(weight.shape) == 2 else weight
                 for weight in self._weights
@@ -46,7 +54,7 @@ class _Trunk:
             num_grown=num_caches,
             num_heads=self._trunk.num_heads,
             epsilon=LAYER_NORM_EPSILON,
-            packed=int(_packs(self._ops)),
+            packed=int(self._packed),
         )
         rows, slots = x.shape[0], visible.shape[1]
         grown = [tf.ensure_shape(cache, [rows, self._trunk.num_heads, slots, self._trunk.head_dim]) for cache in grown]
@@ -65,8 +73,9 @@ class NativePolicy:
         if policy.critic:
             self._trunks.append(_Trunk(policy.critic, ops))
         self._embedding = tf.convert_to_tensor(policy.language_model.trunk.token_embedding)
-        self._vocab_size = self._embedding.shape[0]
-        if _packs(ops):
+        self._vocab_size, width = self._embedding.shape
+        self._packed = _packs(ops, width)
+        if self._packed:
             self._embedding = ops.tfppo_pack(matrix=self._embedding, transposed=1)
 
     def prefill(self, prompt_ids, prompt_mask, cache_length):
@@ -91,7 +100,7 @@ class NativePolicy:
             num_tokens=self._vocab_size,
             masked=language_model.pad_id,
             penalty=MASKED_SCORE,
-            packed=int(_packs(self._ops)),
+            packed=int(self._packed),
         )
         logits = tf.ensure_shape(logits, [hidden[0].shape[0], self._vocab_size])
         return logits, self._policy.values_of(hidden[-1]), caches
