@@ -224,7 +224,7 @@ def sample(
         return tf.cond((rows.step < response_length) & tf.reduce_any(rows.valued), rest, lambda: done)
 
     enough = tf.constant(enough_of(prompt_ids.shape[0]))
-    with nullcontext() if loop_compiled else casting_once(policy):
+    with nullcontext() if loop_compiled or native else casting_once(policy):
         *buffers, alive = finish(start(prompt_ids, prompt_mask, uniforms, enough))
     return Samples(*buffers, stopped=tf.logical_not(alive))
 

@@ -16,7 +16,7 @@ from tfppo.distribute import has_fast_bfloat16
 from tfppo.errors import UserError
 
 _FOLDER = Path(__file__).parent
-_SOURCES = [_FOLDER / "sampling.cc", _FOLDER / "training.cc"]
+_SOURCES = sorted(_FOLDER.glob("*.cc"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
 _FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
 
@@ -69,12 +69,23 @@ def _load():
 def native_ops(native, dtype):
     """The operations to sample with under a dtype policy; None: sample without.
 
-    Args: native: of the configuration; True insists, None takes them where they help: float32 on CPUs.
+    Args: native: of the configuration; True insists, None takes them where they help: on CPUs, in float32, and in
+        mixed_bfloat16 where the processor multiplies it.
     Raises: UserError where they are insisted on, and can't be had.
     """
-    if native is False or native is None and (dtype != "float32" or tf.config.list_physical_devices("GPU")):
+    if native is False or native is None and tf.config.list_physical_devices("GPU"):
         return None
-    return _ops_for("sampling.native", native)
+    if native is None and not (dtype == "float32" or dtype == "mixed_bfloat16" and has_fast_bfloat16()):
+        return None
+    ops = _ops_for("sampling.native", native)
+    if ops is None or dtype == "float32" or hasattr(ops, "tfppo_pack"):
+        return ops
+    if native:
+        raise UserError(
+            f"sampling.native is True in {dtype}, but this processor has no AVX512_BF16, whose instructions that takes; "
+            f"set sampling.native to None, or sample in float32"
+        )
+    return None
 
 
 def training_ops(ppo, dtype):

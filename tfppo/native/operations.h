@@ -12,7 +12,7 @@
 #include "tensorflow/c/tf_status.h"
 #include "tensorflow/c/tf_tensor.h"
 
-enum { PER_BLOCK = 12, INNER = 8, INNER_BIAS = 9, PER_TRUNK = 2 }; /* weights; those as wide as the MLP */
+enum { PER_BLOCK = 12, INNER = 8, PER_TRUNK = 2 }; /* weights; the one whose columns are the MLP's width */
 
 /* One region at a time has all the cores: two would wait for each other at every barrier. */
 inline pthread_mutex_t cores = PTHREAD_MUTEX_INITIALIZER;

@@ -1,16 +1,12 @@
-/* TensorFlow operations that sample with a Transformer on CPUs, through TensorFlow's C interface:
+/* Three TensorFlow operations that sample with a Transformer on CPUs, through TensorFlow's C interface:
 
-   TfppoPack    a matrix as products through matrix tiles read it, where the processor has them
    TfppoExtend  reads T more tokens a row, with the cache: a prompt, or one token
    TfppoLogits  the output matrix, which is the token embedding
    TfppoDraw    the next token of every row, and its log-probability
 
    Each is one parallel region: its threads meet at barriers, with no scheduler between two products. */
-#include <memory>
-
 #include "kernels.h"
 #include "operations.h"
-#include "tiles.h"
 
 enum { X, START, REAL, CACHES, TASK = 64 };
 
@@ -18,27 +14,21 @@ struct Batch {
   int rows, length, width, heads, slots, start, hidden; /* of the batch, T, D, H, C, the first slot, of the MLP */
   float epsilon;
   const bool *real;
-  bool packed; /* whether the matrices are */
   float *x, *normed, *qkv, *context, *inner;
-#ifdef __AMX_BF16__
-  Split split; /* what is multiplied next, where tiles multiply it */
-#endif
 };
 
 struct Extend {
-  int32_t heads, packed;
+  int32_t heads;
   float epsilon;
   void read(TF_OpKernelConstruction *construction, TF_Status *status) {
     attribute(construction, "num_heads", &heads, status), attribute(construction, "epsilon", &epsilon, status);
-    attribute(construction, "packed", &packed, status);
   }
 };
 
 struct Logits {
-  int32_t num_tokens, masked, packed;
+  int32_t masked;
   float penalty;
   void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "num_tokens", &num_tokens, status), attribute(construction, "packed", &packed, status);
     attribute(construction, "masked", &masked, status), attribute(construction, "penalty", &penalty, status);
   }
 };
@@ -50,43 +40,8 @@ struct Draw {
   }
 };
 
-#ifdef __AMX_BF16__
-static void project_tiles(const Batch *b, const float *x, int rows, int k, const Right *w, int n, const float *bias,
-                          Ending ending, float *out) {
-  const int ldx = stride_of(k), ldo = stride_of(n);
-#pragma omp for schedule(static)
-  for (int r = 0; r < rows; r++) split_row(x + size_t(r) * ldx, k, b->split.from(r));
-  multiply_split(b->split, rows, k, w, n, [&](int r, int j, vec low, vec high) {
-    float *to = out + size_t(r) * ldo + j;
-    for (int i = 0; i < 2; i++, j += LANES, to += LANES) {
-      const __mmask16 some = lanes_below(n - j);
-      vec y = (i ? high : low) + (vec)_mm512_maskz_loadu_ps(some, bias + j);
-      if (ending == GELU) y = gelu_of(y);
-      if (ending == ADD) y += (vec)_mm512_maskz_loadu_ps(some, to);
-      _mm512_mask_storeu_ps(to, some, (__m512)y);
-    }
-  });
-}
-
-static void logits_tiles(const float *x, int rows, const Right *e, int n, int d, float *logits) {
-  const size_t ld = split_ld(d), size = whole_tiles(rows) * ld;
-  std::vector<bf16> room(2 * size);
-  const Split halves = {room.data(), room.data() + size, ld};
-  for (int r = 0; r < rows; r++) split_row(x + size_t(r) * d, d, halves.from(r));
-#pragma omp parallel
-  multiply_split(halves, rows, d, e, n, [&](int r, int j, vec low, vec high) {
-    float *to = logits + size_t(r) * n + j;
-    _mm512_mask_storeu_ps(to, lanes_below(n - j), (__m512)low);
-    _mm512_mask_storeu_ps(to + LANES, lanes_below(n - j - LANES), (__m512)high);
-  });
-}
-#endif
-
-static void project(const Batch *b, const float *x, int rows, int k, const float *w, int n, const float *bias,
-                    Ending ending, float *out) {
-#ifdef __AMX_BF16__
-  if (b->packed) return project_tiles(b, x, rows, k, reinterpret_cast<const Right *>(w), n, bias, ending, out);
-#endif
+static void project(const float *x, int rows, int k, const float *w, int n, const float *bias, Ending ending,
+                    float *out) {
   const int columns = columns_of_task(n, rows, omp_get_num_threads());
 #pragma omp for schedule(dynamic, 1)
   for (int j = 0; j < n; j += columns)
@@ -125,7 +80,7 @@ static void run_block(const Batch *b, const Block *w, int is_last, float *keys, 
   const int all = b->rows * b->length, first = is_last ? b->length - 1 : 0, rows = b->rows * (b->length - first);
   const int ld = stride_of(b->width);
   norm_rows(b->x, all, w->norm1_gamma, w->norm1_beta, b, b->normed, ld);
-  project(b, b->normed, all, b->width, w->qkv, 3 * b->width, w->qkv_bias, ASSIGN, b->qkv);
+  project(b->normed, all, b->width, w->qkv, 3 * b->width, w->qkv_bias, ASSIGN, b->qkv);
 #pragma omp for schedule(dynamic, 1)
   for (int i = 0; i < b->rows * b->heads; i++) attend_head(b, i / b->heads, i % b->heads, first, keys, values, scores);
   if (is_last && b->length > 1) {
@@ -133,10 +88,10 @@ static void run_block(const Batch *b, const Block *w, int is_last, float *keys, 
     for (int r = 0; r < b->rows; r++)
       memmove(b->x + size_t(r) * ld, b->x + (size_t(r) * b->length + first) * ld, b->width * sizeof(float));
   }
-  project(b, b->context, rows, b->width, w->out, b->width, w->out_bias, ADD, b->x);
+  project(b->context, rows, b->width, w->out, b->width, w->out_bias, ADD, b->x);
   norm_rows(b->x, rows, w->norm2_gamma, w->norm2_beta, b, b->normed, ld);
-  project(b, b->normed, rows, b->width, w->in, b->hidden, w->in_bias, GELU, b->inner);
-  project(b, b->inner, rows, b->hidden, w->back, b->width, w->back_bias, ADD, b->x);
+  project(b->normed, rows, b->width, w->in, b->hidden, w->in_bias, GELU, b->inner);
+  project(b->inner, rows, b->hidden, w->back, b->width, w->back_bias, ADD, b->x);
 }
 
 /* A cache to write into: the input itself where nobody else needs it, else a copy; of input -1, a new one. */
@@ -164,14 +119,14 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
   const int num_blocks = (TF_NumOutputs(context) - 1) / 2, num_weights = num_blocks * PER_BLOCK + PER_TRUNK;
   const bool is_new = TF_NumInputs(context) == CACHES + num_weights; /* there is no cache yet */
-  int64_t x_dims[3], real_dims[2], inner = 0;
+  int64_t x_dims[3], real_dims[2], inner_dims[2];
   std::vector<const float *> w(num_weights);
   std::vector<float *> caches(2 * num_blocks);
   const float *x = input<float>(context, X, x_dims, status);
   const int32_t *start = input<int32_t>(context, START, nullptr, status);
   const bool *real = input<bool>(context, REAL, real_dims, status);
   for (int i = 0; i < num_weights; i++)
-    w[i] = input<float>(context, TF_NumInputs(context) - num_weights + i, i == INNER_BIAS ? &inner : nullptr, status);
+    w[i] = input<float>(context, TF_NumInputs(context) - num_weights + i, i == INNER ? inner_dims : nullptr, status);
   const int64_t cache_dims[] = {x_dims[0], self->heads, real_dims[1], x_dims[2] / self->heads};
   for (size_t i = 0; i < caches.size() && TF_GetCode(status) == TF_OK; i++)
     caches[i] = cache_output(context, is_new ? -1 : CACHES + int(i), 1 + int(i), cache_dims, status);
@@ -186,21 +141,14 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
                .heads = self->heads,
                .slots = int(real_dims[1]),
                .start = *start,
-               .hidden = int(inner),
+               .hidden = int(inner_dims[1]),
                .epsilon = self->epsilon,
                .real = real,
-               .packed = self->packed != 0,
                .x = nullptr,
                .normed = nullptr,
                .qkv = nullptr,
                .context = nullptr,
                .inner = nullptr};
-#ifdef __AMX_BF16__
-    const size_t split_size =
-        size_t(whole_tiles(b.rows * b.length)) * split_ld(b.hidden > b.width ? b.hidden : b.width);
-    std::vector<bf16> halves(2 * split_size);
-    b.split = {halves.data(), halves.data() + split_size, split_ld(b.hidden > b.width ? b.hidden : b.width)};
-#endif
     const size_t states = size_t(b.rows) * b.length, ld = stride_of(b.width), size = states * ld;
     std::vector<float> room(3 * size + states * (stride_of(3 * b.width) + stride_of(b.hidden)));
     b.x = room.data(), b.normed = b.x + size, b.context = b.normed + size, b.qkv = b.context + size;
@@ -222,35 +170,26 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   TF_DeleteStatus(status);
 }
 
-static void logits_vectors(const float *x, int rows, const float *e, int n, int d, float *logits) {
-  const int group = rows > 8 ? 16 : 8, groups = (rows + group - 1) / group;
-  std::vector<float> transposed(size_t(groups) * d * group);
-  for (int r = 0; r < rows; r++)
-    for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];
-#pragma omp parallel for schedule(dynamic, 1)
-  for (int v = 0; v < n; v += TASK)
-    for (int g = 0; g < groups; g++)
-      (group == 8 ? dots<vec8> : dots<vec>)(&transposed[size_t(g) * d * group], minimum(group, rows - g * group),
-                                            e + size_t(v) * d, minimum(TASK, n - v), d,
-                                            logits + size_t(g) * group * n + v, n);
-}
-
 static void compute_logits(void *kernel, TF_OpKernelContext *context) {
   const Logits *self = static_cast<const Logits *>(kernel);
   TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2];
-  const float *x = input<float>(context, 0, x_dims, status), *e = input<float>(context, 1, nullptr, status);
+  int64_t x_dims[2], e_dims[2];
+  const float *x = input<float>(context, 0, x_dims, status), *e = input<float>(context, 1, e_dims, status);
   float *logits = nullptr;
-  if (TF_GetCode(status) == TF_OK) logits = output<float>(context, 0, TF_FLOAT, {x_dims[0], self->num_tokens}, status);
+  if (TF_GetCode(status) == TF_OK) logits = output<float>(context, 0, TF_FLOAT, {x_dims[0], e_dims[0]}, status);
   if (TF_GetCode(status) == TF_OK) {
-    const int n = self->num_tokens, d = x_dims[1], rows = x_dims[0];
+    const int n = e_dims[0], d = e_dims[1], rows = x_dims[0], group = rows > 8 ? 16 : 8;
+    const int groups = (rows + group - 1) / group;
+    std::vector<float> transposed(size_t(groups) * d * group);
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];
     pthread_mutex_lock(&cores);
-#ifdef __AMX_BF16__
-    if (self->packed)
-      logits_tiles(x, rows, reinterpret_cast<const Right *>(e), n, d, logits);
-    else
-#endif
-      logits_vectors(x, rows, e, n, d, logits);
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int v = 0; v < n; v += TASK)
+      for (int g = 0; g < groups; g++)
+        (group == 8 ? dots<vec8> : dots<vec>)(&transposed[size_t(g) * d * group], minimum(group, rows - g * group),
+                                              e + size_t(v) * d, minimum(TASK, n - v), d,
+                                              logits + size_t(g) * group * n + v, n);
     pthread_mutex_unlock(&cores);
     for (int r = 0; r < rows; r++) logits[size_t(r) * n + self->masked] += self->penalty;
   } else {
@@ -285,62 +224,19 @@ static void compute_draw(void *kernel, TF_OpKernelContext *context) {
   TF_DeleteStatus(status);
 }
 
-#ifdef __AMX_BF16__
-struct Pack {
-  int32_t transposed;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "transposed", &transposed, status);
-  }
-};
-
-static void compute_pack(void *kernel, TF_OpKernelContext *context) {
-  const bool transposed = static_cast<const Pack *>(kernel)->transposed;
-  TF_Status *status = TF_NewStatus();
-  int64_t dims[2];
-  float *packed = nullptr;
-  const float *matrix = input<float>(context, 0, dims, status);
-  const int k = dims[transposed ? 1 : 0], n = dims[transposed ? 0 : 1], panels = panels_for(n), tiles = 2 * steps_of(k);
-  if (TF_GetCode(status) == TF_OK)
-    packed = output<float>(context, 0, TF_FLOAT, {panels, tiles, int64_t(sizeof(Right) / sizeof(float))}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    Right *to = reinterpret_cast<Right *>(packed);
-    pthread_mutex_lock(&cores);
-#pragma omp parallel for schedule(dynamic, 1)
-    for (int panel = 0; panel < panels; panel++)
-      (transposed ? pack_panel_transposed : pack_panel)(matrix, k, n, panel * STEP, to + size_t(panel) * tiles);
-    pthread_mutex_unlock(&cores);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
-  }
-  TF_DeleteStatus(status);
-}
-#endif
-
 __attribute__((constructor)) static void register_ops(void) {
   const char *const extend_in[] = {
       "x: float", "start: int32", "real: bool", "caches: num_caches * float", "weights: num_weights * float", nullptr};
   const char *const extend_out[] = {"hidden: float", "grown: num_grown * float", nullptr};
-  const char *const extend_attrs[] = {"num_caches: int >= 0",
-                                      "num_grown: int >= 2",
-                                      "num_weights: int >= 1",
-                                      "num_heads: int",
-                                      "epsilon: float",
-                                      "packed: int",
-                                      nullptr};
+  const char *const extend_attrs[] = {"num_caches: int >= 0", "num_grown: int >= 2", "num_weights: int >= 1",
+                                      "num_heads: int",       "epsilon: float",      nullptr};
   define<Extend>("TfppoExtend", extend_in, extend_out, extend_attrs, compute_extend);
   const char *const logits_in[] = {"hidden: float", "embedding: float", nullptr};
   const char *const logits_out[] = {"logits: float", nullptr};
-  const char *const logits_attrs[] = {"num_tokens: int", "masked: int", "penalty: float", "packed: int", nullptr};
+  const char *const logits_attrs[] = {"masked: int", "penalty: float", nullptr};
   define<Logits>("TfppoLogits", logits_in, logits_out, logits_attrs, compute_logits);
   const char *const draw_in[] = {"logits: float", "uniforms: float", nullptr};
   const char *const draw_out[] = {"tokens: int32", "logprobs: float", nullptr};
   const char *const draw_attrs[] = {"temperature: float", nullptr};
   define<Draw>("TfppoDraw", draw_in, draw_out, draw_attrs, compute_draw);
-#ifdef __AMX_BF16__
-  if (!tiles_allowed()) return;
-  const char *const pack_in[] = {"matrix: float", nullptr};
-  const char *const pack_out[] = {"packed: float", nullptr};
-  const char *const pack_attrs[] = {"transposed: int", nullptr};
-  define<Pack>("TfppoPack", pack_in, pack_out, pack_attrs, compute_pack);
-#endif
 }

@@ -10,35 +10,10 @@
 
 #include "attention.h"
 #include "operations.h"
+#include "rounded.h"
 
 enum { MATRICES = 4 }; /* of a block, whose gradients are bfloat16 */
 enum { CHUNK = 32 };   /* rows whose part of a norm's gradient is summed together, so that threads don't matter */
-
-/* Memory that is used again at every call, by one region at a time. */
-static char *workspace(size_t size) {
-  static std::unique_ptr<char, void (*)(void *)> memory(nullptr, free);
-  static size_t available = 0;
-  if (size > available) {
-    memory.reset();
-    memory.reset(static_cast<char *>(aligned_alloc(64, (size + 63) / 64 * 64)));
-    available = size;
-  }
-  return memory.get();
-}
-
-/* Tasks of a product: one panel of columns each, with all rows, or where there are many threads, with some. */
-struct Tasks {
-  int panels, parts, rows;
-  Tasks(int rows, int columns) : panels(panels_of(columns)), rows(rows) {
-    parts = minimum((4 * omp_get_num_threads() + panels - 1) / panels, (rows + 4 * TILE - 1) / (4 * TILE));
-    parts = parts < 1 ? 1 : parts;
-  }
-  int count() const { return panels * parts; }
-  int panel(int task) const { return task / parts * PANEL; }
-  int first(int task) const { return (task % parts) * each(); }
-  int end(int task) const { return minimum(rows, first(task) + each()); }
-  int each() const { return (tiles_of(rows) + parts - 1) / parts * TILE; }
-};
 
 /* ending(row, column, low, high) of x @ w + bias: 32 columns of each row, x [rows, k] and w [k, n]. */
 template <typename Ending>
@@ -97,20 +72,6 @@ static void weight_gradients(const bf16 *turned, int rows, int k, const bf16 *dy
   }
 }
 
-static void round_row(const float *x, int n, bf16 *to) {
-  for (int i = 0; i < n; i += PANEL)
-    store_panel(to + i, load_some(x + i, n - i), load_some(x + i + LANES, n - i - LANES));
-}
-
-static void norm_rows(const float *x, int rows, const float *gamma, const float *beta, const Trunk &t, bf16 *to) {
-  std::vector<float> normed(t.width);
-#pragma omp for schedule(static)
-  for (int r = 0; r < rows; r++) {
-    layer_norm(x + r * padded(t.width), gamma, beta, t.width, t.epsilon, normed.data());
-    round_row(normed.data(), t.width, to + r * padded(t.width));
-  }
-}
-
 /* dx += the gradient through a layer norm of one row; adds to those of gamma and beta. */
 static void norm_gradient(const float *x, const float *dy, const float *gamma, int d, float epsilon, float *dx,
                           float *dgamma, float *dbeta) {
@@ -164,7 +125,7 @@ static void block_forward(const Trunk &t, const Block &w, const Kept &kept, bool
                           uint32_t *panel, Head &head, float *next) {
   const int d = t.width, tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens;
   const size_t ld = padded(d), ld3 = padded(3 * d), ldi = padded(t.inner);
-  norm_rows(kept.x, tokens, w.norm1_gamma, w.norm1_beta, t, kept.normed1);
+  norm_rows(kept.x, tokens, w.norm1_gamma, w.norm1_beta, d, t.epsilon, kept.normed1);
   project(kept.normed1, tokens, d, w.qkv, w.qkv_bias, 3 * d, panel,
           [&](int r, int j, vec low, vec high) { store_panel(kept.qkv + r * ld3 + j, low, high); });
 #pragma omp for schedule(dynamic, 1)
@@ -173,7 +134,7 @@ static void block_forward(const Trunk &t, const Block &w, const Kept &kept, bool
     const float *x = kept.x + (is_last ? t.tokens.query[r] : r) * ld + j;
     store_panel(kept.middle + r * ld + j, load(x) + low, load(x + LANES) + high);
   });
-  norm_rows(kept.middle, queries, w.norm2_gamma, w.norm2_beta, t, kept.normed2);
+  norm_rows(kept.middle, queries, w.norm2_gamma, w.norm2_beta, d, t.epsilon, kept.normed2);
   project(kept.normed2, queries, d, w.in, w.in_bias, t.inner, panel, [&](int r, int j, vec low, vec high) {
     store_panel(kept.inner + r * ldi + j, low, high);
     store_panel(activated + r * ldi + j, gelu_of(low), gelu_of(high));

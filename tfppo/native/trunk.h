@@ -4,7 +4,8 @@
 
 #include <vector>
 
-#include "products.h"
+#include "memory.h"
+#include "rounded.h"
 
 /* The real tokens of a batch [B, T], row after row; those from position `start` on are the queries of the last block.
  */
@@ -44,18 +45,6 @@ static Tokens tokens_of(const bool *real, int rows, int length, int start) {
   tokens.first_query.push_back(tokens.query.size());
   return tokens;
 }
-
-/* Hands out parts of one piece of memory, of whole cache lines each. */
-struct Room {
-  char *at;
-  size_t size = 0;
-  template <typename T>
-  T *take(size_t count) {
-    T *part = (T *)(at + size);
-    size += (count * sizeof(T) + 63) / 64 * 64;
-    return part;
-  }
-};
 
 /* What a block keeps for its gradient. Of the last block, all but x, normed1 and qkv is of the queries alone. */
 struct Kept {
