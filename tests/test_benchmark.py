@@ -88,6 +88,7 @@ def test_the_binary_takes_every_other_flag():
         "--mean_length=2",
         "--critic=separate",
         "--dtype=mixed_bfloat16",
+        "--rollout_dtype=float32",
         "--update_dtype=float32",
         "--compile_sampling=false",
         "--compile_update=false",
@@ -97,7 +98,7 @@ def test_the_binary_takes_every_other_flag():
     )
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[0])
-    assert record["computed_in"] == "float32" and record["critic"] == "separate"
+    assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "separate"
     assert record["native"] == record["native_update"] == "false"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
 

@@ -14,12 +14,12 @@ import tensorflow as tf
 
 from tfppo.config import Config
 from tfppo.costs import decode_bytes, decode_flops, forward_flops, prefill_flops, update_flops
-from tfppo.distribute import make_strategy, resolve_update_dtype
+from tfppo.distribute import make_strategy
 from tfppo.learner import Learner
 from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.native.building import training_ops
+from tfppo.native.building import resolve_computation
 from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
 from tfppo.rollout import RolloutCollector
@@ -115,19 +115,27 @@ class Benchmark:
                 stop_at_random(reference, tokenizer.eos_id, 1.0 / mean_length)
             actor = copy_language_model(reference, ppo.dtype)
             policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp")
-        self.dtype = resolve_update_dtype(ppo.update_dtype, config.model.hidden_dim, ppo.dtype)
+        self.computation = resolve_computation(ppo, config.sampling, config.model.hidden_dim)
         reward = TextReward("sentiment", load_reward(config.reward.functions[0]))
         self.collector = RolloutCollector(
-            policy, reference, config.sampling, config.reward, tokenizer=tokenizer, rewards=[reward], strategy=strategy
+            policy,
+            reference,
+            config.sampling,
+            config.reward,
+            tokenizer=tokenizer,
+            rewards=[reward],
+            strategy=strategy,
+            dtype=self.computation.rollout_dtype,
+            native=self.computation.native,
         )
         self.learner = Learner(
             policy,
             ppo,
             config.reward,
             strategy,
-            dtype=self.dtype,
+            dtype=self.computation.update_dtype,
             lengths_vary=config.sampling.stop_at_eos,
-            native=training_ops(ppo, self.dtype),
+            native=self.computation.native,
         )
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))
@@ -179,8 +187,8 @@ def shares_of_ceiling(benchmark: Benchmark, timings, ceilings):
     config, prompt_length = benchmark.config, benchmark.prompt_length
     model, rows, length = config.model, config.ppo.rollout_batch_size, config.sampling.response_length
     flops = {dtype: ceilings[f"{dtype.removeprefix('mixed_')}_gflops"] * 1e9 for dtype in ("float32", "mixed_bfloat16")}
-    sampling_flops, bandwidth = flops[config.ppo.dtype], ceilings["copy_gb_per_second"] * 1e9
-    weight_bytes = 4 if config.ppo.dtype == "float32" else 2
+    sampling_flops, bandwidth = flops[benchmark.computation.rollout_dtype], ceilings["copy_gb_per_second"] * 1e9
+    weight_bytes = 4 if benchmark.computation.rollout_dtype == "float32" else 2
     decoding = sum(
         max(
             decode_bytes(model, rows=rows, context=context, bytes_per_weight=weight_bytes) / bandwidth,
@@ -200,6 +208,6 @@ def shares_of_ceiling(benchmark: Benchmark, timings, ceilings):
     needed = {
         "sampling": reading + decoding,
         "reference": scoring / sampling_flops,
-        "update": learning / flops[benchmark.dtype],
+        "update": learning / flops[benchmark.computation.update_dtype],
     }
     return {phase: seconds / timings[phase].seconds for phase, seconds in needed.items()}

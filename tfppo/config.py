@@ -262,7 +262,8 @@ class PpoConfig:
     critic_init: str = "policy"  # separate: a copy of the policy's trunk; or "scratch", or the folder of a reward model
     value_head: str = "linear"  # 0 at first; or "mlp" (trlx): a hidden layer of twice the width, with ReLU
     # Running
-    dtype: str = "float32"  # Keras dtype policy of sampling and of the reference
+    dtype: str = "float32"  # Keras dtype policy of the models
+    rollout_dtype: str = "auto"  # of sampling and reference: the update's where C++ computes all of them, else dtype
     update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32
     jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where that is faster
     native: bool | None = None  # update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built

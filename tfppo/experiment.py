@@ -29,7 +29,7 @@ from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.preferences import encode_preferences, load_preferences
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import load_examples
-from tfppo.distribute import has_fast_bfloat16, make_strategy, resolve_jit_compile, resolve_update_dtype
+from tfppo.distribute import has_fast_bfloat16, make_strategy, resolve_jit_compile
 from tfppo.errors import UserError
 from tfppo.evaluation import Evaluation, evaluate, write_evaluation
 from tfppo.learner import Learner
@@ -49,7 +49,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
-from tfppo.native.building import native_ops, training_ops
+from tfppo.native.building import native_ops, resolve_computation, training_ops
 from tfppo.reward_normalization import normalize
 from tfppo.reward_trainer import RewardTrainer
 from tfppo.rewards.loading import MODEL_REWARDS, load_reward
@@ -231,6 +231,7 @@ class Experiment:
             average = copy_policy(policy) if ppo.ema_decay else None
         self.check_positions(ref_model, self.language_model_folder())
         rewards = self.rewards(tokenizer)
+        computation = resolve_computation(ppo, config.sampling, ref_model.trunk.sizes["hidden_dim"])
         collector = RolloutCollector(
             policy,
             ref_model,
@@ -239,17 +240,18 @@ class Experiment:
             tokenizer=tokenizer,
             rewards=rewards,
             strategy=self.strategy,
+            dtype=computation.rollout_dtype,
+            native=computation.native,
         )
-        dtype = resolve_update_dtype(ppo.update_dtype, ref_model.trunk.sizes["hidden_dim"], ppo.dtype)
         learner = Learner(
             policy,
             ppo,
             config.reward,
             self.strategy,
             config.sampling.temperature,
-            dtype,
+            computation.update_dtype,
             lengths_vary=config.sampling.stop_at_eos or ppo.trajectories == "dataset",
-            native=training_ops(ppo, dtype),
+            native=computation.native,
         )
         prompts = self.prompts("train", tokenizer)
         trainer = PpoTrainer(config, collector, learner, prompts, self.folder, average)

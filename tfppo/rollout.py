@@ -2,6 +2,7 @@
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,9 @@ import tensorflow as tf
 
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows, resolve_jit_compile
+from tfppo.models.precision import computing_by, computing_in
 from tfppo.native.building import native_ops
+from tfppo.native.trunk import hidden_states
 from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shaping import mask_after_last
@@ -32,28 +35,30 @@ class Collected(NamedTuple):
 
 
 class Sampler:
-    """Prompts to Samples under one `tf.function`, on all replicas."""
+    """Prompts to Samples under one `tf.function`, on all replicas, in a Keras dtype policy (None: the policy's own)."""
 
-    def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False):
+    def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False, dtype=None):
         self.config = config
-        compiled = resolve_jit_compile(config.jit_compile, policy.dtype_policy.name)
-        native = native_ops(config.native, policy.dtype_policy.name)
+        dtype = dtype or policy.dtype_policy.name
+        native = native_ops(config.native, dtype)
+        compiled = resolve_jit_compile(config.jit_compile, "float32" if native else dtype)
 
         def sample_share(prompt_ids, prompt_mask, uniforms):
-            return sample(
-                policy,
-                prompt_ids,
-                prompt_mask,
-                uniforms,
-                stop_id=eos_id if config.stop_at_eos else None,
-                pad_id=pad_id,
-                temperature=config.temperature,
-                top_k=config.top_k,
-                top_p=config.top_p,
-                value_after_stop=value_after_stop,
-                compiled=compiled,
-                native=native,
-            )
+            with computing_in(policy, dtype):
+                return sample(
+                    policy,
+                    prompt_ids,
+                    prompt_mask,
+                    uniforms,
+                    stop_id=eos_id if config.stop_at_eos else None,
+                    pad_id=pad_id,
+                    temperature=config.temperature,
+                    top_k=config.top_k,
+                    top_p=config.top_p,
+                    value_after_stop=value_after_stop,
+                    compiled=compiled,
+                    native=native,
+                )
 
         self.function = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))
 
@@ -112,11 +117,25 @@ class RolloutCollector:
     Args:
         ref_model: the frozen language model that the KL penalty is measured against.
         rewards: callables Batch -> scores, each with a `name`.
+        dtype: Keras dtype policy of all that is computed here; None: the policy's.
+        native: of `training_ops`, which compute the trunks in mixed_bfloat16; None: the trunks themselves do.
     """
 
     def __init__(
-        self, policy, ref_model, sampling: SamplingConfig, reward: RewardConfig, *, tokenizer, rewards, strategy
+        self,
+        policy,
+        ref_model,
+        sampling: SamplingConfig,
+        reward: RewardConfig,
+        *,
+        tokenizer,
+        rewards,
+        strategy,
+        dtype=None,
+        native=None,
     ):
+        dtype = dtype or policy.dtype_policy.name
+        states = partial(hidden_states, native) if native and dtype == "mixed_bfloat16" else None
         self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
         self._lengths_vary, self._num_replicas = sampling.stop_at_eos, strategy.num_replicas_in_sync
         self.shaper = ScoreShaper(reward)
@@ -127,6 +146,7 @@ class RolloutCollector:
             pad_id=tokenizer.pad_id,
             strategy=strategy,
             value_after_stop=reward.placement == "after_last",
+            dtype=dtype,
         )
 
         @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
@@ -134,16 +154,18 @@ class RolloutCollector:
             return token_logprobs(logits, response_ids, sampling.temperature) * response_mask
 
         def ref_logprobs(prompt_ids, prompt_mask, response_ids, response_mask):
-            logits = ref_model.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
+            with computing_in(ref_model, dtype), computing_by(ref_model, states):
+                logits = ref_model.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
             return logprobs_of(logits, response_ids, response_mask)
 
         def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
-            logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
+            with computing_in(policy, dtype), computing_by(policy, states):
+                logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
             logprobs = logprobs_of(logits, response_ids, response_mask)
             states = mask_after_last(response_mask) if reward.placement == "after_last" else response_mask
             return logprobs, values * states
 
-        jit_compile = resolve_jit_compile(sampling.jit_compile, ref_model.dtype_policy.name)
+        jit_compile = False if states else resolve_jit_compile(sampling.jit_compile, dtype)
 
         def compiled(fn):
             compiled_fn = tf.function(fn, jit_compile=jit_compile)

@@ -65,6 +65,7 @@ def validate_ppo(ppo):
     _validate_ranges(ppo)
     _validate_combinations(ppo)
     validate_dtype("ppo.dtype", ppo.dtype)
+    validate_dtype("ppo.rollout_dtype", ppo.rollout_dtype, auto=True)
     validate_dtype("ppo.update_dtype", ppo.update_dtype, auto=True)
     if ppo.native:
         required = dict(

@@ -29,8 +29,10 @@ MEAN_LENGTH = flags.DEFINE_integer(
 EPOCHS = flags.DEFINE_integer("epochs", 4, "Passes over the rollout in an update.")
 MINIBATCHES = flags.DEFINE_integer("minibatches", 4, "Optimizer steps of each pass.")
 CRITIC = flags.DEFINE_enum("critic", "shared", ["shared", "separate"], "Whether the critic has a trunk of its own.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "mixed_bfloat16"], "Of sampling and the reference.")
-UPDATE_DTYPE = flags.DEFINE_enum("update_dtype", "auto", ["auto", "float32", "mixed_bfloat16"], "Of the update.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "mixed_bfloat16"], "Of the models.")
+DTYPES = ["auto", "float32", "mixed_bfloat16"]
+ROLLOUT_DTYPE = flags.DEFINE_enum("rollout_dtype", "auto", DTYPES, "Of sampling and the reference.")
+UPDATE_DTYPE = flags.DEFINE_enum("update_dtype", "auto", DTYPES, "Of the update.")
 MODES = {"auto": None, "true": True, "false": False}
 COMPILE_SAMPLING = flags.DEFINE_enum(
     "compile_sampling", "auto", list(MODES), "Compile sampling and reference with XLA."
@@ -58,6 +60,7 @@ def make_config():
         num_minibatches=MINIBATCHES.value,
         critic=CRITIC.value,
         dtype=DTYPE.value,
+        rollout_dtype=ROLLOUT_DTYPE.value,
         update_dtype=UPDATE_DTYPE.value,
         jit_compile=MODES[COMPILE_UPDATE.value],
         native=MODES[NATIVE_UPDATE.value],
@@ -99,7 +102,8 @@ def main(argv):
     record = {
         **{flag.name: flag.value for flag in FLAGS_OF_A_RUN},
         "mean_response_length": length,
-        "computed_in": benchmark.dtype,
+        "sampled_in": benchmark.computation.rollout_dtype,
+        "updated_in": benchmark.computation.update_dtype,
         "startup_seconds": startup,
         "first_call_seconds": {phase: timing.first for phase, timing in timings.items()},
         "seconds": {phase: timing.seconds for phase, timing in timings.items()},
@@ -127,6 +131,7 @@ FLAGS_OF_A_RUN = (
     MINIBATCHES,
     CRITIC,
     DTYPE,
+    ROLLOUT_DTYPE,
     UPDATE_DTYPE,
     COMPILE_SAMPLING,
     NATIVE,

@@ -13,7 +13,7 @@
 
 namespace {
 
-enum { X, START, REAL, CACHES }; /* inputs */
+enum { X, START, REAL, CACHES };                       /* inputs */
 enum { MATRICES = 4, VECTORS = 8, BIAS_OF_INNER = 6 }; /* of a block; the vector as wide as the MLP */
 
 /* A block's weights: packed matrices, and vectors. */
@@ -95,8 +95,7 @@ static void attend(const bf16 *query, const bf16 *keys, const uint32_t *values, 
         sums[i] = _mm512_dpbf16_ps(sums[i], both, (__m512bh)value);
       }
     }
-    for (int i = 0; i < 4; i++)
-      store_rounded_some(context + j + i * LANES, (vec)sums[i] / sum, d - j - i * LANES);
+    for (int i = 0; i < 4; i++) store_rounded_some(context + j + i * LANES, (vec)sums[i] / sum, d - j - i * LANES);
   }
 }
 
@@ -284,9 +283,8 @@ static void compute_logits(void *kernel, TF_OpKernelContext *context) {
 #pragma omp parallel for schedule(dynamic, 4)
     for (int panel = 0; panel < panels_of(n); panel++) {
       float *to = logits + size_t(panel) * PANEL;
-      multiply_rows(
-          by_rows(rounded.data(), padded(d)), 0, rows, e + panel * panel_size(pairs), pairs,
-          [&](int r, vec low, vec high) { store_panel(to + size_t(r) * n, low, high, n - panel * PANEL); });
+      multiply_rows(by_rows(rounded.data(), padded(d)), 0, rows, e + panel * panel_size(pairs), pairs,
+                    [&](int r, vec low, vec high) { store_panel(to + size_t(r) * n, low, high, n - panel * PANEL); });
     }
     pthread_mutex_unlock(&cores);
     for (int r = 0; r < rows; r++) logits[size_t(r) * n + self->masked] += self->penalty;
