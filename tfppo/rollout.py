@@ -135,7 +135,7 @@ class RolloutCollector:
         native=None,
     ):
         dtype = dtype or policy.dtype_policy.name
-        states = partial(hidden_states, native) if native and dtype == "mixed_bfloat16" else None
+        computed_by = partial(hidden_states, native) if native and dtype == "mixed_bfloat16" else None
         self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
         self._lengths_vary, self._num_replicas = sampling.stop_at_eos, strategy.num_replicas_in_sync
         self.shaper = ScoreShaper(reward)
@@ -154,18 +154,18 @@ class RolloutCollector:
             return token_logprobs(logits, response_ids, sampling.temperature) * response_mask
 
         def ref_logprobs(prompt_ids, prompt_mask, response_ids, response_mask):
-            with computing_in(ref_model, dtype), computing_by(ref_model, states):
+            with computing_in(ref_model, dtype), computing_by(ref_model, computed_by):
                 logits = ref_model.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
             return logprobs_of(logits, response_ids, response_mask)
 
         def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
-            with computing_in(policy, dtype), computing_by(policy, states):
+            with computing_in(policy, dtype), computing_by(policy, computed_by):
                 logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
             logprobs = logprobs_of(logits, response_ids, response_mask)
             states = mask_after_last(response_mask) if reward.placement == "after_last" else response_mask
             return logprobs, values * states
 
-        jit_compile = False if states else resolve_jit_compile(sampling.jit_compile, dtype)
+        jit_compile = False if computed_by else resolve_jit_compile(sampling.jit_compile, dtype)
 
         def compiled(fn):
             compiled_fn = tf.function(fn, jit_compile=jit_compile)

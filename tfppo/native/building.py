@@ -83,8 +83,8 @@ def native_ops(native, dtype):
         return ops
     if native:
         raise UserError(
-            f"sampling.native is True in {dtype}, but this processor has no AVX512_BF16, whose instructions that takes; "
-            f"set sampling.native to None, or sample in float32"
+            f"sampling.native is True in {dtype}, but this processor has no AVX512_BF16, which that takes; "
+            "set sampling.native to None, or sample in float32"
         )
     return None
 

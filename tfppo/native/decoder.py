@@ -1,4 +1,4 @@
-"""A policy's prefill and decoding steps through the native operations, with the same results to the dtype's rounding."""
+"""A policy's prefill and decoding steps through the native operations, with the same results but for rounding."""
 
 import tensorflow as tf
 
