@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfppo.benchmark import Timing, make_tokenizer, shares_of_ceiling, stop_at_random, timed
 from tfppo.config import Config, ModelConfig, PpoConfig, SamplingConfig
 from tfppo.models.language_model import LanguageModel
+from tfppo.native.building import Computation
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = ("--batch=4", "--prompt_length=3", "--response_length=5", "--epochs=1", "--minibatches=2", "--runs=1")
@@ -52,7 +53,8 @@ def test_shares_of_the_ceiling_by_hand():
     )
     ppo = PpoConfig(rollout_batch_size=2, num_minibatches=1, ppo_epochs=3)
     config = Config(model=model, sampling=SamplingConfig(response_length=2), ppo=ppo)
-    benchmark = SimpleNamespace(config=config, prompt_length=2, dtype="mixed_bfloat16")
+    computation = Computation("float32", "mixed_bfloat16", None)
+    benchmark = SimpleNamespace(config=config, prompt_length=2, computation=computation)
     ceilings = {"float32_gflops": 1e-9, "bfloat16_gflops": 2e-9, "copy_gb_per_second": 1e-9}  # 1, 2 and 1 a second
     timings = {phase: Timing(0.0, 1000.0) for phase in ("sampling", "reference", "update")}
     shares = shares_of_ceiling(benchmark, timings, ceilings)
@@ -64,6 +66,11 @@ def test_shares_of_the_ceiling_by_hand():
     row = 3 * 24 + 2 * (32 + 4 * 2 * 3 + 20)
     assert shares["reference"] == pytest.approx(2 * row / 1000)
     assert shares["update"] == pytest.approx(3 * 3 * 2 * row / 2 / 1000)
+    # In bfloat16, half the bytes are 124, and the products, at twice the rate, need 100.
+    benchmark.computation = Computation("mixed_bfloat16", "mixed_bfloat16", None)
+    shares = shares_of_ceiling(benchmark, timings, ceilings)
+    assert shares["sampling"] == pytest.approx((48 + 32 + 16 + 20 + 124) / 1000)
+    assert shares["reference"] == pytest.approx(row / 1000)
 
 
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):

@@ -357,6 +357,7 @@ BAD = [
     ({"ppo__ratio_tolerance": -1.0}, "ppo.ratio_tolerance", "-1.0", "None for off"),
     ({"ppo__rollout_batch_size": 1, "ppo__num_minibatches": 1}, "ppo.rollout_batch_size", "1", "at least 2 episodes"),
     ({"ppo__dtype": "bfloat16"}, "ppo.dtype", "'bfloat16'", "float32, mixed_bfloat16"),
+    ({"ppo__rollout_dtype": "half"}, "ppo.rollout_dtype", "'half'", "auto, float32, mixed_bfloat16"),
     ({"ppo__update_dtype": "bfloat16"}, "ppo.update_dtype", "'bfloat16'", "auto, float32, mixed_bfloat16"),
     ({"ppo__native": True}, "ppo.update_dtype", "'auto'", "ppo.native"),
     ({**NATIVE_UPDATE, "ppo__trainable_blocks": 1}, "ppo.trainable_blocks", "1", "ppo.native"),

@@ -13,6 +13,7 @@ from tfppo.distribute import make_strategy
 from tfppo.learner import Learner
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.native.building import native_ops
 from tfppo.rewards.scoring import TextReward
 from tfppo.rollout import RolloutCollector, by_length, first_stop_mask
 from tfppo.seeds import seed_for
@@ -47,14 +48,22 @@ def models():
     return policy, made[1]
 
 
-def make_collector(reward, stop_at_eos, rewards=None):
+def make_collector(reward, stop_at_eos, rewards=None, native=None, dtype=None, ops=None):
     sampling = SamplingConfig(
-        response_length=RESPONSE, temperature=TEMPERATURE, stop_at_eos=stop_at_eos, jit_compile=False
+        response_length=RESPONSE, temperature=TEMPERATURE, stop_at_eos=stop_at_eos, jit_compile=False, native=native
     )
     rewards = rewards or [TextReward("byte_sum", byte_sum)]
     policy, ref_model = models()
     return RolloutCollector(
-        policy, ref_model, sampling, reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
+        policy,
+        ref_model,
+        sampling,
+        reward,
+        tokenizer=Tokenizer([]),
+        rewards=rewards,
+        strategy=strategy(),
+        dtype=dtype,
+        native=ops,
     )
 
 
@@ -82,6 +91,28 @@ def full_forward(prompt, response):
         normal = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
         logprobs.append(normal[np.arange(len(response)), response])
     return *logprobs, np.asarray(values, np.float64)[0, len(prompt) - 1 :]
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_in_bfloat16_all_of_a_rollout_is_of_one_dtype(native):
+    ops = native_ops(None, "mixed_bfloat16") if native else None
+    if native and ops is None:
+        pytest.skip("the processor does not multiply bfloat16 numbers")
+    collector = make_collector(RewardConfig(), True, native=native, dtype="mixed_bfloat16", ops=ops)
+    rollout = collector.collect(prompts(), tf.constant([3, 4])).rollout
+    replayed = collector.replay(prompts(), rollout.response_ids, rollout.response_mask).rollout
+    errors = {"sampled": [], "reference": [], "value": [], "replayed": []}
+    for row, prompt in enumerate(prompt_rows()):
+        size = int(rollout.response_mask[row].numpy().sum())
+        response = rollout.response_ids[row, :size].numpy().tolist()
+        logprobs, ref_logprobs, values = full_forward(prompt, response)
+        errors["sampled"] += list(rollout.logprobs[row, :size] - logprobs)
+        errors["replayed"] += list(replayed.logprobs[row, :size] - logprobs)
+        errors["reference"] += list(rollout.ref_logprobs[row, :size] - ref_logprobs)
+        errors["value"] += list(rollout.values[row, :size] - values[:size])
+    for name, of_tokens in errors.items():  # those of float32 are a thousand times smaller
+        assert 1e-4 < np.abs(of_tokens).max() < 0.1, name
+    assert np.abs(rollout.logprobs - replayed.logprobs).max() < 0.1
 
 
 def n_plus_targets(ids, logprobs, ref_logprobs, values, scores, config):

@@ -68,11 +68,32 @@ MUTATIONS = (
         NATIVE,
     ),
     Mutation(
-        "low_halves_dropped_in_products_of_tiles",  # on processors with matrix tiles
-        "native/tiles.h",
-        "_tile_loadd(6, panel[0].low, side);",
-        "_tile_zero(6);",
+        "pads_attended_to_in_native_sampling_in_bfloat16",
+        "native/sampling_bfloat16.cc",
+        "visible |= uint32_t(seen[first + s]) << s;",
+        "visible |= 1u << s;",
         NATIVE,
+    ),
+    Mutation(
+        "values_of_odd_slots_lost_in_bfloat16",
+        "native/sampling_bfloat16.cc",
+        "if (slot % 2)",
+        "if (false)",
+        NATIVE,
+    ),
+    Mutation(
+        "rollouts_sampled_in_float32",
+        "rollout.py",
+        "with computing_in(policy, dtype):\n                return",
+        "with computing_in(policy, policy.dtype_policy.name):\n                return",
+        "tests/test_rollout.py",
+    ),
+    Mutation(
+        "reference_computed_in_float32",
+        "rollout.py",
+        "with computing_in(ref_model, dtype), computing_by(ref_model, computed_by):",
+        "with computing_in(ref_model, ref_model.dtype_policy.name):",
+        "tests/test_rollout.py",
     ),
     Mutation(
         "pads_attended_to_in_native_sampling",

@@ -2,10 +2,13 @@
 
 import os
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from absl import logging
 
+from tfppo import distribute
+from tfppo.config import PpoConfig, SamplingConfig
 from tfppo.errors import UserError
 from tfppo.native import building
 
@@ -68,5 +71,32 @@ def test_insisting_without_a_compiler_is_refused(fresh, monkeypatch, reason):
 
 def test_who_wants_none_gets_none_and_nothing_is_built(fresh, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
+    monkeypatch.setattr(building, "has_fast_bfloat16", lambda: False)
     assert building.native_ops(False, "float32") is None
     assert building.native_ops(None, "mixed_bfloat16") is None
+
+
+def test_in_bfloat16_a_processor_has_to_multiply_it(monkeypatch):
+    monkeypatch.setattr(building, "_load", lambda: (object(), None))  # built for a processor without AVX512_BF16
+    monkeypatch.setattr(building, "has_fast_bfloat16", lambda: True)
+    assert building.native_ops(None, "mixed_bfloat16") is None
+    with pytest.raises(UserError, match="sampling.native is True in mixed_bfloat16.*AVX512_BF16.*None.*float32"):
+        building.native_ops(True, "mixed_bfloat16")
+
+
+def test_rollouts_are_computed_as_the_update_is(monkeypatch):
+    def computation(width=256, rollout="auto", update="auto", dtype="float32", sampling=None, **changes):
+        ppo = PpoConfig(rollout_dtype=rollout, update_dtype=update, dtype=dtype, **changes)
+        return building.resolve_computation(ppo, SamplingConfig(native=sampling), width)
+
+    ops = SimpleNamespace(tfppo_trunk=None)
+    monkeypatch.setattr(building, "_load", lambda: (ops, None))
+    for module in (building, distribute):
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
+    assert computation() == ("mixed_bfloat16", "mixed_bfloat16", ops)
+    assert computation(width=128) == ("float32", "float32", None)
+    assert computation(update="float32") == ("float32", "float32", None)
+    assert computation(rollout="float32") == ("float32", "mixed_bfloat16", ops)
+    assert computation(sampling=False) == ("float32", "mixed_bfloat16", ops)
+    assert computation(native=False) == ("float32", "mixed_bfloat16", None)
+    assert computation(native=False, rollout="mixed_bfloat16") == ("mixed_bfloat16", "mixed_bfloat16", None)
