@@ -9,6 +9,7 @@ import tensorflow as tf
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.distribute import check_divides, resolve_jit_compile, share_of_replica
 from tfppo.models.precision import casting_once, compiling_activations, computing_by, computing_in, recomputing_blocks
+from tfppo.native.head import logprobs_and_entropies
 from tfppo.native.trunk import hidden_states
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.lengths import LENGTH_PARTS, at_places, bucket_of
@@ -41,18 +42,27 @@ APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 
 
 def ppo_loss(logits, values, batch: Targets, weights, config: PpoConfig, temperature, policy_coef):
+    """The loss of some rows of a minibatch, and STEP_STATISTICS, of their logits [b, R, V].
+
+    The other arguments, and what it returns, are those of `loss_of_tokens`.
+    """
+    logprobs = token_logprobs(logits, batch.response_ids, temperature)
+    entropies = entropy(logits if config.entropy_coef else tf.stop_gradient(logits), temperature)
+    return loss_of_tokens(logprobs, entropies, values, batch, weights, config, policy_coef)
+
+
+def loss_of_tokens(logprobs, entropies, values, batch: Targets, weights, config: PpoConfig, policy_coef):
     """The loss of some rows of a minibatch, and STEP_STATISTICS, as shares of the whole minibatch's.
 
     Each token enters with its weight in the whole minibatch: however a minibatch is cut, over replicas or accumulation
     steps, the shares add up to the same loss.
     Args:
-        logits [b, R, V], values [b, R]: the policy's, of the states in which each response token was chosen.
+        logprobs, entropies, values [b, R]: the policy's, of the states in which each response token was chosen.
         weights: three [b, R]: of the policy's losses, of the statistics (mean over tokens), of the critic's loss.
         policy_coef: 0 while the critic alone learns, else 1.
     Returns: (loss, ([8] statistics, largest |ratio - 1| of these rows)).
     """
     policy_weights, token_means, critic_weights = weights
-    logprobs = token_logprobs(logits, batch.response_ids, temperature)
     ratio = importance_ratio(logprobs, batch.old_logprobs)
     surrogate = clipped_surrogate_loss(
         ratio,
@@ -62,7 +72,6 @@ def ppo_loss(logits, values, batch: Targets, weights, config: PpoConfig, tempera
         dual_clip=config.dual_clip,
     )
     value_errors = clipped_value_loss(values, batch.old_values, batch.returns, value_clip_range=config.value_clip_range)
-    entropies = entropy(logits if config.entropy_coef else tf.stop_gradient(logits), temperature)
 
     policy_loss = masked_sum(surrogate, policy_weights)
     value_loss = masked_sum(value_errors, critic_weights)
@@ -186,12 +195,12 @@ class Learner:
         self.lengths_vary = lengths_vary
         self.dtype = dtype or policy.dtype_policy.name
         jit_compile = resolve_jit_compile(config.jit_compile, self.dtype)
-        self._hidden_states = native and partial(hidden_states, native)
+        self._native, self._hidden_states = native, native and partial(hidden_states, native)
         self._checkpointing = nullcontext
         if config.gradient_checkpointing:
             self._checkpointing = partial(recomputing_blocks, policy, compiled=jit_compile)
         self._micro_gradients = tf.function(self._micro_gradients_eagerly, jit_compile=jit_compile)
-        self._output_gradients = tf.function(self._output_gradients_eagerly, jit_compile=True)
+        self._output_gradients = tf.function(self._output_gradients_eagerly, jit_compile=native is None)
         self.update = tf.function(self._update)
 
     def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0):
@@ -309,25 +318,35 @@ class Learner:
             self._checkpointing(),
             casting_once(policy) as copies,
         ):
+            sequences = batch[:4]
+            if places is not None:
+                responses = tf.nest.map_structure(lambda tensor: at_places(tensor, places), (batch[2:], weights))
+                batch, weights = Targets(*batch[:2], *responses[0]), responses[1]
             copies = [copies.get(id(variable)) for variable in self.variables]
             variables = [variable.value for variable in self.variables]
             # Nothing else is watched: so the backward pass ends at the lowest block that learns.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch([*variables, *(copy for copy in copies if copy is not None)])
-                outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef, places=places)
-            if places is not None:
-                responses = tf.nest.map_structure(lambda tensor: at_places(tensor, places), (batch[2:], weights))
-                batch, weights = Targets(*batch[:2], *responses[0]), responses[1]
+                states = dict(trunk_coef=policy_coef, places=places)
+                if self._native is None:
+                    outputs = policy.response_outputs(*sequences, **states)
+                else:
+                    hidden, values = policy.response_states(*sequences, **states)
+                    tokens = (self._native, policy.language_model, hidden, batch.response_ids, self.temperature)
+                    outputs = (*logprobs_and_entropies(*tokens), values)
             output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
             return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
 
     def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):
-        """Gradients of the loss with respect to logits and values, and the statistics.
+        """Gradients of the loss with respect to its outputs, and the statistics.
 
-        Compiled as one piece even where the products around it are not: of the logits, the largest array of the step,
-        it makes one pass, and no float32 copy of them is kept.
+        Outputs are logits and values, or of the native operations log-probabilities, entropies and values. Logits, the
+        largest array of the step, are compiled for: of them it makes one pass, and no float32 copy of them is kept.
         """
         with tf.GradientTape() as tape:
             tape.watch(outputs)
-            loss, statistics = ppo_loss(*outputs, batch, weights, self.config, self.temperature, policy_coef)
-        return tape.gradient(loss, outputs), statistics
+            if len(outputs) == 2:
+                loss, statistics = ppo_loss(*outputs, batch, weights, self.config, self.temperature, policy_coef)
+            else:
+                loss, statistics = loss_of_tokens(*outputs, batch, weights, self.config, policy_coef)
+        return tape.gradient(loss, outputs, unconnected_gradients="zero"), statistics

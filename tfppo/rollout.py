@@ -12,6 +12,7 @@ from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows, resolve_jit_compile
 from tfppo.models.precision import computing_by, computing_in
 from tfppo.native.building import native_ops
+from tfppo.native.head import logprobs_and_entropies
 from tfppo.native.trunk import hidden_states
 from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import token_logprobs
@@ -150,18 +151,26 @@ class RolloutCollector:
         )
 
         @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
-        def logprobs_of(logits, response_ids, response_mask):
-            return token_logprobs(logits, response_ids, sampling.temperature) * response_mask
+        def logprobs_of_logits(logits, response_ids):
+            return token_logprobs(logits, response_ids, sampling.temperature)
+
+        def logprobs_of(language_model, hidden, response_ids, response_mask):
+            if computed_by is None:
+                logprobs = logprobs_of_logits(language_model.logits(hidden), response_ids)
+            else:
+                chosen = (native, language_model, hidden, response_ids, sampling.temperature)
+                logprobs, _ = logprobs_and_entropies(*chosen, with_gradient=False)
+            return logprobs * response_mask
 
         def ref_logprobs(prompt_ids, prompt_mask, response_ids, response_mask):
+            batch = prompt_ids, prompt_mask, response_ids, response_mask
             with computing_in(ref_model, dtype), computing_by(ref_model, computed_by):
-                logits = ref_model.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
-            return logprobs_of(logits, response_ids, response_mask)
+                return logprobs_of(ref_model, ref_model.trunk.response_states(*batch), response_ids, response_mask)
 
         def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
             with computing_in(policy, dtype), computing_by(policy, computed_by):
-                logits, values = policy.response_outputs(prompt_ids, prompt_mask, response_ids, response_mask)
-            logprobs = logprobs_of(logits, response_ids, response_mask)
+                hidden, values = policy.response_states(prompt_ids, prompt_mask, response_ids, response_mask)
+                logprobs = logprobs_of(policy.language_model, hidden, response_ids, response_mask)
             states = mask_after_last(response_mask) if reward.placement == "after_last" else response_mask
             return logprobs, values * states
 

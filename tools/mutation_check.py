@@ -31,7 +31,7 @@ ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE, REWARD_MODEL
     for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture", "reward_model")
 )
 
-NATIVE, TRAINING = "tests/native/test_decoder.py", "tests/native/test_trunk.py"
+NATIVE, TRAINING, HEAD = (f"tests/native/test_{part}.py" for part in ("decoder", "trunk", "head"))
 
 
 class Mutation(NamedTuple):
@@ -80,6 +80,20 @@ MUTATIONS = (
         "if (slot % 2)",
         "if (false)",
         NATIVE,
+    ),
+    Mutation(
+        "temperature_dropped_in_the_native_heads_gradient",
+        "native/head.cc",
+        "store_rounded(kept + j, gradient * scale);",
+        "store_rounded(kept + j, gradient);",
+        HEAD,
+    ),
+    Mutation(
+        "chosen_token_dropped_in_the_native_heads_gradient",
+        "native/head.cc",
+        "gradient[token - j] += dlogprob;",
+        "gradient[token - j] += 0;",
+        HEAD,
     ),
     Mutation(
         "rollouts_sampled_in_float32",

@@ -68,9 +68,19 @@ class Policy(keras.Model):
     def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
         """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
 
+        The arguments are those of `response_states`.
+        """
+        hidden, values = self.response_states(
+            prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=trunk_coef, places=places
+        )
+        return self.language_model.logits(hidden), values
+
+    def response_states(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
+        """Hidden states [B, R, D] in which each response token was chosen, and their values [B, R].
+
         Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R]; trunk_coef scales
             the gradient that flows from the values into a shared trunk (None: as it is); places int [N]: of which
-            of the B x R states, row after row, logits [N, 1, V] and values [N, 1] are wanted (None: of all).
+            of the B x R states, row after row, states [N, 1, D] and values [N, 1] are wanted (None: of all).
         """
         batch = (prompt_ids, prompt_mask, response_ids, response_mask)
         hidden = self.language_model.trunk.response_states(*batch)
@@ -83,7 +93,7 @@ class Policy(keras.Model):
             critic_hidden = coef * hidden + (1 - coef) * tf.stop_gradient(hidden)
         if places is not None:
             hidden, critic_hidden = at_places(hidden, places), at_places(critic_hidden, places)
-        return self.language_model.logits(hidden), self.values_of(critic_hidden)
+        return hidden, self.values_of(critic_hidden)
 
     def critic_variables(self):
         """The variables that only the values depend on: the head, and a separate critic's trunk."""

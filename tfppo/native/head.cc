@@ -1,0 +1,266 @@
+/* Two TensorFlow operations for the log-probabilities of chosen tokens, by products of bfloat16 numbers:
+
+   TfppoHead          of hidden states and the token embedding: log-probabilities and entropies of their tokens
+   TfppoHeadGradient  the gradients of states and embedding
+
+   Sums and softmax are float32 and come from each panel of logits as it is computed; for the gradient, logits are kept
+   as float16, and what leaves them is bfloat16. */
+#ifdef __AVX512BF16__
+#include "memory.h"
+#include "operations.h"
+#include "rounded.h"
+
+namespace {
+
+enum { GROUP = 8 }; /* panels whose softmax is summed together, so that threads don't matter */
+
+/* Numbers x of a row, of which the largest is `most`: the sums of exp(x - most), and of (x - most) times that. */
+struct Softmax {
+  float most, sum, moment;
+};
+struct Softmaxes { /* lane by lane */
+  vec most, sum, moment;
+};
+
+const float LOWEST = -1e30f;
+
+INLINE vec weight_of(vec x) { return x < -87.0f ? (vec){} : exp_of(x); } /* below, nothing that float32 can tell */
+INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
+
+/* Makes the largest number one that is at least as large. */
+INLINE void rebase(Softmaxes &s, vec most) {
+  const vec down = s.most - most, factor = weight_of(down);
+  s.moment = factor * (s.moment + (factor == 0.0f ? (vec){} : down) * s.sum);
+  s.sum *= factor, s.most = most;
+}
+
+INLINE void add(Softmaxes &s, vec low, vec high) {
+  rebase(s, larger(s.most, larger(low, high)));
+  low -= s.most, high -= s.most;
+  const vec of_low = weight_of(low), of_high = weight_of(high);
+  s.sum += of_low + of_high, s.moment += low * of_low + high * of_high;
+}
+
+/* The softmax of all lanes' numbers together. */
+static Softmax merged(Softmaxes s) {
+  const float most = _mm512_reduce_max_ps((__m512)s.most);
+  rebase(s, (vec){} + most);
+  return {most, sum_of(s.sum), sum_of(s.moment)};
+}
+
+struct Head {
+  float temperature, penalty;
+  int32_t masked, keep;
+  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
+    attribute(construction, "temperature", &temperature, status), attribute(construction, "penalty", &penalty, status);
+    attribute(construction, "masked", &masked, status), attribute(construction, "keep", &keep, status);
+  }
+};
+
+/* Sizes: of states [N, D] and embedding [V, D]. */
+struct Sizes {
+  int rows, width, tokens;
+  int groups() const { return (panels_of(tokens) + GROUP - 1) / GROUP; }
+};
+
+static void round_rows(const float *x, int rows, int d, bf16 *to) {
+#pragma omp for schedule(static)
+  for (int r = 0; r < rows; r++) round_row(x + size_t(r) * d, d, to + r * padded(d));
+}
+
+/* 16 logits, divided by the temperature, as the softmax takes them: the masked one lowered, and none beyond the last.
+ */
+INLINE vec prepared(vec logits, int first, const Head &self, int tokens, float scale) {
+  if (self.masked >= first && self.masked < first + LANES) logits[self.masked - first] += self.penalty;
+  const __m512 none = _mm512_set1_ps(LOWEST);
+  return (vec)_mm512_mask_mov_ps(none, first_lanes(tokens - first), (__m512)(logits * scale));
+}
+
+INLINE void store_half(uint16_t *to, vec x) {
+  _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+INLINE vec load_half(const uint16_t *from) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+
+/* logprobs and entropies [N] of the tokens, and of each row log(sum(exp(logits))); `kept` [N, padded(V)] may be null.
+ */
+static void forward(const Head &self, const Sizes &s, const float *x, const bf16 *e, const int32_t *tokens,
+                    float *logprobs, float *entropies, float *totals, uint16_t *kept) {
+  const int d = s.width, pairs = pairs_of(d), groups = s.groups();
+  const size_t own = panel_size(pairs + LANES) * sizeof(uint32_t) + s.rows * sizeof(Softmaxes) + 64;
+  const float scale = 1.0f / self.temperature;
+  Room sizes = {nullptr};
+  sizes.take<bf16>(s.rows * padded(d)), sizes.take<Softmax>(size_t(groups) * s.rows);
+  pthread_mutex_lock(&cores);
+  Room shared = {workspace(sizes.size + (own + 64) * omp_get_max_threads())};
+  bf16 *rounded = shared.take<bf16>(s.rows * padded(d));
+  Softmax *parts = shared.take<Softmax>(size_t(groups) * s.rows);
+#pragma omp parallel
+  {
+    Room room = {shared.at + shared.size + (own + 64) / 64 * 64 * omp_get_thread_num()};
+    uint32_t *panel = room.take<uint32_t>(panel_size(pairs + LANES));
+    Softmaxes *rows = room.take<Softmaxes>(s.rows);
+    round_rows(x, s.rows, d, rounded);
+#pragma omp for schedule(dynamic, 1)
+    for (int group = 0; group < groups; group++) {
+      for (int r = 0; r < s.rows; r++) rows[r] = {(vec){} + LOWEST, (vec){}, (vec){}};
+      for (int j = group * GROUP * PANEL; j < minimum(s.tokens, (group + 1) * GROUP * PANEL); j += PANEL) {
+        pack_transposed(e + size_t(j) * d, d, minimum(PANEL, s.tokens - j), d, panel);
+        multiply_rows(by_rows(rounded, padded(d)), 0, s.rows, panel, pairs, [&](int r, vec low, vec high) {
+          low = prepared(low, j, self, s.tokens, scale), high = prepared(high, j + LANES, self, s.tokens, scale);
+          const int chosen = tokens[r] - j;
+          if (chosen >= 0 && chosen < PANEL) logprobs[r] = chosen < LANES ? low[chosen] : high[chosen - LANES];
+          add(rows[r], low, high);
+          if (!kept) return;
+          store_half(kept + r * padded(s.tokens) + j, low), store_half(kept + r * padded(s.tokens) + j + LANES, high);
+        });
+      }
+      for (int r = 0; r < s.rows; r++) parts[size_t(r) * groups + group] = merged(rows[r]);
+    }
+#pragma omp for schedule(static)
+    for (int r = 0; r < s.rows; r++) {
+      const Softmax *mine = parts + size_t(r) * groups;
+      float most = LOWEST;
+      double sum = 0, moment = 0;
+      for (int i = 0; i < groups; i++) most = fmaxf(most, mine[i].most);
+      for (int i = 0; i < groups; i++) {
+        const double down = double(mine[i].most) - most, factor = exp(down);
+        sum += factor * mine[i].sum, moment += factor * (mine[i].moment + down * mine[i].sum);
+      }
+      totals[r] = most + float(log(sum));
+      logprobs[r] = logprobs[r] - totals[r], entropies[r] = log(sum) - moment / sum;
+    }
+  }
+  pthread_mutex_unlock(&cores);
+}
+
+/* Of one row, the logits' gradients, in place of what was kept of them: (bfloat16) from (float16). */
+static void logit_gradients(const Head &self, const Sizes &s, int token, float total, float entropy, float dlogprob,
+                            float dentropy, uint16_t *kept) {
+  const float scale = 1.0f / self.temperature;
+  for (int j = 0; j < s.tokens; j += LANES) {
+    const vec log_p = load_half(kept + j) - total, p = weight_of(log_p);
+    const vec finite = p == 0.0f ? (vec){} : log_p;
+    vec gradient = -p * (dlogprob + dentropy * (finite + entropy));
+    if (token >= j && token < j + LANES) gradient[token - j] += dlogprob;
+    store_rounded(kept + j, gradient * scale);
+  }
+  clear_end(kept, s.tokens);
+}
+
+/* dx [N, D] and de [V, D], of the gradients of log-probabilities and entropies; overwrites `kept`. */
+static void backward(const Head &self, const Sizes &s, const float *x, const bf16 *e, const int32_t *tokens,
+                     const float *totals, const float *entropies, const float *dlogprobs, const float *dentropies,
+                     uint16_t *kept, float *dx, bf16 *de) {
+  const int d = s.width, panels = panels_of(d), pairs = pairs_of(s.rows), deep = pairs_of(s.tokens);
+  const size_t ldv = padded(s.tokens), ldn = padded(s.rows);
+  const auto own = [&](Room &room, uint32_t **panel, bf16 **turned) {
+    *panel = room.take<uint32_t>(panel_size(deep)), *turned = room.take<bf16>(int(PANEL) * ldn);
+  };
+  uint32_t *panel;
+  bf16 *turned;
+  Room each = {nullptr}, sizes = {nullptr};
+  own(each, &panel, &turned);
+  sizes.take<bf16>(s.rows * padded(d)), sizes.take<uint32_t>(panels * panel_size(pairs));
+  pthread_mutex_lock(&cores);
+  Room shared = {workspace(sizes.size + each.size * omp_get_max_threads())};
+  bf16 *rounded = shared.take<bf16>(s.rows * padded(d));
+  uint32_t *packed = shared.take<uint32_t>(panels * panel_size(pairs));
+#pragma omp parallel private(panel, turned)
+  {
+    Room room = {shared.at + shared.size + each.size * omp_get_thread_num()};
+    own(room, &panel, &turned);
+    round_rows(x, s.rows, d, rounded);
+#pragma omp for schedule(static) nowait
+    for (int j = 0; j < d; j += PANEL)
+      pack_rows<PANEL>(rounded + j, padded(d), s.rows, d - j, packed + j / PANEL * panel_size(pairs));
+#pragma omp for schedule(static)
+    for (int r = 0; r < s.rows; r++)
+      logit_gradients(self, s, tokens[r], totals[r], entropies[r], dlogprobs[r], dentropies[r], kept + r * ldv);
+#pragma omp for schedule(dynamic, 4) nowait
+    for (int v = 0; v < s.tokens; v += PANEL) {
+      const int here = minimum(PANEL, s.tokens - v);
+      for (int i = 0; i < here; i += LANES) turn_columns(kept + v + i, ldv, s.rows, here - i, turned + i * ldn, ldn);
+      for (int j = 0; j < d; j += PANEL)
+        multiply_rows(by_rows(turned, ldn), 0, here, packed + j / PANEL * panel_size(pairs), pairs,
+                      [&](int i, vec low, vec high) { store_panel(de + size_t(v + i) * d + j, low, high, d - j); });
+    }
+    const Tasks tasks(s.rows, d);
+#pragma omp for schedule(dynamic, 1)
+    for (int task = 0; task < tasks.count(); task++) {
+      const int j = tasks.panel(task);
+      pack_rows<PANEL>(e + j, d, s.tokens, d - j, panel);
+      multiply_rows(by_rows(kept, ldv), tasks.first(task), tasks.end(task), panel, deep,
+                    [&](int r, vec low, vec high) { store_panel(dx + size_t(r) * d + j, low, high, d - j); });
+    }
+  }
+  pthread_mutex_unlock(&cores);
+}
+
+static Sizes sizes_of(const int64_t *x_dims, const int64_t *e_dims) {
+  return {int(x_dims[0]), int(x_dims[1]), int(e_dims[0])};
+}
+
+static void compute_head(void *kernel, TF_OpKernelContext *context) {
+  const Head *self = static_cast<const Head *>(kernel);
+  TF_Status *status = TF_NewStatus();
+  int64_t x_dims[2], e_dims[2];
+  const float *x = input<float>(context, 0, x_dims, status);
+  const bf16 *e = input<bf16>(context, 1, e_dims, status);
+  const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
+  if (TF_GetCode(status) == TF_OK) {
+    const Sizes s = sizes_of(x_dims, e_dims);
+    float *numbers[3];
+    for (int i = 0; i < 3; i++) numbers[i] = output<float>(context, i, TF_FLOAT, {s.rows}, status);
+    const int64_t kept_rows = self->keep ? s.rows : 0;
+    uint16_t *kept = output<uint16_t>(context, 3, TF_BFLOAT16, {kept_rows, int64_t(padded(s.tokens))}, status);
+    if (TF_GetCode(status) == TF_OK)
+      forward(*self, s, x, e, tokens, numbers[0], numbers[1], numbers[2], self->keep ? kept : nullptr);
+  }
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
+  TF_DeleteStatus(status);
+}
+
+static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
+  const Head *self = static_cast<const Head *>(kernel);
+  TF_Status *status = TF_NewStatus();
+  int64_t x_dims[2], e_dims[2], kept_dims[2];
+  const float *x = input<float>(context, 0, x_dims, status);
+  const bf16 *e = input<bf16>(context, 1, e_dims, status);
+  const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
+  const float *of_rows[4]; /* totals, entropies, and the gradients of log-probabilities and entropies */
+  for (int i = 0; i < 4; i++) of_rows[i] = input<float>(context, 3 + i, nullptr, status);
+  const uint16_t *kept = input<uint16_t>(context, 7, kept_dims, status);
+  if (TF_GetCode(status) == TF_OK) {
+    const Sizes s = sizes_of(x_dims, e_dims);
+    float *dx = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[1]}, status);
+    bf16 *de = output<bf16>(context, 1, TF_BFLOAT16, {e_dims[0], e_dims[1]}, status);
+    int from = 7, forwarded = -1;
+    TF_Tensor *room = TF_ForwardInputOrAllocateOutput(context, &from, 1, 2, kept_dims, 2, &forwarded, status);
+    if (TF_GetCode(status) == TF_OK) {
+      uint16_t *logits = static_cast<uint16_t *>(TF_TensorData(room));
+      if (logits != kept) memcpy(logits, kept, kept_dims[0] * kept_dims[1] * sizeof(uint16_t));
+      TF_DeleteTensor(room);
+      backward(*self, s, x, e, tokens, of_rows[0], of_rows[1], of_rows[2], of_rows[3], logits, dx, de);
+    }
+  }
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
+  TF_DeleteStatus(status);
+}
+
+}  // namespace
+
+__attribute__((constructor)) static void register_head_ops(void) {
+#ifdef __AMX_BF16__
+  if (!tiles_allowed()) return;
+#endif
+  const char *const attrs[] = {"temperature: float", "penalty: float", "masked: int", "keep: int", nullptr};
+  const char *const head_in[] = {"hidden: float", "embedding: bfloat16", "tokens: int32", nullptr};
+  const char *const head_out[] = {"logprobs: float", "entropies: float", "totals: float", "kept: bfloat16", nullptr};
+  define<Head>("TfppoHead", head_in, head_out, attrs, compute_head);
+  const char *const gradient_in[] = {"hidden: float",     "embedding: bfloat16", "tokens: int32",
+                                     "totals: float",     "entropies: float",    "dlogprobs: float",
+                                     "dentropies: float", "kept: bfloat16",      nullptr};
+  const char *const gradient_out[] = {"dhidden: float", "dembedding: bfloat16", "room: bfloat16", nullptr};
+  define<Head>("TfppoHeadGradient", gradient_in, gradient_out, attrs, compute_head_gradient);
+}
+#endif

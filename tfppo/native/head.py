@@ -1,0 +1,47 @@
+"""Log-probabilities of chosen tokens, their entropies and gradients through the native operations.
+
+Logits are float32 sums of products of bfloat16 numbers, and only float16 of them are kept, for the gradient.
+"""
+
+import tensorflow as tf
+
+from tfppo.models.precision import cast_matrices
+from tfppo.models.transformer import MASKED_SCORE
+
+
+def logprobs_and_entropies(ops, language_model, hidden, token_ids, temperature, with_gradient=True):
+    """As `token_logprobs` and `entropy` of the language model's logits: two float32 [...].
+
+    Call it where the model computes in mixed_bfloat16; the gradient of the embedding is bfloat16, and of its copy.
+
+    Args: ops: of `training_ops`; hidden [..., D]; token_ids int32 [...]; with_gradient: False keeps nothing for it.
+    """
+    (embedding,) = cast_matrices(language_model)
+    tokens = tf.reshape(token_ids, [-1])
+    attributes = dict(temperature=temperature, masked=language_model.pad_id, penalty=MASKED_SCORE)
+
+    @tf.custom_gradient
+    def head(hidden, embedding):
+        logprobs, entropies, totals, kept = ops.tfppo_head(
+            hidden=hidden, embedding=embedding, tokens=tokens, keep=int(with_gradient), **attributes
+        )
+
+        def gradient(dlogprobs, dentropies):
+            dhidden, dembedding, _ = ops.tfppo_head_gradient(
+                hidden=hidden,
+                embedding=embedding,
+                tokens=tokens,
+                totals=totals,
+                entropies=entropies,
+                dlogprobs=dlogprobs,
+                dentropies=dentropies,
+                kept=kept,
+                keep=1,
+                **attributes,
+            )
+            return dhidden, dembedding
+
+        return (logprobs, entropies), gradient
+
+    flat = tf.reshape(tf.cast(hidden, tf.float32), [-1, embedding.shape[1]])
+    return tuple(tf.reshape(part, tf.shape(token_ids)) for part in head(flat, embedding))
