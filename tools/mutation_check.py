@@ -68,7 +68,7 @@ MUTATIONS = (
         NATIVE,
     ),
     Mutation(
-        "pads_attended_to_in_native_sampling_in_bfloat16",
+        "pads_attended_to_in_bfloat16_sampling",
         "native/sampling_bfloat16.cc",
         "visible |= uint32_t(seen[first + s]) << s;",
         "visible |= 1u << s;",
@@ -82,14 +82,14 @@ MUTATIONS = (
         NATIVE,
     ),
     Mutation(
-        "temperature_dropped_in_the_native_heads_gradient",
+        "temperature_dropped_in_native_head",
         "native/head.cc",
         "store_rounded(kept + j, gradient * scale);",
         "store_rounded(kept + j, gradient);",
         HEAD,
     ),
     Mutation(
-        "chosen_token_dropped_in_the_native_heads_gradient",
+        "chosen_token_dropped_in_native_head",
         "native/head.cc",
         "gradient[token - j] += dlogprob;",
         "gradient[token - j] += 0;",
