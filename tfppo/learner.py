@@ -345,7 +345,7 @@ class Learner:
         """
         with tf.GradientTape() as tape:
             tape.watch(outputs)
-            if len(outputs) == 2:
+            if self._native is None:
                 loss, statistics = ppo_loss(*outputs, batch, weights, self.config, self.temperature, policy_coef)
             else:
                 loss, statistics = loss_of_tokens(*outputs, batch, weights, self.config, policy_coef)

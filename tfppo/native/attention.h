@@ -31,7 +31,7 @@ static Head head_in(Room &room, int n, int d, bool with_gradient) {
 
 static void pack_panels(const bf16 *from, size_t ld, int rows, int columns, uint32_t *to) {
   for (int j = 0; j < columns; j += PANEL)
-    pack_rows<PANEL>(from + j, ld, rows, minimum(PANEL, columns - j), to + (size_t)j * pairs_of(rows));
+    pack_rows(from + j, ld, rows, minimum(PANEL, columns - j), to + (size_t)j * pairs_of(rows));
 }
 
 static void pack_turned_panels(const bf16 *from, size_t ld, int rows, int columns, uint32_t *to) {

@@ -63,11 +63,6 @@ struct Sizes {
   int groups() const { return (panels_of(tokens) + GROUP - 1) / GROUP; }
 };
 
-static void round_rows(const float *x, int rows, int d, bf16 *to) {
-#pragma omp for schedule(static)
-  for (int r = 0; r < rows; r++) round_row(x + size_t(r) * d, d, to + r * padded(d));
-}
-
 /* 16 logits, divided by the temperature, as the softmax takes them: the masked one lowered, and none beyond the last.
  */
 INLINE vec prepared(vec logits, int first, const Head &self, int tokens, float scale) {
@@ -99,7 +94,7 @@ static void forward(const Head &self, const Sizes &s, const float *x, const bf16
     Room room = {shared.at + shared.size + (own + 64) / 64 * 64 * omp_get_thread_num()};
     uint32_t *panel = room.take<uint32_t>(panel_size(pairs + LANES));
     Softmaxes *rows = room.take<Softmaxes>(s.rows);
-    round_rows(x, s.rows, d, rounded);
+    round_rows(x, d, s.rows, d, rounded);
 #pragma omp for schedule(dynamic, 1)
     for (int group = 0; group < groups; group++) {
       for (int r = 0; r < s.rows; r++) rows[r] = {(vec){} + LOWEST, (vec){}, (vec){}};
@@ -169,10 +164,10 @@ static void backward(const Head &self, const Sizes &s, const float *x, const bf1
   {
     Room room = {shared.at + shared.size + each.size * omp_get_thread_num()};
     own(room, &panel, &turned);
-    round_rows(x, s.rows, d, rounded);
+    round_rows(x, d, s.rows, d, rounded);
 #pragma omp for schedule(static) nowait
     for (int j = 0; j < d; j += PANEL)
-      pack_rows<PANEL>(rounded + j, padded(d), s.rows, d - j, packed + j / PANEL * panel_size(pairs));
+      pack_rows(rounded + j, padded(d), s.rows, d - j, packed + j / PANEL * panel_size(pairs));
 #pragma omp for schedule(static)
     for (int r = 0; r < s.rows; r++)
       logit_gradients(self, s, tokens[r], totals[r], entropies[r], dlogprobs[r], dentropies[r], kept + r * ldv);
@@ -188,7 +183,7 @@ static void backward(const Head &self, const Sizes &s, const float *x, const bf1
 #pragma omp for schedule(dynamic, 1)
     for (int task = 0; task < tasks.count(); task++) {
       const int j = tasks.panel(task);
-      pack_rows<PANEL>(e + j, d, s.tokens, d - j, panel);
+      pack_rows(e + j, d, s.tokens, d - j, panel);
       multiply_rows(by_rows(kept, ldv), tasks.first(task), tasks.end(task), panel, deep,
                     [&](int r, vec low, vec high) { store_panel(dx + size_t(r) * d + j, low, high, d - j); });
     }
@@ -223,25 +218,19 @@ static void compute_head(void *kernel, TF_OpKernelContext *context) {
 static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
   const Head *self = static_cast<const Head *>(kernel);
   TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2], e_dims[2], kept_dims[2];
+  int64_t x_dims[2], e_dims[2];
   const float *x = input<float>(context, 0, x_dims, status);
   const bf16 *e = input<bf16>(context, 1, e_dims, status);
   const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
   const float *of_rows[4]; /* totals, entropies, and the gradients of log-probabilities and entropies */
   for (int i = 0; i < 4; i++) of_rows[i] = input<float>(context, 3 + i, nullptr, status);
-  const uint16_t *kept = input<uint16_t>(context, 7, kept_dims, status);
+  uint16_t *kept = overwritten<uint16_t>(context, 7, 2, TF_BFLOAT16, {x_dims[0], int64_t(padded(e_dims[0]))}, status);
   if (TF_GetCode(status) == TF_OK) {
     const Sizes s = sizes_of(x_dims, e_dims);
     float *dx = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[1]}, status);
     bf16 *de = output<bf16>(context, 1, TF_BFLOAT16, {e_dims[0], e_dims[1]}, status);
-    int from = 7, forwarded = -1;
-    TF_Tensor *room = TF_ForwardInputOrAllocateOutput(context, &from, 1, 2, kept_dims, 2, &forwarded, status);
-    if (TF_GetCode(status) == TF_OK) {
-      uint16_t *logits = static_cast<uint16_t *>(TF_TensorData(room));
-      if (logits != kept) memcpy(logits, kept, kept_dims[0] * kept_dims[1] * sizeof(uint16_t));
-      TF_DeleteTensor(room);
-      backward(*self, s, x, e, tokens, of_rows[0], of_rows[1], of_rows[2], of_rows[3], logits, dx, de);
-    }
+    if (TF_GetCode(status) == TF_OK)
+      backward(*self, s, x, e, tokens, of_rows[0], of_rows[1], of_rows[2], of_rows[3], kept, dx, de);
   }
   if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
@@ -250,9 +239,7 @@ static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
 }  // namespace
 
 __attribute__((constructor)) static void register_head_ops(void) {
-#ifdef __AMX_BF16__
-  if (!tiles_allowed()) return;
-#endif
+  if (!products_allowed()) return;
   const char *const attrs[] = {"temperature: float", "penalty: float", "masked: int", "keep: int", nullptr};
   const char *const head_in[] = {"hidden: float", "embedding: bfloat16", "tokens: int32", nullptr};
   const char *const head_out[] = {"logprobs: float", "entropies: float", "totals: float", "kept: bfloat16", nullptr};

@@ -4,6 +4,7 @@
 
 #include <omp.h>
 #include <pthread.h>
+#include <string.h>
 
 #include <vector>
 
@@ -42,6 +43,23 @@ static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const st
   TF_Tensor *tensor = TF_AllocateOutput(context, n, dtype, dims.data(), dims.size(), size, status);
   if (TF_GetCode(status) != TF_OK) return nullptr;
   T *data = static_cast<T *>(TF_TensorData(tensor));
+  TF_DeleteTensor(tensor);
+  return data;
+}
+
+/* An output to write into: the input `from` itself where nobody else needs it, else a copy; of input -1, a new one. */
+template <typename T>
+static T *overwritten(TF_OpKernelContext *context, int from, int to, TF_DataType dtype,
+                      const std::vector<int64_t> &dims, TF_Status *status) {
+  if (from < 0) return output<T>(context, to, dtype, dims, status);
+  int forwarded = -1;
+  const T *old = input<T>(context, from, nullptr, status);
+  if (!old) return nullptr;
+  TF_Tensor *tensor =
+      TF_ForwardInputOrAllocateOutput(context, &from, 1, to, dims.data(), dims.size(), &forwarded, status);
+  if (TF_GetCode(status) != TF_OK) return nullptr;
+  T *data = static_cast<T *>(TF_TensorData(tensor));
+  if (data != old) memcpy(data, old, TF_TensorByteSize(tensor));
   TF_DeleteTensor(tensor);
   return data;
 }

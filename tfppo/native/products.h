@@ -25,6 +25,15 @@ enum {
 #endif
 };
 
+/* Whether this process may multiply them: matrix tiles have to be asked for. */
+INLINE bool products_allowed() {
+#ifdef __AMX_BF16__
+  return tiles_allowed();
+#else
+  return true;
+#endif
+}
+
 /* Rows of bfloat16 matrices lie this far apart: whole panels, and not by a power of 2. */
 INLINE size_t padded(size_t n) { return (n + PANEL - 1) / PANEL * PANEL + PANEL; }
 /* Of a packed matrix's panel of up to PANEL columns, the size in pairs. */
@@ -66,17 +75,17 @@ INLINE __m512i paired(__m256i first, __m256i second) {
   return _mm512_or_si512(_mm512_cvtepu16_epi32(first), _mm512_slli_epi32(_mm512_cvtepu16_epi32(second), 16));
 }
 
-/* Packs [rows, columns] of float or bf16 into pairs of rows: to[p, j] = (from[2p, j], from[2p + 1, j]), j < W.
+/* Packs [rows, columns] of float or bf16 into pairs of rows: to[p, j] = (from[2p, j], from[2p + 1, j]), j < PANEL.
 
    What lies beyond the rows and columns is 0. */
-template <int W, typename T>
+template <typename T>
 static void pack_rows(const T *from, size_t ld, int rows, int columns, uint32_t *to) {
-  for (int r = 0; r < 2 * pairs_of(rows); r += 2, to += W) {
+  for (int r = 0; r < 2 * pairs_of(rows); r += 2, to += PANEL) {
     const T *first = from + r * ld;
-    for (int j = 0; j < W; j += LANES) {
+    for (int j = 0; j < PANEL; j += LANES) {
       const __m256i second = some_rounded(first + ld + j, r + 1 < rows ? columns - j : 0);
       const __m512i pairs = paired(some_rounded(first + j, r < rows ? columns - j : 0), second);
-      _mm512_mask_storeu_epi32(to + j, first_lanes(W - j), pairs);
+      _mm512_storeu_si512(to + j, pairs);
     }
   }
 }

@@ -94,26 +94,6 @@ static void run_block(const Batch *b, const Block *w, int is_last, float *keys, 
   project(b->inner, rows, b->hidden, w->back, b->width, w->back_bias, ADD, b->x);
 }
 
-/* A cache to write into: the input itself where nobody else needs it, else a copy; of input -1, a new one. */
-static float *cache_output(TF_OpKernelContext *context, int from, int to, const int64_t dims[4], TF_Status *status) {
-  const size_t size = dims[0] * dims[1] * dims[2] * dims[3] * sizeof(float);
-  const float *old = nullptr;
-  TF_Tensor *tensor = nullptr;
-  if (from < 0) {
-    tensor = TF_AllocateOutput(context, to, TF_FLOAT, dims, 4, size, status);
-  } else {
-    int forwarded = -1;
-    old = input<float>(context, from, nullptr, status);
-    if (!old) return nullptr;
-    tensor = TF_ForwardInputOrAllocateOutput(context, &from, 1, to, dims, 4, &forwarded, status);
-  }
-  if (TF_GetCode(status) != TF_OK) return nullptr;
-  float *data = static_cast<float *>(TF_TensorData(tensor));
-  if (old && data != old) memcpy(data, old, size);
-  TF_DeleteTensor(tensor);
-  return data;
-}
-
 static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   const Extend *self = static_cast<const Extend *>(kernel);
   TF_Status *status = TF_NewStatus();
@@ -127,9 +107,9 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   const bool *real = input<bool>(context, REAL, real_dims, status);
   for (int i = 0; i < num_weights; i++)
     w[i] = input<float>(context, TF_NumInputs(context) - num_weights + i, i == INNER ? inner_dims : nullptr, status);
-  const int64_t cache_dims[] = {x_dims[0], self->heads, real_dims[1], x_dims[2] / self->heads};
+  const std::vector<int64_t> cache_dims = {x_dims[0], self->heads, real_dims[1], x_dims[2] / self->heads};
   for (size_t i = 0; i < caches.size() && TF_GetCode(status) == TF_OK; i++)
-    caches[i] = cache_output(context, is_new ? -1 : CACHES + int(i), 1 + int(i), cache_dims, status);
+    caches[i] = overwritten<float>(context, is_new ? -1 : CACHES + int(i), 1 + int(i), TF_FLOAT, cache_dims, status);
   float *hidden = nullptr;
   if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
   if (TF_GetCode(status) == TF_OK && *start + x_dims[1] > real_dims[1])

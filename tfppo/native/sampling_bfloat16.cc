@@ -36,18 +36,11 @@ struct Batch {
 /* An even number of slots, as values lie in pairs. */
 static int64_t even(int64_t slots) { return (slots + 1) / 2 * 2; }
 
-/* ending(row, column, low, high) of x @ w + bias, w [k, n] packed. For all threads of a region. */
+/* `project_panels` by w [k, n] packed. */
 template <typename Ending>
 static void project(const bf16 *x, int rows, int k, const uint32_t *w, int n, const float *bias, Ending ending) {
-  const Tasks tasks(rows, n);
-  const int pairs = pairs_of(k);
-#pragma omp for schedule(dynamic, 1)
-  for (int task = 0; task < tasks.count(); task++) {
-    const int j = tasks.panel(task);
-    const vec bias_low = load_some(bias + j, n - j), bias_high = load_some(bias + j + LANES, n - j - LANES);
-    multiply_rows(by_rows(x, padded(k)), tasks.first(task), tasks.end(task), w + j / PANEL * panel_size(pairs), pairs,
-                  [&](int r, vec low, vec high) { ending(r, j, low + bias_low, high + bias_high); });
-  }
+  const size_t size = panel_size(pairs_of(k));
+  project_panels(x, rows, k, bias, n, [&](int j) { return w + j / PANEL * size; }, ending);
 }
 
 /* sums[s] += x . y[s] of 32 numbers, or with n fewer, n. */
@@ -159,21 +152,6 @@ static void run_block(const Batch &b, const Matrices &m, const Vectors &v, bool 
   project(b.activated, rows, b.inner, m.back, d, v.back_bias, to_residual);
 }
 
-/* A cache to write into: the input itself where nobody else needs it, else a copy; of input -1, a new one. */
-static bf16 *cache_output(TF_OpKernelContext *context, int from, int to, const int64_t dims[4], TF_Status *status) {
-  if (from < 0) return output<bf16>(context, to, TF_BFLOAT16, {dims[0], dims[1], dims[2], dims[3]}, status);
-  const size_t size = dims[0] * dims[1] * dims[2] * dims[3] * sizeof(bf16);
-  int forwarded = -1;
-  const bf16 *old = input<bf16>(context, from, nullptr, status);
-  if (!old) return nullptr;
-  TF_Tensor *tensor = TF_ForwardInputOrAllocateOutput(context, &from, 1, to, dims, 4, &forwarded, status);
-  if (TF_GetCode(status) != TF_OK) return nullptr;
-  bf16 *data = static_cast<bf16 *>(TF_TensorData(tensor));
-  if (data != old) memcpy(data, old, size);
-  TF_DeleteTensor(tensor);
-  return data;
-}
-
 struct Extend {
   int32_t heads;
   float epsilon;
@@ -234,9 +212,9 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
   for (auto &matrix : matrices) matrix = input<uint32_t>(context, from++, nullptr, status);
   for (int i = 0; i < num_vectors; i++)
     vectors[i] = input<float>(context, from++, i == BIAS_OF_INNER ? &inner : nullptr, status);
-  const int64_t cache_dims[] = {x_dims[0], self->heads, even(real_dims[1]), x_dims[2] / self->heads};
+  const std::vector<int64_t> cache_dims = {x_dims[0], self->heads, even(real_dims[1]), x_dims[2] / self->heads};
   for (size_t i = 0; i < caches.size() && TF_GetCode(status) == TF_OK; i++)
-    caches[i] = cache_output(context, is_new ? -1 : CACHES + int(i), 1 + int(i), cache_dims, status);
+    caches[i] = overwritten<bf16>(context, is_new ? -1 : CACHES + int(i), 1 + int(i), TF_BFLOAT16, cache_dims, status);
   float *hidden = nullptr;
   if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
   if (TF_GetCode(status) == TF_OK && *start + x_dims[1] > real_dims[1])
@@ -323,7 +301,7 @@ static void compute_pack(void *kernel, TF_OpKernelContext *context) {
           pack_transposed(matrix + size_t(j) * k, k, minimum(PANEL, n - j), k, turned.data());
           memcpy(to, turned.data(), panel_size(pairs) * sizeof(uint32_t));
         } else {
-          pack_rows<PANEL>(matrix + j, n, k, n - j, to);
+          pack_rows(matrix + j, n, k, n - j, to);
         }
       }
     }
@@ -337,9 +315,7 @@ static void compute_pack(void *kernel, TF_OpKernelContext *context) {
 }  // namespace
 
 __attribute__((constructor)) static void register_rounded_ops(void) {
-#ifdef __AMX_BF16__
-  if (!tiles_allowed()) return;
-#endif
+  if (!products_allowed()) return;
   const char *const extend_in[] = {"x: float",
                                    "start: int32",
                                    "real: bool",

@@ -15,19 +15,15 @@
 enum { MATRICES = 4 }; /* of a block, whose gradients are bfloat16 */
 enum { CHUNK = 32 };   /* rows whose part of a norm's gradient is summed together, so that threads don't matter */
 
-/* ending(row, column, low, high) of x @ w + bias: 32 columns of each row, x [rows, k] and w [k, n]. */
+/* `project_panels` by w as it lies, whose panels are packed as they are needed. */
 template <typename Ending>
 static void project(const bf16 *x, int rows, int k, const float *w, const float *bias, int n, uint32_t *panel,
                     Ending ending) {
-  const Tasks tasks(rows, n);
-#pragma omp for schedule(dynamic, 1)
-  for (int task = 0; task < tasks.count(); task++) {
-    const int j = tasks.panel(task);
-    const vec bias_low = load_some(bias + j, n - j), bias_high = load_some(bias + j + LANES, n - j - LANES);
-    pack_rows<PANEL>(w + j, n, k, n - j, panel);
-    multiply_rows(by_rows(x, padded(k)), tasks.first(task), tasks.end(task), panel, pairs_of(k),
-                  [&](int r, vec low, vec high) { ending(r, j, low + bias_low, high + bias_high); });
-  }
+  const auto packed = [&](int j) {
+    pack_rows(w + j, n, k, n - j, panel);
+    return panel;
+  };
+  project_panels(x, rows, k, bias, n, packed, ending);
 }
 
 /* ending(row, column, low, high) of dy @ transpose(w): dy [rows, n] and w [k, n]. The threads do not wait at its end.
@@ -58,7 +54,7 @@ static void weight_gradients(const bf16 *turned, int rows, int k, const bf16 *dy
 #pragma omp for schedule(dynamic, 1) nowait
   for (int task = 0; task < tasks.count(); task++) {
     const int j = tasks.panel(task);
-    pack_rows<PANEL>(dy + j, padded(n), rows, n - j, panel);
+    pack_rows(dy + j, padded(n), rows, n - j, panel);
     if (tasks.first(task) == 0) {
       vec low = {}, high = {};
       for (int r = 0; r < rows; r++) {
@@ -163,18 +159,13 @@ static Backward backward_in(Room &room, const Trunk &t) {
   return b;
 }
 
-static void round_rows(const float *x, int rows, int d, bf16 *to) {
-#pragma omp for schedule(static)
-  for (int r = 0; r < rows; r++) round_row(x + r * padded(d), d, to + r * padded(d));
-}
-
 /* A block's gradients, in the order of its weights; b.dx turns from that of its output into that of its input. */
 static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is_last, const Backward &b,
                        uint32_t *panel, Head &head, void *const *gradients) {
   const int d = t.width, tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens;
   const size_t ld = padded(d), ldi = padded(t.inner);
   const auto to_normed = [&](int r, int j, vec low, vec high) { store_panel(b.dnormed + r * ld + j, low, high); };
-  round_rows(b.dx, queries, d, b.upstream);
+  round_rows(b.dx, ld, queries, d, b.upstream);
   project_back(b.upstream, queries, d, w.back, t.inner, panel, [&](int r, int j, vec low, vec high) {
     const size_t at = r * ldi + j;
     vec y_low, y_high, slope_low, slope_high;
@@ -193,7 +184,7 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
   norm_gradients(kept.middle, queries, b.dnormed, w.norm2_gamma, t, b.dx, b.parts, (float *)gradients[6],
                  (float *)gradients[7]);
   weight_gradients(b.turned, queries, d, b.dinner, t.inner, panel, (bf16 *)gradients[8], (float *)gradients[9]);
-  round_rows(b.dx, queries, d, b.upstream);
+  round_rows(b.dx, ld, queries, d, b.upstream);
   turn(kept.context, queries, d, b.turned);
   project_back(b.upstream, queries, d, w.out, d, panel,
                [&](int r, int j, vec low, vec high) { store_panel(b.dcontext + r * ld + j, low, high); });
@@ -387,9 +378,7 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
 }
 
 __attribute__((constructor)) static void register_training_ops(void) {
-#ifdef __AMX_BF16__
-  if (!tiles_allowed()) return;
-#endif
+  if (!products_allowed()) return;
   const char *const attrs[] = {"num_blocks: int >= 1", "num_weights: int >= 1", "num_heads: int",
                                "start: int",           "epsilon: float",        nullptr};
   const char *const trunk_in[] = {"x: float", "real: bool", "weights: num_weights * float", nullptr};
