@@ -1,18 +1,49 @@
-"""Both forms of Adam, weight decay and clipping, against published tables and by hand."""
+"""Both forms of Adam, weight decay and clipping, against published tables and by hand; with and without C++."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.optimization import clip_by_global_norm, dense_gradients, make_optimizer
+from tfppo.config import PpoConfig
+from tfppo.distribute import has_fast_bfloat16
+from tfppo.native.building import training_ops
+from tfppo.optimization import clip_by_global_norm, clipping_scales, dense_gradients, make_optimizer, scaled
 
 RATE = 0.5
 
 
-def make(name, variables, epsilon=1e-5, weight_decay=0.0):
-    return make_optimizer(
-        name, variables, learning_rate=RATE, beta_1=0.9, beta_2=0.999, epsilon=epsilon, weight_decay=weight_decay
-    )
+@pytest.fixture(params=["tensorflow", "native"])
+def native_ops(request):
+    """The operations that optimizers compute with; None: without."""
+    if request.param == "tensorflow":
+        return None
+    if not has_fast_bfloat16():
+        pytest.skip("the processor does not multiply bfloat16 numbers")
+    return training_ops(PpoConfig(native=True), "mixed_bfloat16")
+
+
+@pytest.fixture
+def make(native_ops):
+    def make(name, variables, epsilon=1e-5, weight_decay=0.0, beta_1=0.9, beta_2=0.999):
+        settings = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay)
+        optimizer = make_optimizer(name, variables, learning_rate=RATE, **settings)
+        optimizer.native_ops = native_ops
+        return optimizer
+
+    return make
+
+
+@pytest.fixture
+def clip(native_ops):
+    """Clipped gradients, and their norm before."""
+    if native_ops is None:
+        return clip_by_global_norm
+
+    def clip(gradients, max_norm, groups=None):
+        scales, norm = clipping_scales(gradients, max_norm, groups, native_ops)
+        return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
+
+    return clip
 
 
 # For epsilon 1e-5: TensorFlow's form sqrt(.001) g / (sqrt(.001) g + 1e-5), PyTorch's g / (g + 1e-5).
@@ -27,14 +58,14 @@ def make(name, variables, epsilon=1e-5, weight_decay=0.0):
         ("adamw", 1e-5, 0.5),
     ],
 )
-def test_first_step_gives_the_published_table(name, gradient, share):
+def test_first_step_gives_the_published_table(make, name, gradient, share):
     weight = tf.Variable([2.0, 2.0])
     make(name, [weight]).apply([tf.constant([gradient, -gradient])], [weight])
     np.testing.assert_allclose(2.0 - weight.numpy(), [RATE * share, -RATE * share], atol=4e-5)
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_later_steps_are_those_of_the_papers(name):
+def test_later_steps_are_those_of_the_papers(make, name):
     """Float64 loops: Kingma and Ba 2015, section 2 (efficient order), and Loshchilov and Hutter 2019, algorithm 2."""
     rng = np.random.default_rng(0)
     start = rng.normal(0.0, 1.0, [3, 2])
@@ -56,7 +87,18 @@ def test_later_steps_are_those_of_the_papers(name):
     np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_weight_decay_leaves_vectors_and_scalars_alone():
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_moments_may_forget_at_once(make, name):
+    """With both betas 0, a step is the rate times g / (|g| + epsilon)."""
+    weight = tf.Variable([2.0, 2.0])
+    optimizer = make(name, [weight], epsilon=0.5, beta_1=0.0, beta_2=0.0)
+    for gradient in (tf.constant([7.0, 7.0]), tf.constant([1.5, -0.5])):
+        weight.assign([2.0, 2.0])
+        optimizer.apply([gradient], [weight])
+    np.testing.assert_allclose(weight, [2.0 - RATE * 0.75, 2.0 + RATE * 0.5], rtol=1e-6)
+
+
+def test_weight_decay_leaves_vectors_and_scalars_alone(make):
     variables = [tf.Variable(tf.fill(shape, 2.0)) for shape in ([2, 2], [3], [])]
     make("adamw", variables, weight_decay=0.1).apply([tf.zeros_like(v) for v in variables], variables)
     np.testing.assert_allclose(variables[0], np.full([2, 2], 2.0 - RATE * 0.1 * 2.0), rtol=1e-6)
@@ -65,7 +107,7 @@ def test_weight_decay_leaves_vectors_and_scalars_alone():
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_some_variables_learn_at_another_rate(name):
+def test_some_variables_learn_at_another_rate(make, name):
     variables = [tf.Variable([2.0]), tf.Variable([2.0])]
     optimizer = make(name, variables)
     optimizer.scale_learning_rate(variables[1:], 3.0)
@@ -80,35 +122,35 @@ def test_some_variables_learn_at_another_rate(name):
     np.testing.assert_array_equal([variable.numpy() for variable in variables], before)
 
 
-def test_gradients_are_clipped_by_their_common_norm():
+def test_gradients_are_clipped_by_their_common_norm(clip):
     gradients = [tf.constant([3.0]), tf.constant([[0.0, 4.0]])]
-    clipped, norm = clip_by_global_norm(gradients, 1.0)
+    clipped, norm = clip(gradients, 1.0)
     np.testing.assert_allclose([norm, clipped[0][0], clipped[1][0, 1]], [5.0, 0.6, 0.8], rtol=1e-6)
     for max_norm in (0.0, 6.0):
-        same, norm = clip_by_global_norm(gradients, max_norm)
+        same, norm = clip(gradients, max_norm)
         np.testing.assert_allclose([norm, same[0][0], same[1][0, 1]], [5.0, 3.0, 4.0], rtol=1e-6)
-    zeros, norm = clip_by_global_norm([tf.zeros([2])], 1.0)
+    zeros, norm = clip([tf.zeros([2])], 1.0)
     np.testing.assert_array_equal([norm, *zeros[0]], [0.0, 0.0, 0.0])
 
 
-def test_groups_are_clipped_apart():
+def test_groups_are_clipped_apart(clip):
     gradients = [tf.constant([3.0]), tf.constant([12.0]), tf.constant([4.0]), tf.constant([0.0])]
-    clipped, norm = clip_by_global_norm(gradients, 1.0, [[0, 2], [1], [3]])
+    clipped, norm = clip(gradients, 1.0, [[0, 2], [1], [3]])
     np.testing.assert_allclose([float(part[0]) for part in clipped], [0.6, 1.0, 0.8, 0.0], rtol=1e-6)
     np.testing.assert_allclose(norm, 13.0, rtol=1e-6)  # of all of them
-    clipped, _ = clip_by_global_norm(gradients, 6.0, [[0, 2], [1], [3]])
+    clipped, _ = clip(gradients, 6.0, [[0, 2], [1], [3]])
     np.testing.assert_allclose([float(part[0]) for part in clipped], [3.0, 6.0, 4.0, 0.0], rtol=1e-6)
 
 
-def test_the_norm_of_bfloat16_gradients_is_a_float32_one():
+def test_the_norm_of_bfloat16_gradients_is_a_float32_one(clip):
     gradients = [tf.fill([1000], tf.constant(0.1, tf.bfloat16)), tf.constant([2.0])]
     tenth = float(tf.constant(0.1, tf.bfloat16))
-    _, norm = clip_by_global_norm(gradients, 0.0)
+    _, norm = clip(gradients, 0.0)
     np.testing.assert_allclose(norm, np.sqrt(1000 * tenth**2 + 4.0), rtol=1e-6)  # bfloat16 would give 3.7 or 3.75
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_scaled_gradients_of_any_dtype_step_like_float32_ones(name):
+def test_scaled_gradients_of_any_dtype_step_like_float32_ones(make, name):
     gradients = [tf.constant([0.5, -0.25], tf.bfloat16), tf.constant([[3.0]])]
     whole, lazy = ([tf.Variable([1.0, 2.0]), tf.Variable([[3.0]])] for _ in range(2))
     reference, optimizer = make(name, whole, weight_decay=0.1), make(name, lazy, weight_decay=0.1)
@@ -133,7 +175,19 @@ def test_a_copy_shares_the_gradient_of_its_variable():
         np.testing.assert_array_equal(tf.cast(gradient, tf.float32), expected)
 
 
-def test_weights_decay_at_their_own_rates():
+def test_rows_that_are_read_add_to_the_gradient_of_a_copy(native_ops):
+    table, lookups = tf.Variable([[1.0], [2.0], [3.0]]), tf.Variable([[4.0], [5.0]])
+    copy = tf.convert_to_tensor(table)
+    with tf.GradientTape() as tape:
+        tape.watch(copy)
+        rows = tf.gather(tf.convert_to_tensor(table), [1, 1, 2]) * tf.gather(tf.convert_to_tensor(lookups), [0, 1, 1])
+        total = tf.reduce_sum(rows) + tf.reduce_sum(copy * [[10.0], [20.0], [30.0]])
+    gradients = dense_gradients(tape, total, [table, lookups], copies=[copy, None], native_ops=native_ops)
+    np.testing.assert_array_equal(gradients[0], [[10.0], [20.0 + 4.0 + 5.0], [30.0 + 5.0]])
+    np.testing.assert_array_equal(gradients[1], [[2.0], [2.0 + 3.0]])
+
+
+def test_weights_decay_at_their_own_rates(make):
     """PyTorch's AdamW with parameter groups: w (1 - rate decay), then the step; gradients of 0 make none."""
     slow, fast, still = (tf.Variable([[2.0]]) for _ in range(3))
     optimizer = make("adamw", [slow, fast, still], weight_decay=0.1)

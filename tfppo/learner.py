@@ -181,6 +181,7 @@ class Learner:
                 epsilon=config.adam_epsilon,
                 weight_decay=config.weight_decay,
             )
+        self.optimizer.native_ops = native
         if config.embedding_learning_rate is not None:
             embeddings = policy.language_model.trunk.embeddings()
             self.optimizer.scale_learning_rate(embeddings, config.embedding_learning_rate / config.learning_rate)
@@ -316,7 +317,7 @@ class Learner:
             compiling_activations(policy),
             computing_by(policy, self._hidden_states),
             self._checkpointing(),
-            casting_once(policy) as copies,
+            casting_once(policy, self._native and "float32") as copies,
         ):
             sequences = batch[:4]
             if places is not None:
@@ -335,7 +336,7 @@ class Learner:
                     tokens = (self._native, policy.language_model, hidden, batch.response_ids, self.temperature)
                     outputs = (*logprobs_and_entropies(*tokens), values)
             output_gradients, statistics = self._output_gradients(outputs, batch, weights, policy_coef)
-            return dense_gradients(tape, outputs, variables, output_gradients, copies), statistics
+            return dense_gradients(tape, outputs, variables, output_gradients, copies, self._native), statistics
 
     def _output_gradients_eagerly(self, outputs, batch, weights, policy_coef):
         """Gradients of the loss with respect to its outputs, and the statistics.

@@ -136,7 +136,9 @@ class RolloutCollector:
         native=None,
     ):
         dtype = dtype or policy.dtype_policy.name
-        computed_by = partial(hidden_states, native) if native and dtype == "mixed_bfloat16" else None
+        computed_by = None
+        if native and dtype == "mixed_bfloat16":
+            computed_by = partial(hidden_states, native, with_gradient=False)
         self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
         self._lengths_vary, self._num_replicas = sampling.stop_at_eos, strategy.num_replicas_in_sync
         self.shaper = ScoreShaper(reward)

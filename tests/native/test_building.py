@@ -37,7 +37,7 @@ def test_what_was_built_is_built_once(fresh):
 
 def test_the_compiler_may_have_arguments(fresh, monkeypatch):
     first = building.build()
-    monkeypatch.setenv("CXX", "c++ -DOTHER")
+    monkeypatch.setenv("CXX", "c++ -DTFPPO_OTHER")
     assert building.build() not in (first, None)
 
 
@@ -49,7 +49,7 @@ def test_the_home_folder_keeps_it_where_the_environment_names_no_other(monkeypat
 
 def test_other_flags_make_another_library(fresh, monkeypatch):
     first = building.build()
-    monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-DOTHER"))
+    monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-DTFPPO_OTHER"))
     assert building.build() != first
 
 

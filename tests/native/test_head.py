@@ -55,7 +55,7 @@ def naive(model, hidden, tokens, factors, temperature):
 
 def natively(model, hidden, tokens, factors, temperature):
     hidden = tf.constant(hidden)
-    with computing_in(model, "mixed_bfloat16"), casting_once(model) as copies, tf.GradientTape() as tape:
+    with computing_in(model, "mixed_bfloat16"), casting_once(model, "float32") as copies, tf.GradientTape() as tape:
         copy = copies[id(model.trunk.token_embedding)]
         tape.watch([hidden, copy])
         parts = logprobs_and_entropies(OPS, model, hidden, tf.constant(tokens, tf.int32), temperature)

@@ -19,23 +19,25 @@ def computing_in(model, dtype):
         yield
 
 
-def cast_matrices(layer):
-    """A layer's matrices in its compute dtype: those that `casting_once` holds, or new ones."""
-    return layer.held_matrices or tuple(tf.cast(variable, layer.compute_dtype) for variable in layer.matrices())
+def cast_matrices(layer, dtype=None):
+    """A layer's matrices: those that `casting_once` holds, or new ones in a dtype (None: the compute dtype)."""
+    dtype = dtype or layer.compute_dtype
+    return layer.held_matrices or tuple(tf.cast(variable, dtype) for variable in layer.matrices())
 
 
 @contextmanager
-def casting_once(model):
-    """Casts the matrices of a model to its compute dtype here, for all uses inside, such as the steps of a loop.
+def casting_once(model, dtype=None):
+    """Casts the matrices of a model to a dtype here, for all uses inside, such as the steps of a loop.
 
     XLA does that by itself; a plain graph would cast every matrix anew at every step.
-    Yields: {id(variable): its copy}, from which gradients can be had in the compute dtype.
+    Args: dtype: None: the compute dtype.
+    Yields: {id(variable): its copy}, from which gradients can be had in that dtype, apart from those of other uses.
     """
     layers = _layers_with(model, "held_matrices")
     copies = {}
     try:
         for layer in layers:
-            layer.held_matrices = cast_matrices(layer)
+            layer.held_matrices = cast_matrices(layer, dtype)
             copies.update({id(v): copy for v, copy in zip(layer.matrices(), layer.held_matrices, strict=True)})
         yield copies
     finally:

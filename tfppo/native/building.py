@@ -7,6 +7,7 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from tfppo.errors import UserError
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
-_FLAGS = ("-std=c++20", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-fPIC", "-shared")
+_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
+_OF_ANY_PROCESSOR = {"variables.cc"}  # of TensorFlow's C++ headers, which don't know all instructions
 
 
 def cache_folder() -> Path:
@@ -42,15 +44,26 @@ def build():
     The compiler is CXX of the environment, or c++. Raises: OSError or subprocess.CalledProcessError.
     """
     compiler = shlex.split(os.environ.get("CXX") or "c++")
-    command = [*compiler, *_FLAGS, f"-I{tf.sysconfig.get_include()}", *map(str, _SOURCES)]
+    command = [*compiler, *tf.sysconfig.get_compile_flags(), *_FLAGS]
     identity = "\n".join([*command, tf.__version__, platform.machine(), _processor()])
     digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
     library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+
+            def run(*arguments):
+                subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, text=True)
+
+            def compile_source(source):
+                compiled = Path(folder) / f"{source.stem}.o"
+                run(*([] if source.name in _OF_ANY_PROCESSOR else ["-march=native"]), "-c", source, "-o", compiled)
+                return compiled
+
+            with ThreadPoolExecutor() as workers:
+                compiled = list(workers.map(compile_source, _SOURCES))
             built = Path(folder) / library.name
-            subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True)
+            run("-shared", *compiled, "-o", built)
             built.replace(library)  # at once: another process finds the whole file or none
     return library
 

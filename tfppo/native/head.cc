@@ -78,7 +78,7 @@ INLINE vec load_half(const uint16_t *from) { return (vec)_mm512_cvtph_ps(_mm256_
 
 /* logprobs and entropies [N] of the tokens, and of each row log(sum(exp(logits))); `kept` [N, padded(V)] may be null.
  */
-static void forward(const Head &self, const Sizes &s, const float *x, const bf16 *e, const int32_t *tokens,
+static void forward(const Head &self, const Sizes &s, const float *x, const float *e, const int32_t *tokens,
                     float *logprobs, float *entropies, float *totals, uint16_t *kept) {
   const int d = s.width, pairs = pairs_of(d), groups = s.groups();
   const size_t own = panel_size(pairs + LANES) * sizeof(uint32_t) + s.rows * sizeof(Softmaxes) + 64;
@@ -143,9 +143,9 @@ static void logit_gradients(const Head &self, const Sizes &s, int token, float t
 }
 
 /* dx [N, D] and de [V, D], of the gradients of log-probabilities and entropies; overwrites `kept`. */
-static void backward(const Head &self, const Sizes &s, const float *x, const bf16 *e, const int32_t *tokens,
+static void backward(const Head &self, const Sizes &s, const float *x, const float *e, const int32_t *tokens,
                      const float *totals, const float *entropies, const float *dlogprobs, const float *dentropies,
-                     uint16_t *kept, float *dx, bf16 *de) {
+                     uint16_t *kept, float *dx, float *de) {
   const int d = s.width, panels = panels_of(d), pairs = pairs_of(s.rows), deep = pairs_of(s.tokens);
   const size_t ldv = padded(s.tokens), ldn = padded(s.rows);
   const auto own = [&](Room &room, uint32_t **panel, bf16 **turned) {
@@ -200,7 +200,7 @@ static void compute_head(void *kernel, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
   int64_t x_dims[2], e_dims[2];
   const float *x = input<float>(context, 0, x_dims, status);
-  const bf16 *e = input<bf16>(context, 1, e_dims, status);
+  const float *e = input<float>(context, 1, e_dims, status);
   const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
   if (TF_GetCode(status) == TF_OK) {
     const Sizes s = sizes_of(x_dims, e_dims);
@@ -220,7 +220,7 @@ static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
   int64_t x_dims[2], e_dims[2];
   const float *x = input<float>(context, 0, x_dims, status);
-  const bf16 *e = input<bf16>(context, 1, e_dims, status);
+  const float *e = input<float>(context, 1, e_dims, status);
   const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
   const float *of_rows[4]; /* totals, entropies, and the gradients of log-probabilities and entropies */
   for (int i = 0; i < 4; i++) of_rows[i] = input<float>(context, 3 + i, nullptr, status);
@@ -228,7 +228,7 @@ static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
   if (TF_GetCode(status) == TF_OK) {
     const Sizes s = sizes_of(x_dims, e_dims);
     float *dx = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[1]}, status);
-    bf16 *de = output<bf16>(context, 1, TF_BFLOAT16, {e_dims[0], e_dims[1]}, status);
+    float *de = output<float>(context, 1, TF_FLOAT, {e_dims[0], e_dims[1]}, status);
     if (TF_GetCode(status) == TF_OK)
       backward(*self, s, x, e, tokens, of_rows[0], of_rows[1], of_rows[2], of_rows[3], kept, dx, de);
   }
@@ -241,13 +241,13 @@ static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
 __attribute__((constructor)) static void register_head_ops(void) {
   if (!products_allowed()) return;
   const char *const attrs[] = {"temperature: float", "penalty: float", "masked: int", "keep: int", nullptr};
-  const char *const head_in[] = {"hidden: float", "embedding: bfloat16", "tokens: int32", nullptr};
+  const char *const head_in[] = {"hidden: float", "embedding: float", "tokens: int32", nullptr};
   const char *const head_out[] = {"logprobs: float", "entropies: float", "totals: float", "kept: bfloat16", nullptr};
   define<Head>("TfppoHead", head_in, head_out, attrs, compute_head);
-  const char *const gradient_in[] = {"hidden: float",     "embedding: bfloat16", "tokens: int32",
-                                     "totals: float",     "entropies: float",    "dlogprobs: float",
-                                     "dentropies: float", "kept: bfloat16",      nullptr};
-  const char *const gradient_out[] = {"dhidden: float", "dembedding: bfloat16", "room: bfloat16", nullptr};
+  const char *const gradient_in[] = {"hidden: float",     "embedding: float", "tokens: int32",
+                                     "totals: float",     "entropies: float", "dlogprobs: float",
+                                     "dentropies: float", "kept: bfloat16",   nullptr};
+  const char *const gradient_out[] = {"dhidden: float", "dembedding: float", "room: bfloat16", nullptr};
   define<Head>("TfppoHeadGradient", gradient_in, gradient_out, attrs, compute_head_gradient);
 }
 #endif

@@ -5,18 +5,18 @@ Logits are float32 sums of products of bfloat16 numbers, and only float16 of the
 
 import tensorflow as tf
 
-from tfppo.models.precision import cast_matrices
 from tfppo.models.transformer import MASKED_SCORE
 
 
 def logprobs_and_entropies(ops, language_model, hidden, token_ids, temperature, with_gradient=True):
     """As `token_logprobs` and `entropy` of the language model's logits: two float32 [...].
 
-    Call it where the model computes in mixed_bfloat16; the gradient of the embedding is bfloat16, and of its copy.
+    The embedding is that which `casting_once` holds in float32, or the variable itself, and so is its gradient.
 
     Args: ops: of `training_ops`; hidden [..., D]; token_ids int32 [...]; with_gradient: False keeps nothing for it.
     """
-    (embedding,) = cast_matrices(language_model)
+    (embedding,) = language_model.held_matrices or language_model.matrices()
+    embedding = tf.convert_to_tensor(embedding)
     tokens = tf.reshape(token_ids, [-1])
     attributes = dict(temperature=temperature, masked=language_model.pad_id, penalty=MASKED_SCORE)
 

@@ -84,20 +84,27 @@ static void *new_kernel(TF_OpKernelConstruction *construction) {
   return self;
 }
 
+struct NoAttributes {
+  void read(TF_OpKernelConstruction *, TF_Status *) {}
+};
+
 template <typename T>
 static void delete_kernel(void *kernel) {
   delete static_cast<T *>(kernel);
 }
 
-/* Defines an operation and its kernel on CPUs, of which T has the attributes. */
+/* Defines an operation and its kernel on CPUs, of which T has the attributes.
+
+   An operation is stateful where it writes into variables: then it runs even where nobody reads an output. */
 template <typename T>
 static void define(const char *name, const char *const *inputs, const char *const *outputs, const char *const *attrs,
-                   void (*compute)(void *, TF_OpKernelContext *)) {
+                   void (*compute)(void *, TF_OpKernelContext *), bool is_stateful = false) {
   TF_Status *status = TF_NewStatus();
   TF_OpDefinitionBuilder *op = TF_NewOpDefinitionBuilder(name);
   for (; *inputs; inputs++) TF_OpDefinitionBuilderAddInput(op, *inputs);
   for (; *outputs; outputs++) TF_OpDefinitionBuilderAddOutput(op, *outputs);
   for (; *attrs; attrs++) TF_OpDefinitionBuilderAddAttr(op, *attrs);
+  TF_OpDefinitionBuilderSetIsStateful(op, is_stateful);
   TF_OpDefinitionBuilderSetShapeInferenceFunction(op, &TF_ShapeInferenceContextSetUnknownShape);
   TF_RegisterOpDefinition(op, status);
   if (TF_GetCode(status) == TF_OK)

@@ -219,6 +219,13 @@ struct TrunkAttributes {
   }
 };
 
+struct ForwardAttributes : TrunkAttributes {
+  int32_t keep; /* whether there will be a gradient */
+  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
+    TrunkAttributes::read(construction, status), attribute(construction, "keep", &keep, status);
+  }
+};
+
 static Trunk trunk_of(const TrunkAttributes &self, const int64_t *x_dims, int64_t inner, const bool *real) {
   const int rows = x_dims[0], length = x_dims[1], width = x_dims[2];
   return {rows,       length,     self.start,   width,
@@ -239,15 +246,22 @@ static size_t size_of_head_and_panel(const Trunk &t, bool with_gradient) {
   return room.size;
 }
 
-/* Hidden states of the queries in [B, T - start, D], of x [B, T, D]; `last` is the last block's output. */
-static void forward(const Trunk &t, const std::vector<const float *> &w, const std::vector<Kept> &kept, const float *x,
+/* Hidden states of the queries in [B, T - start, D], of x [B, T, D]; `last` is the last block's output.
+
+   `kept` is of every block; of none where there will be no gradient: then all blocks share one. */
+static void forward(const Trunk &t, const std::vector<const float *> &w, std::vector<Kept> kept, const float *x,
                     float *last, float *hidden) {
-  const int num_blocks = kept.size(), num_weights = w.size();
+  const int num_weights = w.size(), num_blocks = num_weights / PER_BLOCK;
+  const bool is_shared = kept.empty();
   const size_t ld = padded(t.width), wanted = size_t(t.length - t.start) * t.rows * t.width;
   const size_t own = size_of_head_and_panel(t, false), activated_size = t.num_tokens() * padded(t.inner);
+  Room sizes = {nullptr};
+  sizes.take<bf16>(activated_size);
+  if (is_shared) kept_in(sizes, t, false);
   pthread_mutex_lock(&cores);
-  Room shared = {workspace(activated_size * sizeof(bf16) + 64 + own * omp_get_max_threads())};
+  Room shared = {workspace(sizes.size + own * omp_get_max_threads())};
   bf16 *activated = shared.take<bf16>(activated_size);
+  if (is_shared) kept.assign(num_blocks, kept_in(shared, t, false));
   memset(hidden, 0, wanted * sizeof(float));
 #pragma omp parallel
   {
@@ -310,6 +324,7 @@ static void backward(const Trunk &t, const std::vector<const float *> &w, const 
 enum { TRUNK_X, TRUNK_REAL, TRUNK_WEIGHTS };
 
 static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
+  const auto *self = static_cast<const ForwardAttributes *>(kernel);
   TF_Status *status = TF_NewStatus();
   const int num_blocks = TF_NumOutputs(context) - 2, num_weights = num_blocks * PER_BLOCK + PER_TRUNK;
   int64_t x_dims[3], inner_dims[2];
@@ -319,14 +334,14 @@ static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
   for (int i = 0; i < num_weights; i++)
     w[i] = input<float>(context, TRUNK_WEIGHTS + i, i == INNER ? inner_dims : nullptr, status);
   if (TF_GetCode(status) == TF_OK) {
-    const Trunk t = trunk_of(*static_cast<const TrunkAttributes *>(kernel), x_dims, inner_dims[1], real);
+    const Trunk t = trunk_of(*self, x_dims, inner_dims[1], real);
     float *hidden = output<float>(context, 0, TF_FLOAT, {t.rows, t.length - t.start, t.width}, status);
     std::vector<Kept> kept;
     for (int i = 0; i < num_blocks; i++) {
       Room room = {nullptr};
-      kept_in(room, t, i == num_blocks - 1);
+      if (self->keep) kept_in(room, t, i == num_blocks - 1);
       room = {output<char>(context, 1 + i, TF_UINT8, {int64_t(room.size)}, status)};
-      kept.push_back(kept_in(room, t, i == num_blocks - 1));
+      if (self->keep) kept.push_back(kept_in(room, t, i == num_blocks - 1));
     }
     float *last = output<float>(context, 1 + num_blocks, TF_FLOAT, {t.num_queries(), int64_t(padded(t.width))}, status);
     if (TF_GetCode(status) == TF_OK) forward(t, w, kept, x, last, hidden);
@@ -379,11 +394,16 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
 
 __attribute__((constructor)) static void register_training_ops(void) {
   if (!products_allowed()) return;
-  const char *const attrs[] = {"num_blocks: int >= 1", "num_weights: int >= 1", "num_heads: int",
-                               "start: int",           "epsilon: float",        nullptr};
+  const char *const attrs[] = {"num_blocks: int >= 1",
+                               "num_weights: int >= 1",
+                               "num_heads: int",
+                               "start: int",
+                               "epsilon: float",
+                               "keep: int",
+                               nullptr};
   const char *const trunk_in[] = {"x: float", "real: bool", "weights: num_weights * float", nullptr};
   const char *const trunk_out[] = {"hidden: float", "kept: num_blocks * uint8", "last: float", nullptr};
-  define<TrunkAttributes>("TfppoTrunk", trunk_in, trunk_out, attrs, compute_trunk);
+  define<ForwardAttributes>("TfppoTrunk", trunk_in, trunk_out, attrs, compute_trunk);
   const char *const gradient_in[] = {"upstream: float",
                                      "real: bool",
                                      "kept: num_blocks * uint8",

@@ -6,12 +6,12 @@ from tfppo.models.transformer import LAYER_NORM_EPSILON
 from tfppo.native.decoder import trunk_weights
 
 
-def hidden_states(ops, trunk, token_ids, padding_mask, positions, start):
+def hidden_states(ops, trunk, token_ids, padding_mask, positions, start, with_gradient=True):
     """As the trunk's `call`: hidden states [B, T - start, D] in float32, which are 0 where the mask is.
 
     The gradients of the blocks' matrices are bfloat16, as those of `casting_once`'s copies.
 
-    Args: ops: of `training_ops`.
+    Args: ops: of `training_ops`; with_gradient: False keeps nothing for it.
     """
     real = tf.cast(padding_mask, tf.bool)
     num_blocks = len(trunk.blocks)
@@ -19,7 +19,9 @@ def hidden_states(ops, trunk, token_ids, padding_mask, positions, start):
 
     @tf.custom_gradient
     def blocks(x, *weights):
-        hidden, kept, last = ops.tfppo_trunk(x=x, real=real, weights=weights, num_blocks=num_blocks, **attributes)
+        hidden, kept, last = ops.tfppo_trunk(
+            x=x, real=real, weights=weights, num_blocks=num_blocks, keep=int(with_gradient), **attributes
+        )
 
         def gradient(upstream):
             is_matrix = [len(weight.shape) == 2 for weight in weights]

@@ -1,0 +1,13 @@
+/* Variables of TensorFlow, which operations write into. */
+#ifndef TFPPO_VARIABLES_H
+#define TFPPO_VARIABLES_H
+
+#include <tensorflow/c/kernels.h>
+
+/* The `count` numbers of the float variable whose handle is an input, to write into.
+
+   Whoever else reads them keeps what they were: they are copied then. nullptr where something failed, before or here.
+ */
+float *numbers_of_variable(TF_OpKernelContext *context, int input, int64_t count, TF_Status *status);
+
+#endif
