@@ -31,7 +31,7 @@ ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE, REWARD_MODEL
     for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture", "reward_model")
 )
 
-NATIVE, TRAINING, HEAD = (f"tests/native/test_{part}.py" for part in ("decoder", "trunk", "head"))
+NATIVE, TRAINING, HEAD, STEPS = (f"tests/native/test_{part}.py" for part in ("decoder", "trunk", "head", "optimizer"))
 
 
 class Mutation(NamedTuple):
@@ -150,6 +150,34 @@ MUTATIONS = (
         "soften(h.scores + r * ldn, before + i + r + 1, whole, 1.0f / sqrtf(d), false,",
         "soften(h.scores + r * ldn, minimum(before + i + r + 2, seen), whole, 1.0f / sqrtf(d), false,",
         TRAINING,
+    ),
+    Mutation(
+        "gradient_not_scaled_in_the_native_step",
+        "native/optimizer.cc",
+        "load_numbers(gradient + i, n - i) * own.scale;",
+        "load_numbers(gradient + i, n - i);",
+        STEPS,
+    ),
+    Mutation(
+        "decay_dropped_in_the_native_step",
+        "native/optimizer.cc",
+        "* (1.0f - own.decay)",
+        "",
+        STEPS,
+    ),
+    Mutation(
+        "native_step_written_under_who_reads",
+        "native/variables.cc",
+        "if (!held.RefCountIsOne())",
+        "if (false)",
+        STEPS,
+    ),
+    Mutation(
+        "native_rows_replaced_not_added",
+        "native/embedding.cc",
+        "load_some(to, width - i) + load_some(rows",
+        "load_some(rows",
+        STEPS,
     ),
     Mutation(
         "temperature_dropped_in_the_reference",
@@ -319,7 +347,7 @@ MUTATIONS = (
     Mutation(
         "adamw_epsilon_of_tensorflow",
         "optimization.py",
-        "self.epsilon * tf.sqrt(1.0 - beta_2_power)",
+        "self.epsilon * tf.sqrt(correction)",
         "self.epsilon",
         OPTIMIZER,
     ),
