@@ -10,7 +10,8 @@ from binaries import ROOT, command, run, run_all, succeed
 
 from tfppo.config import ModelConfig
 from tfppo.errors import UserError
-from tfppo.estimate import Device, Memory, Workload, all_reduce_seconds, estimate
+from tfppo.estimate import Memory, all_reduce_seconds, estimate
+from tfppo.workload import Device, Workload
 
 # Small enough for the back of an envelope: 2 layers of width 4, 300 tokens, 3 + 5 positions of which 7 are computed.
 MODEL = ModelConfig(
@@ -134,6 +135,48 @@ def test_memory_of_a_separate_critic():
     for phase, part in (("sampling", "KV cache"), ("gradients", "activations")):
         assert alone.memory.phases[phase][part] == 2 * shared.memory.phases[phase][part]
     assert alone.memory.phases["reference"] == shared.memory.phases["reference"]
+
+
+NATIVE = dict(native=True, dtype="mixed_bfloat16", num_replicas=1)
+# Rows of 4 and of 16 numbers lie 64 apart: a panel of 32, and one more. In bytes of a position: of a block 8 + 12 units
+# of the width and 2 of the MLP are kept; a pass without a gradient has GELU's result besides, 2 of the MLP.
+KEPT, PASS = 64 * (20 + 2), 64 * (20 + 4)
+
+
+def test_memory_of_the_native_operations():
+    """8 episodes are sampled on the one device, and the gradient of 2 is computed at a time."""
+    memory = of(**NATIVE).memory
+    assert memory.held == of(num_replicas=1).memory.held
+    assert memory.phases == {
+        "sampling": {
+            "packed weights": 2 * (MATRICES + 300 * 4),
+            "KV cache": 2 * 2 * (8 * 7 * 4) * 2,
+            "logits or prompt pass": 8 * 3 * (PASS + 4 * 4),
+        },
+        "reference": {"one layer": 8 * 7 * (PASS + 4 * 4)},
+        "gradients": {
+            "gradients": 4 * TRAINED + MIXED,
+            "activations": 2 * (2 * 7) * KEPT,
+            "logits": 2 * (2 * 5) * (320 + 32),
+            "backward pass": 2 * 7 * 64 * (18 + 6),
+        },
+        "optimizer": {"gradients": 4 * TRAINED},
+    }
+    assert memory.allocator == of(**NATIVE, device=CPU).memory.allocator == "pool"
+    wide = of(**NATIVE, model=dataclasses.replace(MODEL, vocabulary_size=5000)).memory
+    assert wide.phases["sampling"]["logits or prompt pass"] == 8 * 5000 * 4
+    once = of(**NATIVE, accumulation_steps=1).memory.phases
+    assert once["gradients"]["gradients"] == once["optimizer"]["gradients"] == MIXED
+
+
+def test_memory_of_a_separate_critic_in_the_native_operations():
+    alone, shared = (of(**NATIVE, critic=critic).memory.phases for critic in ("separate", "shared"))
+    assert alone["sampling"]["packed weights"] == shared["sampling"]["packed weights"] + 2 * MATRICES
+    assert alone["gradients"]["gradients"] == 4 * (TRAINED + WEIGHTS) + MIXED + 4 * WEIGHTS - 2 * MATRICES
+    for phase, part in (("sampling", "KV cache"), ("gradients", "activations")):
+        assert alone[phase][part] == 2 * shared[phase][part]
+    for phase, part in (("reference", "one layer"), ("gradients", "logits"), ("gradients", "backward pass")):
+        assert alone[phase][part] == shared[phase][part]
 
 
 # A part's own gradients in mixed_bfloat16: 2 bytes of an entry of the blocks' matrices, 4 of all else, biases included.
@@ -273,6 +316,15 @@ def test_one_replica_reads_a_scaled_gradient_from_the_cache():
     assert seconds_of(alone)["all-reduce"] == 0
 
 
+def test_the_native_step_moves_what_it_keeps_and_reads_gradients_twice():
+    alone = seconds_of(of(**NATIVE, accumulation_steps=1))["optimizer"]
+    assert alone == pytest.approx(STEPS * (6 * 4 * TRAINED + 2 * MIXED) / 1e6)
+    parts = seconds_of(of(**NATIVE, accumulation_steps=4))[
+        "optimizer"
+    ]  # sums in float32: 3 passes for each further part
+    assert parts == pytest.approx(STEPS * (6 + 2 + 3 * 3) * 4 * TRAINED / 1e6)
+
+
 def test_few_rows_wait_for_the_weights():
     few = of(rollout_batch_size=2, num_minibatches=1, accumulation_steps=1)
     weights = next(span for span in few.spans if "weights" in span.name)
@@ -366,6 +418,7 @@ def test_twice_the_speed_halves_the_time_of_its_spans(field, value, names):
         ("dtype", "float16", r"workload\.dtype is 'float16'; choose one of float32, mixed_bfloat16"),
         ("update_dtype", "auto", r"workload\.update_dtype is 'auto'; choose one of float32, mixed_bfloat16"),
         ("critic", "none", r"workload\.critic is 'none'; choose one of shared, separate"),
+        ("native", True, r"workload\.native is True; it is for mixed_bfloat16 on one CPU; choose those, or False"),
         ("peak_tflops", 0, r"device\.peak_tflops is 0; .*above 0"),
         ("update_peak_tflops", 0, r"device\.update_peak_tflops is 0; .*above 0"),
         ("bandwidth_gb_s", math.inf, r"device\.bandwidth_gb_s is inf; .*finite"),
@@ -426,6 +479,8 @@ def test_every_flag_of_the_binary_changes_the_table():
     tables = {flag: {**cells(succeed(result).out), "": None} for flag, result in done.items()}
     default = tables.pop("--model=gpt2")
     assert [flag for flag, table in tables.items() if table == default] == []
+    one = command("estimate", "--num_replicas=1"), command("estimate", "--num_replicas=1", "--native")
+    assert len({succeed(result).out for result in run_all(dict(enumerate(one))).values()}) == 2
 
 
 MISTAKES = {

@@ -29,6 +29,8 @@ LAYERS = (
         "tfppo.seeds",
         "tfppo.schedules",
         "tfppo.costs",
+        "tfppo.workload",
+        "tfppo.native_estimate",
         "tfppo.estimate",
         "tfppo.distribute",
         "tfppo.interrupt",

@@ -14,8 +14,9 @@ from absl import app, flags
 
 from tfppo.cli import one_line_errors
 from tfppo.costs import MODEL_SIZES, model_of_sizes
-from tfppo.estimate import GIGA, Device, Estimate, Workload, estimate
+from tfppo.estimate import GIGA, Estimate, estimate
 from tfppo.validation import require, require_one_of
+from tfppo.workload import Device, Workload
 
 # Products in bfloat16 without sparsity; the interconnect is NVLink within a host.
 DEVICES = {
@@ -47,6 +48,7 @@ WORKLOAD = {
     "update_dtype": flags.DEFINE_string("update_dtype", "", "Of the update; empty: --dtype."),
     "critic": flags.DEFINE_string("critic", Workload.critic, "shared or separate."),
     "num_replicas": flags.DEFINE_integer("num_replicas", Workload.num_replicas, "Devices; each holds everything."),
+    "native": flags.DEFINE_bool("native", Workload.native, "Through the C++ operations, on one CPU."),
 }
 DEVICE = flags.DEFINE_list("device", ["h100"], f"Names of devices, of {', '.join(DEVICES)}; bfloat16 speeds.")
 SPEEDS = {
