@@ -142,14 +142,20 @@ static void logit_gradients(const Head &self, const Sizes &s, int token, float t
   clear_end(kept, s.tokens);
 }
 
+/* How many tokens' part of dx is added up at a time: of all rows, their logits' gradients stay in a core's cache. */
+static int chunk_of(int rows) {
+  const int tokens = (1 << 19) / rows / PANEL * PANEL;
+  return tokens < 8 * PANEL ? 8 * PANEL : minimum(tokens, 128 * PANEL);
+}
+
 /* dx [N, D] and de [V, D], of the gradients of log-probabilities and entropies; overwrites `kept`. */
 static void backward(const Head &self, const Sizes &s, const float *x, const float *e, const int32_t *tokens,
                      const float *totals, const float *entropies, const float *dlogprobs, const float *dentropies,
                      uint16_t *kept, float *dx, float *de) {
-  const int d = s.width, panels = panels_of(d), pairs = pairs_of(s.rows), deep = pairs_of(s.tokens);
+  const int d = s.width, panels = panels_of(d), pairs = pairs_of(s.rows), chunk = chunk_of(s.rows);
   const size_t ldv = padded(s.tokens), ldn = padded(s.rows);
   const auto own = [&](Room &room, uint32_t **panel, bf16 **turned) {
-    *panel = room.take<uint32_t>(panel_size(deep)), *turned = room.take<bf16>(int(PANEL) * ldn);
+    *panel = room.take<uint32_t>(panel_size(pairs_of(chunk))), *turned = room.take<bf16>(int(PANEL) * ldn);
   };
   uint32_t *panel;
   bf16 *turned;
@@ -175,17 +181,26 @@ static void backward(const Head &self, const Sizes &s, const float *x, const flo
     for (int v = 0; v < s.tokens; v += PANEL) {
       const int here = minimum(PANEL, s.tokens - v);
       for (int i = 0; i < here; i += LANES) turn_columns(kept + v + i, ldv, s.rows, here - i, turned + i * ldn, ldn);
+      if (v + PANEL < s.tokens) /* what is turned next lies too far apart for the processor to foresee */
+        for (int r = 0; r < s.rows; r++) __builtin_prefetch(kept + r * ldv + v + PANEL);
       for (int j = 0; j < d; j += PANEL)
         multiply_rows(by_rows(turned, ldn), 0, here, packed + j / PANEL * panel_size(pairs), pairs,
                       [&](int i, vec low, vec high) { store_panel(de + size_t(v + i) * d + j, low, high, d - j); });
     }
     const Tasks tasks(s.rows, d);
-#pragma omp for schedule(dynamic, 1)
-    for (int task = 0; task < tasks.count(); task++) {
-      const int j = tasks.panel(task);
-      pack_rows(e + j, d, s.tokens, d - j, panel);
-      multiply_rows(by_rows(kept, ldv), tasks.first(task), tasks.end(task), panel, deep,
-                    [&](int r, vec low, vec high) { store_panel(dx + size_t(r) * d + j, low, high, d - j); });
+    for (int v = 0; v < s.tokens; v += chunk) {
+      const int here = minimum(chunk, s.tokens - v);
+#pragma omp for schedule(static) nowait /* a thread has the same sums in every chunk */
+      for (int task = 0; task < tasks.count(); task++) {
+        const int j = tasks.panel(task);
+        pack_rows(e + size_t(v) * d + j, d, here, d - j, panel);
+        multiply_rows(by_rows(kept + v, ldv), tasks.first(task), tasks.end(task), panel, pairs_of(here),
+                      [&](int r, vec low, vec high) {
+                        float *to = dx + size_t(r) * d + j;
+                        if (v) low += load_some(to, d - j), high += load_some(to + LANES, d - j - LANES);
+                        store_panel(to, low, high, d - j);
+                      });
+      }
     }
   }
   pthread_mutex_unlock(&cores);
