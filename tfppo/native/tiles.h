@@ -26,6 +26,7 @@ INLINE void load_tiles(const int rows[8]) {
     uint8_t rows[16] = {};
   } shape;
   for (int i = 0; i < 8; i++) shape.bytes[i] = rows[i] ? 4 * SIDE : 0, shape.rows[i] = rows[i];
+  __asm__ volatile("" : : "m"(shape)); /* compilers believe that the next line reads its first 8 bytes alone */
   _tile_loadconfig(&shape);
 }
 
