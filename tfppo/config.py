@@ -266,7 +266,8 @@ class PpoConfig:
     rollout_dtype: str = "auto"  # of sampling and reference: the update's where C++ computes all of them, else dtype
     update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32
     jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where that is faster
-    native: bool | None = None  # update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built
+    # Update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built, unless jit_compile is True.
+    native: bool | None = None
     gradient_checkpointing: bool = False  # keep only each block's input for the gradient: less memory, more time
     ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
 

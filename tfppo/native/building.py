@@ -106,7 +106,7 @@ def training_ops(ppo, dtype):
     """The operations to compute the update with under a dtype policy; None: compute it without.
 
     Args: ppo: a PpoConfig, whose `native` True insists, and None takes them where they help: all blocks trained in
-        mixed_bfloat16, on CPUs that multiply bfloat16 numbers.
+        mixed_bfloat16, on CPUs that multiply bfloat16 numbers, where `jit_compile` does not ask for XLA.
     Raises: UserError where they are insisted on, and can't be had.
     """
     if ppo.native is False:
