@@ -111,7 +111,9 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stop_at_eos: bool = False  # whether EOS ends a response
-    jit_compile: bool | None = None  # compile sampling and reference with XLA; None: unless ppo.dtype is faster without
+    # Compile sampling and reference with XLA. None: unless their dtype is faster without; but where PPO samples without
+    # C++, it measures both modes and takes the faster one.
+    jit_compile: bool | None = None
     native: bool | None = None  # sample with C++ built for this CPU; None: in float32, where it can be built
 
     def validate(self):
