@@ -40,6 +40,7 @@ LAYERS = (
     ),
     ("tfppo.models.*", "tfppo.native.*", "tfppo.text.*", "tfppo.data.*", "tfppo.rewards.*"),
     (
+        "tfppo.modes",
         "tfppo.sampling",
         "tfppo.rollout",
         "tfppo.targets",

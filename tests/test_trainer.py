@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfppo import modes
 from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.distribute import make_strategy
@@ -21,6 +22,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.rewards.scoring import TextReward
 from tfppo.rollout import RolloutCollector
+from tfppo.seeds import seed_for
 from tfppo.text.tokenizer import Tokenizer
 from tfppo.trainer import PpoTrainer
 
@@ -55,7 +57,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
     )
     config = Config(
         data=DataConfig(min_prompt_tokens=1, max_prompt_tokens=3),
-        sampling=SamplingConfig(response_length=RESPONSE, jit_compile=False, **(sampling or {})),
+        sampling=SamplingConfig(**{"response_length": RESPONSE, "jit_compile": False, **(sampling or {})}),
         reward=RewardConfig(**(reward or {})),
         ppo=PpoConfig(**{**defaults, **changes}),
         checkpoint_every=2,
@@ -107,8 +109,9 @@ def finished(tmp_path_factory):
 
 def test_nothing_is_traced_after_the_first_iteration(finished):
     learner, collector = finished[0].learner, finished[0].collector
-    for function in (learner.update, collector.sampler.function, collector.ref_logprobs):
+    for function in (learner.update, collector.sampler.functions[False], collector.ref_logprobs):
         assert function.experimental_get_tracing_count() == 1
+    assert collector.sampler.functions[True].experimental_get_tracing_count() == 0
 
 
 def test_the_average_follows_its_recursion(finished):
@@ -165,12 +168,55 @@ def test_a_finished_run_comes_back_and_does_not_go_on(finished):
     other = again()
     done, kl_coef, is_finished = other.restored()
     assert (done, is_finished) == (ITERATIONS, True) and kl_coef == trainer.keeper.scalars["kl_coef"]
-    assert other.collector.shaper.state == trainer.collector.shaper.state
+    assert other.collector.state == trainer.collector.state
     for model, expected in ((other.learner.policy, trainer.learner.policy), (other.ema, trainer.ema)):
         for weight, saved in zip(model.get_weights(), expected.get_weights(), strict=True):
             np.testing.assert_array_equal(weight, saved)
     other.train()
     assert len(scores) == before and (folder / "ppo.jsonl").read_bytes() == record
+
+
+def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def clock(faster):
+        def seconds_of(run, compiled):
+            run(compiled)
+            return 1.0 if compiled is faster else 2.0
+
+        monkeypatch.setattr(modes, "seconds_of", seconds_of)
+
+    def interrupting(prompts, responses):
+        os.kill(os.getpid(), signal.SIGINT)
+        return byte_mean(prompts, responses)
+
+    def trainer(name, function=byte_mean):
+        sampling = dict(jit_compile=None, native=False)
+        return make_trainer(tmp_path / name, function, sampling=sampling, total_episodes=BATCH * 2)
+
+    def scalars(name):
+        return [{tag: row[tag] for tag in row if not tag.startswith("time/")} for row in rows(tmp_path / name)]
+
+    clock(faster=False)
+    straight = trainer("straight")
+    straight.train()
+    for function in straight.collector.sampler.functions.values():
+        assert function.experimental_get_tracing_count() == 1
+    with pytest.raises(Interrupted):
+        trainer("broken", interrupting).train()
+    clock(faster=True)
+    file = modes.modes_file()
+    file.write_text(json.dumps({key: not mode for key, mode in json.loads(file.read_text()).items()}))
+    fresh = trainer("fresh")
+    fresh.collector.sampler(fresh.prompts.batch(0, BATCH), seed_for(0, "sample"))
+    assert fresh.collector.sampler.compiled is True
+    resumed = trainer("broken")
+    resumed.train()
+    assert resumed.collector.sampler.compiled is straight.collector.sampler.compiled is False
+    assert resumed.collector.sampler.functions[True].experimental_get_tracing_count() == 0
+    assert scalars("broken") == scalars("straight") and len(scalars("broken")) == 2
+    for weight, expected in zip(*(t.learner.policy.get_weights() for t in (resumed, straight)), strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 def test_another_reference_is_refused(finished):

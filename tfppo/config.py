@@ -111,7 +111,9 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stop_at_eos: bool = False  # whether EOS ends a response
-    jit_compile: bool | None = None  # compile sampling and reference with XLA; None: unless ppo.dtype is faster without
+    # Compile sampling and reference with XLA. None: unless their dtype is faster without; but where PPO samples without
+    # C++, it measures both modes and takes the faster one.
+    jit_compile: bool | None = None
     native: bool | None = None  # sample with C++ built for this CPU; None: in float32, where it can be built
 
     def validate(self):
@@ -266,7 +268,8 @@ class PpoConfig:
     rollout_dtype: str = "auto"  # of sampling and reference: the update's where C++ computes all of them, else dtype
     update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32
     jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where that is faster
-    native: bool | None = None  # update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built
+    # Update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built, unless jit_compile is True.
+    native: bool | None = None
     gradient_checkpointing: bool = False  # keep only each block's input for the gradient: less memory, more time
     ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
 

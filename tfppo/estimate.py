@@ -13,8 +13,8 @@ from tfppo.workload import Device, Workload
 
 GIGA, TERA = 1e9, 1e12
 
-# Calibration. What compiled functions hold is read from XLA's buffer assignment (jit_compile at its defaults), what the
-# plain graph of a bfloat16 update on a CPU keeps from that graph, the rest from the source of optimizer and types.
+# Calibration. What compiled functions hold is read from XLA's buffer assignment, what the plain graph of a bfloat16
+# update on a CPU keeps from that graph, the rest from the source of optimizer and types.
 FLOAT32_BYTES = 4  # weights, moments, sums of gradients and attention weights are float32 under every dtype
 # Of what products read and write: activations, cache, logits, gradients of the matrices.
 COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.distribute import map_rows, resolve_jit_compile
 from tfppo.models.precision import computing_by, computing_in
+from tfppo.modes import mode_key, resolve_mode
 from tfppo.native.building import native_ops
 from tfppo.native.head import logprobs_and_entropies
 from tfppo.native.trunk import hidden_states
@@ -36,15 +37,36 @@ class Collected(NamedTuple):
 
 
 class Sampler:
-    """Prompts to Samples under one `tf.function`, on all replicas, in a Keras dtype policy (None: the policy's own)."""
+    """Prompts to Samples under one `tf.function`, on all replicas.
 
-    def __init__(self, policy, config: SamplingConfig, *, eos_id, pad_id, strategy, value_after_stop=False, dtype=None):
-        self.config = config
-        dtype = dtype or policy.dtype_policy.name
+    `compiled` says whether XLA compiles it; None before a first call that measures.
+
+    Args:
+        dtype: Keras dtype policy; None: the policy's own.
+        measures: whether the first call takes the faster mode, compiled or not, for itself and all later ones, where
+            neither `sampling.jit_compile` nor native operations decide that. A few calls would not earn the time back.
+    """
+
+    def __init__(
+        self,
+        policy,
+        config: SamplingConfig,
+        *,
+        eos_id,
+        pad_id,
+        strategy,
+        value_after_stop=False,
+        dtype=None,
+        measures=False,
+    ):
+        self.policy, self.config, self._num_replicas = policy, config, strategy.num_replicas_in_sync
+        self.dtype = dtype = dtype or policy.dtype_policy.name
         native = native_ops(config.native, dtype)
-        compiled = resolve_jit_compile(config.jit_compile, "float32" if native else dtype)
+        self._rule = resolve_jit_compile(config.jit_compile, "float32" if native else dtype)
+        self._measures = measures and config.jit_compile is None and native is None
+        self.compiled = None if self._measures else self._rule
 
-        def sample_share(prompt_ids, prompt_mask, uniforms):
+        def sample_share(compiled, prompt_ids, prompt_mask, uniforms):
             with computing_in(policy, dtype):
                 return sample(
                     policy,
@@ -61,12 +83,46 @@ class Sampler:
                     native=native,
                 )
 
-        self.function = tf.function(lambda *rows: map_rows(strategy, sample_share, *rows))
+        def function(compiled):
+            return tf.function(lambda *rows: map_rows(strategy, partial(sample_share, compiled), *rows))
+
+        self.functions = {compiled: function(compiled) for compiled in (True, False)}  # traced when called
 
     def __call__(self, prompts: Prompts, seed) -> Samples:
         """Samples of prompts [B, P], by an int32 [2] seed."""
         uniforms = draw_uniforms(seed, prompts.prompt_ids.shape[0], self.config.response_length)
-        return self.function(prompts.prompt_ids, prompts.prompt_mask, uniforms)
+        rows = prompts.prompt_ids, prompts.prompt_mask, uniforms
+        if self.compiled is None:
+            self.compiled = self._faster_mode(rows)
+        return self.functions[self.compiled](*rows)
+
+    def _faster_mode(self, rows):
+        policy, config = self.policy, self.config
+        key = mode_key(
+            **policy.language_model.trunk.sizes,
+            separate_critic=policy.separate_critic,
+            mlp_value_head=policy.mlp_value_head,
+            dtype=self.dtype,
+            replicas=self._num_replicas,
+            batch_size=rows[0].shape[0],
+            prompt_length=rows[0].shape[1],
+            response_length=config.response_length,
+            stop_at_eos=config.stop_at_eos,
+            filtered=config.top_k > 0 or config.top_p < 1,
+        )
+        return resolve_mode(key, self._rule, lambda compiled: self.functions[compiled](*rows).response_ids.numpy())
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs: the mode that was measured to be faster, 1 or 0; -1 where none was."""
+        faster = self.compiled if self._measures else None
+        return {"sampling_compiled": -1.0 if faster is None else float(faster)}
+
+    @state.setter
+    def state(self, state):
+        # Modes differ in the last bits: measured anew, a resumed run could go on in the other one.
+        if self._measures and state["sampling_compiled"] >= 0:
+            self.compiled = bool(state["sampling_compiled"])
 
 
 def first_stop_mask(response_ids, response_mask, stop_id, truncate_after):
@@ -150,6 +206,7 @@ class RolloutCollector:
             strategy=strategy,
             value_after_stop=reward.placement == "after_last",
             dtype=dtype,
+            measures=True,
         )
 
         @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
@@ -183,6 +240,16 @@ class RolloutCollector:
             return tf.function(lambda *rows: map_rows(strategy, compiled_fn, *rows))
 
         self.ref_logprobs, self._teacher_forced = compiled(ref_logprobs), compiled(teacher_forced)
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What a resumed run needs to go on: the moments of the scores, and how is sampled."""
+        return {**self.shaper.state, **self.sampler.state}
+
+    @state.setter
+    def state(self, state):
+        self.shaper.state = {name: state[name] for name in self.shaper.state}
+        self.sampler.state = state
 
     def collect(self, prompts: Prompts, seed) -> Collected:
         """One rollout of prompts [B, P], sampled from the policy.

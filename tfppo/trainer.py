@@ -26,7 +26,8 @@ class PpoTrainer:
     """Trains a policy with PPO.
 
     The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
-    Its state: policy, optimizer, moving average, iterations done, KL coefficient, running moments of the scores.
+    Its state: policy, optimizer, moving average, iterations done, KL coefficient, running moments of the scores, and
+    whether XLA compiles the sampling where that was measured.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class PpoTrainer:
             model=learner.policy,
             optimizer=learner.optimizer,
             extras={"ema": ema} if ema else {},
-            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.shaper.state},
+            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.state},
             keep=config.keep_checkpoints,
             identity={
                 "tokenizer": collector.tokenizer.digest(),
@@ -87,14 +88,14 @@ class PpoTrainer:
                 finished = self.is_finished(done, scalars["objective/score"])
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.shaper.state)
+                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.state)
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
     def restored(self):
         """Of the last checkpoint: iterations done, KL coefficient, and whether the run is at its end."""
         scalars = self.keeper.scalars
-        self.collector.shaper.state = {name: scalars[name] for name in self.collector.shaper.state}
+        self.collector.state = scalars
         return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
 
     def collect(self, step):

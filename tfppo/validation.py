@@ -68,9 +68,7 @@ def validate_ppo(ppo):
     validate_dtype("ppo.rollout_dtype", ppo.rollout_dtype, auto=True)
     validate_dtype("ppo.update_dtype", ppo.update_dtype, auto=True)
     if ppo.native:
-        required = dict(
-            update_dtype="mixed_bfloat16", trainable_blocks=None, gradient_checkpointing=False, jit_compile=None
-        )
+        required = dict(update_dtype="mixed_bfloat16", trainable_blocks=None, gradient_checkpointing=False)
         for name, value in required.items():
             require(
                 getattr(ppo, name) == value,
@@ -78,6 +76,12 @@ def validate_ppo(ppo):
                 getattr(ppo, name),
                 f"ppo.native is True, which needs {value}; set it so, or ppo.native to None",
             )
+        require(
+            not ppo.jit_compile,
+            "ppo.jit_compile",
+            ppo.jit_compile,
+            "XLA cannot compile what ppo.native insists on; use None or False, or set ppo.native to None",
+        )
 
 
 def _validate_batches(ppo):

@@ -194,7 +194,8 @@ def test_ops_are_taken_where_they_help(monkeypatch):
     assert taken() is OPS
     assert taken("float32") is None and taken(native=False) is None
     assert taken(trainable_blocks=1) is None and taken(gradient_checkpointing=True) is None
-    assert taken(jit_compile=True) is None
+    assert taken(jit_compile=True) is None  # which asks for XLA; False only says that there is to be none
+    assert taken(jit_compile=False) is OPS and taken(jit_compile=False, native=True) is OPS
     monkeypatch.setattr(building, "has_fast_bfloat16", lambda: False)
     assert taken() is None and taken(native=True) is OPS
     monkeypatch.setattr(building, "_load", lambda: (object(), None))  # built for a processor without AVX512_BF16

@@ -25,11 +25,11 @@ _OF_ANY_PROCESSOR = {"variables.cc"}  # of TensorFlow's C++ headers, which don't
 
 
 def cache_folder() -> Path:
-    """Where built operations are kept: tfppo in XDG_CACHE_HOME, or in ~/.cache."""
+    """Where what holds for this machine is kept, built operations for one: tfppo in XDG_CACHE_HOME, or in ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfppo"
 
 
-def _processor():
+def processor() -> str:
     """What distinguishes processors that run different instructions."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -45,7 +45,7 @@ def build():
     """
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     command = [*compiler, *tf.sysconfig.get_compile_flags(), *_FLAGS]
-    identity = "\n".join([*command, tf.__version__, platform.machine(), _processor()])
+    identity = "\n".join([*command, tf.__version__, platform.machine(), processor()])
     digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
     library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
     if not library.exists():
@@ -106,7 +106,7 @@ def training_ops(ppo, dtype):
     """The operations to compute the update with under a dtype policy; None: compute it without.
 
     Args: ppo: a PpoConfig, whose `native` True insists, and None takes them where they help: all blocks trained in
-        mixed_bfloat16, on CPUs that multiply bfloat16 numbers.
+        mixed_bfloat16, on CPUs that multiply bfloat16 numbers, where `jit_compile` does not ask for XLA.
     Raises: UserError where they are insisted on, and can't be had.
     """
     if ppo.native is False:
