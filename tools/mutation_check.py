@@ -96,6 +96,13 @@ MUTATIONS = (
         HEAD,
     ),
     Mutation(
+        "logits_kept_without_their_base",
+        "native/head.cc",
+        "rows[r].base = base_of(low, high);",
+        "rows[r].base = 0;",
+        HEAD,
+    ),
+    Mutation(
         "rollouts_sampled_in_float32",
         "rollout.py",
         "with computing_in(policy, dtype):\n                return",

@@ -148,6 +148,25 @@ def test_a_cache_without_room_is_refused(dtype):
         reader.decode_step(tf.constant([5] * 4), tf.constant([5] * 4), 5, tf.ones([4, 5], tf.bool), cache)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nothing_to_read_is_refused_and_no_rows_give_none(dtype):
+    policy = make_policy(SIZES["even"])
+    reader, vocabulary = reader_of(policy, dtype), SIZES["even"][0]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a new token"):
+        reader.prefill(tf.zeros([2, 0], tf.int32), tf.zeros([2, 0], tf.int32), 5)
+    logits, _, cache = reader.prefill(tf.zeros([0, 3], tf.int32), tf.zeros([0, 3], tf.int32), 5)
+    assert logits.shape == [0, vocabulary] and all(part.shape[0] == 0 for part in tf.nest.flatten(cache))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_that_is_not_a_number_shows_in_the_logits(dtype):
+    policy = make_policy(SIZES["even"])
+    kernel = policy.language_model.trunk.blocks[0].qkv.weights[0]
+    kernel.assign(tf.fill(kernel.shape, np.nan))
+    logits, _, _ = reader_of(policy, dtype).prefill(*make_prompts(SIZES["even"][0], 4, 5), 6)
+    assert np.isnan(logits).all()
+
+
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 def test_the_logprob_of_a_draw_is_that_of_float64(temperature):
     rng = np.random.default_rng(0)

@@ -130,6 +130,21 @@ def test_rows_beyond_the_matrix_are_refused():
         add_rows(OPS, tf.zeros([3, 2]), tf.ones([2, 2]), tf.constant([0, 3]))
 
 
+def test_rows_that_do_not_fit_are_refused():
+    for rows, places in ((tf.ones([2, 3]), [0, 1]), (tf.ones([2, 2]), [0])):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="do not fit"):
+            add_rows(OPS, tf.zeros([3, 2]), rows, tf.constant(places))
+
+
+def test_a_step_needs_a_scale_and_a_gradient_for_every_variable():
+    step, gradients = Step(), make_gradients()
+    step.scales = step.scales[1:]
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a scale, a rate and a decay"):
+        step.take(gradients)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="a gradient for every variable|a scale"):
+        Step().take([*gradients, gradients[0]])
+
+
 def digest():
     step = Step()
     step.take(make_gradients())

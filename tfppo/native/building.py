@@ -20,8 +20,10 @@ from tfppo.errors import UserError
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
-_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fopenmp", "-fPIC")
-_OF_ANY_PROCESSOR = {"variables.cc"}  # of TensorFlow's C++ headers, which don't know all instructions
+_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-w")
+# With TensorFlow's C++ headers: compiled for any processor, as they don't know all instructions, and left out where the
+# processor has no operations that train.
+_WITH_CPP_HEADERS = {"variables.cc"}
 
 
 def cache_folder() -> Path:
@@ -57,11 +59,13 @@ def build():
 
             def compile_source(source):
                 compiled = Path(folder) / f"{source.stem}.o"
-                run(*([] if source.name in _OF_ANY_PROCESSOR else ["-march=native"]), "-c", source, "-o", compiled)
+                run(*([] if source.name in _WITH_CPP_HEADERS else ["-march=native"]), "-c", source, "-o", compiled)
                 return compiled
 
-            with ThreadPoolExecutor() as workers:
-                compiled = list(workers.map(compile_source, _SOURCES))
+            trains = "avx512_bf16" in processor().split()
+            sources = [source for source in _SOURCES if trains or source.name not in _WITH_CPP_HEADERS]
+            with ThreadPoolExecutor(os.cpu_count()) as workers:
+                compiled = list(workers.map(compile_source, sources))
             built = Path(folder) / library.name
             run("-shared", *compiled, "-o", built)
             built.replace(library)  # at once: another process finds the whole file or none

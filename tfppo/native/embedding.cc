@@ -14,16 +14,19 @@ static void compute_add_rows(void *, TF_OpKernelContext *context) {
   int64_t sum_dims[2], dims[2];
   input<float>(context, 0, sum_dims, status);
   const float *rows = input<float>(context, 1, dims, status);
-  const int32_t *places = input<int32_t>(context, 2, nullptr, status);
+  int64_t num_places;
+  const int32_t *places = input<int32_t>(context, 2, &num_places, status);
   if (TF_GetCode(status) == TF_OK) {
-    float *sums = overwritten<float>(context, 0, 0, TF_FLOAT, {sum_dims[0], sum_dims[1]}, status);
     const int width = dims[1];
+    check(width == sum_dims[1] && num_places == dims[0], "TfppoAddRows: rows do not fit the matrix or the places",
+          status);
     for (int64_t r = 0; r < dims[0] && TF_GetCode(status) == TF_OK; r++)
       if (places[r] < 0 || places[r] >= sum_dims[0]) {
         const std::string message =
             "there is no row " + std::to_string(places[r]) + " of a matrix of " + std::to_string(sum_dims[0]);
         TF_SetStatus(status, TF_INVALID_ARGUMENT, message.c_str());
       }
+    float *sums = overwritten<float>(context, 0, 0, TF_FLOAT, {sum_dims[0], sum_dims[1]}, status);
     if (TF_GetCode(status) == TF_OK) {
       pthread_mutex_lock(&cores);
 #pragma omp parallel for schedule(static)

@@ -3,8 +3,9 @@
    TfppoHead          of hidden states and the token embedding: log-probabilities and entropies of their tokens
    TfppoHeadGradient  the gradients of states and embedding
 
-   Sums and softmax are float32 and come from each panel of logits as it is computed; for the gradient, logits are kept
-   as float16, and what leaves them is bfloat16. */
+   Sums and softmax are float32 and come from each panel of logits as it is computed. For the gradient, logits are kept
+   as float16, less a float32 number near them, of which there is one for every group of a row; the chosen token's own
+   log-probability is kept in float32. What leaves them is bfloat16. */
 #ifdef __AVX512BF16__
 #include "memory.h"
 #include "operations.h"
@@ -18,8 +19,9 @@ enum { GROUP = 8 }; /* panels whose softmax is summed together, so that threads 
 struct Softmax {
   float most, sum, moment;
 };
-struct Softmaxes { /* lane by lane */
+struct Softmaxes { /* lane by lane; base: what the logits that are kept are counted from */
   vec most, sum, moment;
+  float base;
 };
 
 const float LOWEST = -1e30f;
@@ -71,22 +73,31 @@ INLINE vec prepared(vec logits, int first, const Head &self, int tokens, float s
   return (vec)_mm512_mask_mov_ps(none, first_lanes(tokens - first), (__m512)(logits * scale));
 }
 
+/* What a group's logits are counted from: the largest of its first panel. */
+INLINE float base_of(vec low, vec high) { return _mm512_reduce_max_ps((__m512)larger(low, high)); }
+
 INLINE void store_half(uint16_t *to, vec x) {
   _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 INLINE vec load_half(const uint16_t *from) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 
-/* logprobs and entropies [N] of the tokens, and of each row log(sum(exp(logits))); `kept` [N, padded(V)] may be null.
- */
+/* Of each row, what the gradient needs again: log(sum(exp(logits))), logits [N, padded(V)], their bases [N, groups]. */
+struct Rows {
+  float *totals, *bases;
+  uint16_t *kept; /* may be null */
+};
+
+/* logprobs and entropies [N] of the tokens, and `to`. */
 static void forward(const Head &self, const Sizes &s, const float *x, const float *e, const int32_t *tokens,
-                    float *logprobs, float *entropies, float *totals, uint16_t *kept) {
+                    float *logprobs, float *entropies, const Rows &to, TF_Status *status) {
   const int d = s.width, pairs = pairs_of(d), groups = s.groups();
   const size_t own = panel_size(pairs + LANES) * sizeof(uint32_t) + s.rows * sizeof(Softmaxes) + 64;
   const float scale = 1.0f / self.temperature;
   Room sizes = {nullptr};
   sizes.take<bf16>(s.rows * padded(d)), sizes.take<Softmax>(size_t(groups) * s.rows);
-  pthread_mutex_lock(&cores);
-  Room shared = {workspace(sizes.size + (own + 64) * omp_get_max_threads())};
+  const Region region(sizes.size + (own + 64) * omp_get_max_threads(), status);
+  if (!region.at) return;
+  Room shared = {region.at};
   bf16 *rounded = shared.take<bf16>(s.rows * padded(d));
   Softmax *parts = shared.take<Softmax>(size_t(groups) * s.rows);
 #pragma omp parallel
@@ -95,9 +106,11 @@ static void forward(const Head &self, const Sizes &s, const float *x, const floa
     uint32_t *panel = room.take<uint32_t>(panel_size(pairs + LANES));
     Softmaxes *rows = room.take<Softmaxes>(s.rows);
     round_rows(x, d, s.rows, d, rounded);
+#pragma omp for schedule(static)
+    for (int r = 0; r < s.rows; r++) logprobs[r] = NAN; /* of a token that is none */
 #pragma omp for schedule(dynamic, 1)
     for (int group = 0; group < groups; group++) {
-      for (int r = 0; r < s.rows; r++) rows[r] = {(vec){} + LOWEST, (vec){}, (vec){}};
+      for (int r = 0; r < s.rows; r++) rows[r] = {(vec){} + LOWEST, (vec){}, (vec){}, 0};
       for (int j = group * GROUP * PANEL; j < minimum(s.tokens, (group + 1) * GROUP * PANEL); j += PANEL) {
         pack_transposed(e + size_t(j) * d, d, minimum(PANEL, s.tokens - j), d, panel);
         multiply_rows(by_rows(rounded, padded(d)), 0, s.rows, panel, pairs, [&](int r, vec low, vec high) {
@@ -105,11 +118,16 @@ static void forward(const Head &self, const Sizes &s, const float *x, const floa
           const int chosen = tokens[r] - j;
           if (chosen >= 0 && chosen < PANEL) logprobs[r] = chosen < LANES ? low[chosen] : high[chosen - LANES];
           add(rows[r], low, high);
-          if (!kept) return;
-          store_half(kept + r * padded(s.tokens) + j, low), store_half(kept + r * padded(s.tokens) + j + LANES, high);
+          if (!to.kept) return;
+          if (j % (GROUP * PANEL) == 0) rows[r].base = base_of(low, high);
+          uint16_t *half = to.kept + r * padded(s.tokens) + j;
+          store_half(half, low - rows[r].base), store_half(half + LANES, high - rows[r].base);
         });
       }
-      for (int r = 0; r < s.rows; r++) parts[size_t(r) * groups + group] = merged(rows[r]);
+      for (int r = 0; r < s.rows; r++) {
+        parts[size_t(r) * groups + group] = merged(rows[r]);
+        if (to.kept) to.bases[size_t(r) * groups + group] = rows[r].base;
+      }
     }
 #pragma omp for schedule(static)
     for (int r = 0; r < s.rows; r++) {
@@ -121,19 +139,29 @@ static void forward(const Head &self, const Sizes &s, const float *x, const floa
         const double down = double(mine[i].most) - most, factor = exp(down);
         sum += factor * mine[i].sum, moment += factor * (mine[i].moment + down * mine[i].sum);
       }
-      totals[r] = most + float(log(sum));
-      logprobs[r] = logprobs[r] - totals[r], entropies[r] = log(sum) - moment / sum;
+      to.totals[r] = most + float(log(sum));
+      logprobs[r] = logprobs[r] - to.totals[r], entropies[r] = log(sum) - moment / sum;
     }
   }
-  pthread_mutex_unlock(&cores);
 }
 
+/* The chosen tokens, their log-probabilities and entropies, and the gradients of both. */
+struct Chosen {
+  const int32_t *tokens;
+  const float *logprobs, *entropies, *dlogprobs, *dentropies;
+};
+
 /* Of one row, the logits' gradients, in place of what was kept of them: (bfloat16) from (float16). */
-static void logit_gradients(const Head &self, const Sizes &s, int token, float total, float entropy, float dlogprob,
-                            float dentropy, uint16_t *kept) {
-  const float scale = 1.0f / self.temperature;
+static void logit_gradients(const Head &self, const Sizes &s, const Chosen &chosen, const Rows &from, int row) {
+  const float scale = 1.0f / self.temperature, total = from.totals[row], entropy = chosen.entropies[row];
+  const float dlogprob = chosen.dlogprobs[row], dentropy = chosen.dentropies[row];
+  const float *bases = from.bases + size_t(row) * s.groups();
+  const int token = chosen.tokens[row];
+  uint16_t *kept = from.kept + row * padded(s.tokens);
   for (int j = 0; j < s.tokens; j += LANES) {
-    const vec log_p = load_half(kept + j) - total, p = weight_of(log_p);
+    vec log_p = load_half(kept + j) + (bases[j / (GROUP * PANEL)] - total);
+    if (token >= j && token < j + LANES) log_p[token - j] = chosen.logprobs[row];
+    const vec p = weight_of(log_p);
     const vec finite = p == 0.0f ? (vec){} : log_p;
     vec gradient = -p * (dlogprob + dentropy * (finite + entropy));
     if (token >= j && token < j + LANES) gradient[token - j] += dlogprob;
@@ -148,12 +176,12 @@ static int chunk_of(int rows) {
   return tokens < 8 * PANEL ? 8 * PANEL : minimum(tokens, 128 * PANEL);
 }
 
-/* dx [N, D] and de [V, D], of the gradients of log-probabilities and entropies; overwrites `kept`. */
-static void backward(const Head &self, const Sizes &s, const float *x, const float *e, const int32_t *tokens,
-                     const float *totals, const float *entropies, const float *dlogprobs, const float *dentropies,
-                     uint16_t *kept, float *dx, float *de) {
+/* dx [N, D] and de [V, D], of the gradients of log-probabilities and entropies; overwrites what was kept. */
+static void backward(const Head &self, const Sizes &s, const float *x, const float *e, const Chosen &chosen,
+                     const Rows &from, float *dx, float *de, TF_Status *status) {
   const int d = s.width, panels = panels_of(d), pairs = pairs_of(s.rows), chunk = chunk_of(s.rows);
   const size_t ldv = padded(s.tokens), ldn = padded(s.rows);
+  uint16_t *kept = from.kept;
   const auto own = [&](Room &room, uint32_t **panel, bf16 **turned) {
     *panel = room.take<uint32_t>(panel_size(pairs_of(chunk))), *turned = room.take<bf16>(int(PANEL) * ldn);
   };
@@ -162,8 +190,9 @@ static void backward(const Head &self, const Sizes &s, const float *x, const flo
   Room each = {nullptr}, sizes = {nullptr};
   own(each, &panel, &turned);
   sizes.take<bf16>(s.rows * padded(d)), sizes.take<uint32_t>(panels * panel_size(pairs));
-  pthread_mutex_lock(&cores);
-  Room shared = {workspace(sizes.size + each.size * omp_get_max_threads())};
+  const Region region(sizes.size + each.size * omp_get_max_threads(), status);
+  if (!region.at) return;
+  Room shared = {region.at};
   bf16 *rounded = shared.take<bf16>(s.rows * padded(d));
   uint32_t *packed = shared.take<uint32_t>(panels * panel_size(pairs));
 #pragma omp parallel private(panel, turned)
@@ -175,8 +204,7 @@ static void backward(const Head &self, const Sizes &s, const float *x, const flo
     for (int j = 0; j < d; j += PANEL)
       pack_rows(rounded + j, padded(d), s.rows, d - j, packed + j / PANEL * panel_size(pairs));
 #pragma omp for schedule(static)
-    for (int r = 0; r < s.rows; r++)
-      logit_gradients(self, s, tokens[r], totals[r], entropies[r], dlogprobs[r], dentropies[r], kept + r * ldv);
+    for (int r = 0; r < s.rows; r++) logit_gradients(self, s, chosen, from, r);
 #pragma omp for schedule(dynamic, 4) nowait
     for (int v = 0; v < s.tokens; v += PANEL) {
       const int here = minimum(PANEL, s.tokens - v);
@@ -203,50 +231,54 @@ static void backward(const Head &self, const Sizes &s, const float *x, const flo
       }
     }
   }
-  pthread_mutex_unlock(&cores);
 }
 
-static Sizes sizes_of(const int64_t *x_dims, const int64_t *e_dims) {
+/* The sizes of states, embedding and their tokens, which must fit each other. */
+static Sizes checked(const int64_t *x_dims, const int64_t *e_dims, int64_t num_tokens, TF_Status *status) {
+  check(x_dims[1] == e_dims[1], "TfppoHead: states and embedding have different widths", status);
+  check(x_dims[0] == num_tokens, "TfppoHead: there must be a token for every state", status);
   return {int(x_dims[0]), int(x_dims[1]), int(e_dims[0])};
 }
 
 static void compute_head(void *kernel, TF_OpKernelContext *context) {
+  enum { LOGPROBS, ENTROPIES, TOTALS, BASES, KEPT };
   const Head *self = static_cast<const Head *>(kernel);
   TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2], e_dims[2];
-  const float *x = input<float>(context, 0, x_dims, status);
-  const float *e = input<float>(context, 1, e_dims, status);
-  const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
-  if (TF_GetCode(status) == TF_OK) {
-    const Sizes s = sizes_of(x_dims, e_dims);
-    float *numbers[3];
-    for (int i = 0; i < 3; i++) numbers[i] = output<float>(context, i, TF_FLOAT, {s.rows}, status);
-    const int64_t kept_rows = self->keep ? s.rows : 0;
-    uint16_t *kept = output<uint16_t>(context, 3, TF_BFLOAT16, {kept_rows, int64_t(padded(s.tokens))}, status);
-    if (TF_GetCode(status) == TF_OK)
-      forward(*self, s, x, e, tokens, numbers[0], numbers[1], numbers[2], self->keep ? kept : nullptr);
-  }
+  int64_t x_dims[2] = {}, e_dims[2] = {}, num_tokens = 0;
+  const float *x = input<float>(context, 0, x_dims, status), *e = input<float>(context, 1, e_dims, status);
+  const int32_t *tokens = input<int32_t>(context, 2, &num_tokens, status);
+  const Sizes s = checked(x_dims, e_dims, num_tokens, status);
+  const int64_t kept_rows = self->keep ? s.rows : 0;
+  float *logprobs = output<float>(context, LOGPROBS, TF_FLOAT, {s.rows}, status);
+  float *entropies = output<float>(context, ENTROPIES, TF_FLOAT, {s.rows}, status);
+  Rows rows = {};
+  rows.totals = output<float>(context, TOTALS, TF_FLOAT, {s.rows}, status);
+  rows.bases = output<float>(context, BASES, TF_FLOAT, {kept_rows, s.groups()}, status);
+  rows.kept = output<uint16_t>(context, KEPT, TF_HALF, {kept_rows, int64_t(padded(s.tokens))}, status);
+  if (!self->keep) rows.kept = nullptr;
+  if (TF_GetCode(status) == TF_OK) forward(*self, s, x, e, tokens, logprobs, entropies, rows, status);
   if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
 }
 
 static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
+  enum { X, E, TOKENS, LOGPROBS, ENTROPIES, DLOGPROBS, DENTROPIES, TOTALS, BASES, KEPT };
+  enum { DX, DE, ROOM };
   const Head *self = static_cast<const Head *>(kernel);
   TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2], e_dims[2];
-  const float *x = input<float>(context, 0, x_dims, status);
-  const float *e = input<float>(context, 1, e_dims, status);
-  const int32_t *tokens = input<int32_t>(context, 2, nullptr, status);
-  const float *of_rows[4]; /* totals, entropies, and the gradients of log-probabilities and entropies */
-  for (int i = 0; i < 4; i++) of_rows[i] = input<float>(context, 3 + i, nullptr, status);
-  uint16_t *kept = overwritten<uint16_t>(context, 7, 2, TF_BFLOAT16, {x_dims[0], int64_t(padded(e_dims[0]))}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    const Sizes s = sizes_of(x_dims, e_dims);
-    float *dx = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[1]}, status);
-    float *de = output<float>(context, 1, TF_FLOAT, {e_dims[0], e_dims[1]}, status);
-    if (TF_GetCode(status) == TF_OK)
-      backward(*self, s, x, e, tokens, of_rows[0], of_rows[1], of_rows[2], of_rows[3], kept, dx, de);
-  }
+  int64_t x_dims[2] = {}, e_dims[2] = {}, num_tokens = 0;
+  const float *x = input<float>(context, X, x_dims, status), *e = input<float>(context, E, e_dims, status);
+  Chosen chosen = {input<int32_t>(context, TOKENS, &num_tokens, status)};
+  const float *of_rows[BASES + 1];
+  for (int i = LOGPROBS; i <= BASES; i++) of_rows[i] = input<float>(context, i, nullptr, status);
+  chosen.logprobs = of_rows[LOGPROBS], chosen.entropies = of_rows[ENTROPIES];
+  chosen.dlogprobs = of_rows[DLOGPROBS], chosen.dentropies = of_rows[DENTROPIES];
+  const Sizes s = checked(x_dims, e_dims, num_tokens, status);
+  const Rows from = {const_cast<float *>(of_rows[TOTALS]), const_cast<float *>(of_rows[BASES]),
+                     overwritten<uint16_t>(context, KEPT, ROOM, TF_HALF, {s.rows, int64_t(padded(s.tokens))}, status)};
+  float *dx = output<float>(context, DX, TF_FLOAT, {x_dims[0], x_dims[1]}, status);
+  float *de = output<float>(context, DE, TF_FLOAT, {e_dims[0], e_dims[1]}, status);
+  if (TF_GetCode(status) == TF_OK) backward(*self, s, x, e, chosen, from, dx, de, status);
   if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
 }
@@ -257,12 +289,21 @@ __attribute__((constructor)) static void register_head_ops(void) {
   if (!products_allowed()) return;
   const char *const attrs[] = {"temperature: float", "penalty: float", "masked: int", "keep: int", nullptr};
   const char *const head_in[] = {"hidden: float", "embedding: float", "tokens: int32", nullptr};
-  const char *const head_out[] = {"logprobs: float", "entropies: float", "totals: float", "kept: bfloat16", nullptr};
+  const char *const head_out[] = {"logprobs: float", "entropies: float", "totals: float",
+                                  "bases: float",    "kept: half",       nullptr};
   define<Head>("TfppoHead", head_in, head_out, attrs, compute_head);
-  const char *const gradient_in[] = {"hidden: float",     "embedding: float", "tokens: int32",
-                                     "totals: float",     "entropies: float", "dlogprobs: float",
-                                     "dentropies: float", "kept: bfloat16",   nullptr};
-  const char *const gradient_out[] = {"dhidden: float", "dembedding: float", "room: bfloat16", nullptr};
+  const char *const gradient_in[] = {"hidden: float",
+                                     "embedding: float",
+                                     "tokens: int32",
+                                     "logprobs: float",
+                                     "entropies: float",
+                                     "dlogprobs: float",
+                                     "dentropies: float",
+                                     "totals: float",
+                                     "bases: float",
+                                     "kept: half",
+                                     nullptr};
+  const char *const gradient_out[] = {"dhidden: float", "dembedding: float", "room: half", nullptr};
   define<Head>("TfppoHeadGradient", gradient_in, gradient_out, attrs, compute_head_gradient);
 }
 #endif

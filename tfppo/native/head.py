@@ -1,6 +1,6 @@
 """Log-probabilities of chosen tokens, their entropies and gradients through the native operations.
 
-Logits are float32 sums of products of bfloat16 numbers, and only float16 of them are kept, for the gradient.
+Logits are float32 sums of products of bfloat16 numbers; for the gradient, float16 differences between them are kept.
 """
 
 import tensorflow as tf
@@ -22,7 +22,7 @@ def logprobs_and_entropies(ops, language_model, hidden, token_ids, temperature, 
 
     @tf.custom_gradient
     def head(hidden, embedding):
-        logprobs, entropies, totals, kept = ops.tfppo_head(
+        logprobs, entropies, *kept = ops.tfppo_head(
             hidden=hidden, embedding=embedding, tokens=tokens, keep=int(with_gradient), **attributes
         )
 
@@ -31,11 +31,11 @@ def logprobs_and_entropies(ops, language_model, hidden, token_ids, temperature, 
                 hidden=hidden,
                 embedding=embedding,
                 tokens=tokens,
-                totals=totals,
+                logprobs=logprobs,
                 entropies=entropies,
                 dlogprobs=dlogprobs,
                 dentropies=dentropies,
-                kept=kept,
+                **dict(zip(("totals", "bases", "kept"), kept, strict=True)),
                 keep=1,
                 **attributes,
             )

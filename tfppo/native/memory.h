@@ -6,14 +6,14 @@
 
 #include <memory>
 
-/* Memory that is used again at every call of any operation, by one region at a time. */
+/* Memory that is used again at every call of any operation, by one region at a time; nullptr where there is none. */
 inline char *workspace(size_t size) {
   static std::unique_ptr<char, void (*)(void *)> memory(nullptr, free);
   static size_t available = 0;
   if (size > available) {
     memory.reset();
     memory.reset(static_cast<char *>(aligned_alloc(64, (size + 63) / 64 * 64)));
-    available = size;
+    available = memory ? size : 0;
   }
   return memory.get();
 }

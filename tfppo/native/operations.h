@@ -8,6 +8,7 @@
 
 #include <vector>
 
+#include "memory.h"
 #include "tensorflow/c/kernels.h"
 #include "tensorflow/c/ops.h"
 #include "tensorflow/c/tf_status.h"
@@ -18,14 +19,28 @@ enum { PER_BLOCK = 12, INNER = 8, PER_TRUNK = 2 }; /* weights; the one whose col
 /* One region at a time has all the cores: two would wait for each other at every barrier. */
 inline pthread_mutex_t cores = PTHREAD_MUTEX_INITIALIZER;
 
+/* While it lives, its operation has all the cores, and memory to compute on; `at` is nullptr where there is none. */
+struct Region {
+  char *at;
+  Region(size_t size, TF_Status *status) {
+    pthread_mutex_lock(&cores);
+    at = workspace(size);
+    if (!at) TF_SetStatus(status, TF_RESOURCE_EXHAUSTED, "there is no memory to compute on");
+  }
+  ~Region() { pthread_mutex_unlock(&cores); }
+};
+
 struct Block {
   const float *norm1_gamma, *norm1_beta, *qkv, *qkv_bias, *out, *out_bias;
   const float *norm2_gamma, *norm2_beta, *in, *in_bias, *back, *back_bias;
 };
 
-/* The n-th input's numbers; its tensor is given back, as the operation holds it until it ends. */
+/* The n-th input's numbers; its tensor is given back, as the operation holds it until it ends.
+
+   This and what follows do nothing where something failed before: TensorFlow's own functions would forget that. */
 template <typename T>
 static const T *input(TF_OpKernelContext *context, int n, int64_t *dims, TF_Status *status) {
+  if (TF_GetCode(status) != TF_OK) return nullptr;
   TF_Tensor *tensor = nullptr;
   TF_GetInput(context, n, &tensor, status);
   if (TF_GetCode(status) != TF_OK) return nullptr;
@@ -38,6 +53,7 @@ static const T *input(TF_OpKernelContext *context, int n, int64_t *dims, TF_Stat
 template <typename T>
 static T *output(TF_OpKernelContext *context, int n, TF_DataType dtype, const std::vector<int64_t> &dims,
                  TF_Status *status) {
+  if (TF_GetCode(status) != TF_OK) return nullptr;
   size_t size = sizeof(T);
   for (int64_t dim : dims) size *= dim;
   TF_Tensor *tensor = TF_AllocateOutput(context, n, dtype, dims.data(), dims.size(), size, status);
@@ -62,6 +78,11 @@ static T *overwritten(TF_OpKernelContext *context, int from, int to, TF_DataType
   if (data != old) memcpy(data, old, TF_TensorByteSize(tensor));
   TF_DeleteTensor(tensor);
   return data;
+}
+
+/* Fails with a message unless something holds. */
+static void check(bool holds, const char *message, TF_Status *status) {
+  if (TF_GetCode(status) == TF_OK && !holds) TF_SetStatus(status, TF_INVALID_ARGUMENT, message);
 }
 
 /* Reads an attribute, unless something failed before. */

@@ -21,7 +21,6 @@ struct Gradient {
   const void *data;
   bool is_rounded;
   int64_t count;
-  int chunks() const { return (count + CHUNK - 1) / CHUNK; }
 };
 
 /* Calls work(numbers) with the numbers from `first` on, in the gradient's own type. */
@@ -107,13 +106,13 @@ struct Adam {
 
 /* What a variable's step needs besides its gradient. */
 struct Variable {
-  float *numbers, *momentum, *velocity;
+  std::shared_ptr<float> numbers, momentum, velocity;
   float scale, rate, decay; /* of the gradient; corrected for the moments' start at 0; of the numbers themselves */
 };
 
 template <typename T>
 static void step(const Adam &adam, const Variable &own, int64_t first, const T *gradient, int n, float epsilon) {
-  float *w = own.numbers + first, *m = own.momentum + first, *v = own.velocity + first;
+  float *w = own.numbers.get() + first, *m = own.momentum.get() + first, *v = own.velocity.get() + first;
   for (int i = 0; i < n; i += LANES) {
     const vec g = load_numbers(gradient + i, n - i) * own.scale;
     const vec old_m = load_some(m + i, n - i), old_v = load_some(v + i, n - i);
@@ -130,12 +129,17 @@ static void compute_adam(void *kernel, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
   const int count = (TF_NumInputs(context) - LISTS) / 4;
   const float *of_variables[3];
-  for (int i = SCALES; i <= DECAYS; i++) of_variables[i] = input<float>(context, i, nullptr, status);
+  for (int i = SCALES; i <= DECAYS; i++) {
+    int64_t size = 0;
+    of_variables[i] = input<float>(context, i, &size, status);
+    check(size == count, "TfppoAdam: there must be a scale, a rate and a decay for every variable", status);
+  }
+  check(LISTS + 4 * count == TF_NumInputs(context), "TfppoAdam: there must be a gradient for every variable", status);
   const float *epsilon = input<float>(context, EPSILON, nullptr, status);
   const std::vector<Gradient> gradients = gradients_from(context, LISTS, count, status);
   std::vector<Variable> variables;
   for (int i = 0; i < count && TF_GetCode(status) == TF_OK; i++) {
-    float *held[3];
+    std::shared_ptr<float> held[3];
     for (int part = 0; part < 3; part++)
       held[part] = numbers_of_variable(context, LISTS + (part + 1) * count + i, gradients[i].count, status);
     if (TF_GetCode(status) == TF_OK)

@@ -153,6 +153,7 @@ struct Products {
 /* sums[0:rows, 0:PANEL] = the product of up to TILE rows with a panel. */
 INLINE void multiply_tile(Left a, int rows, const uint32_t *panel, int pairs, float *sums, Products &products) {
   products.shape(rows);
+  __asm__ volatile("" ::: "memory"); /* compilers do not know that tiles are loaded from memory */
   const size_t row = 4 * a.ld, side = 4 * PANEL;
   const bool both = rows > SIDE;
   _tile_zero(0);

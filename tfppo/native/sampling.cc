@@ -112,9 +112,11 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
     caches[i] = overwritten<float>(context, is_new ? -1 : CACHES + int(i), 1 + int(i), TF_FLOAT, cache_dims, status);
   float *hidden = nullptr;
   if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
-  if (TF_GetCode(status) == TF_OK && *start + x_dims[1] > real_dims[1])
-    TF_SetStatus(status, TF_INVALID_ARGUMENT, "TfppoExtend: the cache has no slot for every new token");
-  if (TF_GetCode(status) == TF_OK) {
+  check(x_dims[1] > 0 && *start >= 0, "TfppoExtend: there must be a new token, at slot 0 or later", status);
+  check(*start + x_dims[1] <= real_dims[1], "TfppoExtend: the cache has no slot for every new token", status);
+  if (TF_GetCode(status) != TF_OK) {
+    TF_OpKernelContext_Failure(context, status);
+  } else if (x_dims[0] > 0) {
     Batch b = {.rows = int(x_dims[0]),
                .length = int(x_dims[1]),
                .width = int(x_dims[2]),
@@ -144,8 +146,6 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
       norm_rows(b.x, b.rows, w[w.size() - 2], w[w.size() - 1], &b, hidden, b.width);
     }
     pthread_mutex_unlock(&cores);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
   }
   TF_DeleteStatus(status);
 }

@@ -56,6 +56,7 @@ INLINE __m512 add_product(__m512 sum, const bf16 *x, const bf16 *y, int n) {
 static void attend(const bf16 *query, const bf16 *keys, const uint32_t *values, const bool *seen, int slots, int d,
                    float scale, float *scores, bf16 *weights, bf16 *context) {
   vec highest = (vec){} - INFINITY, total = {};
+  uint32_t any = 0;
   for (int first = 0; first < slots; first += LANES) {
     __m512 sums[LANES] = {};
     uint32_t visible = 0;
@@ -64,12 +65,13 @@ static void attend(const bf16 *query, const bf16 *keys, const uint32_t *values, 
         sums[s] = add_product(sums[s], query + i, keys + size_t(first + s) * d + i, d - i);
       visible |= uint32_t(seen[first + s]) << s;
     }
+    any |= visible;
     const vec score = sums_of((const vec *)sums) * scale;
     store(scores + first, (vec)_mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), visible, (__m512)score));
     highest = load(scores + first) > highest ? load(scores + first) : highest;
   }
+  if (!any) return (void)memset(context, 0, d * sizeof(bf16));
   const float largest = _mm512_reduce_max_ps((__m512)highest);
-  if (largest == -INFINITY) return (void)memset(context, 0, d * sizeof(bf16));
   for (int s = 0; s < slots; s += LANES) {
     const vec score = load(scores + s), weight = score == -INFINITY ? (vec){} : exp_of(score - largest);
     store_rounded(weights + s, weight);
@@ -169,13 +171,15 @@ static Batch batch_in(Room &room, Batch b) {
 }
 
 static void extend(const Batch &sizes, const float *x, const std::vector<const uint32_t *> &matrices,
-                   const std::vector<const float *> &vectors, const std::vector<bf16 *> &caches, float *hidden) {
+                   const std::vector<const float *> &vectors, const std::vector<bf16 *> &caches, float *hidden,
+                   TF_Status *status) {
   const int num_blocks = matrices.size() / MATRICES;
   const size_t ld = padded(sizes.width);
   Room measured = {nullptr};
   batch_in(measured, sizes);
-  pthread_mutex_lock(&cores);
-  Room room = {workspace(measured.size)};
+  const Region region(measured.size, status);
+  if (!region.at) return;
+  Room room = {region.at};
   const Batch b = batch_in(room, sizes);
 #pragma omp parallel
   {
@@ -192,7 +196,6 @@ static void extend(const Batch &sizes, const float *x, const std::vector<const u
       layer_norm(b.x + r * ld, vectors[num_blocks * VECTORS], vectors[num_blocks * VECTORS + 1], b.width, b.epsilon,
                  hidden + size_t(r) * b.width);
   }
-  pthread_mutex_unlock(&cores);
 }
 
 static void compute_extend(void *kernel, TF_OpKernelContext *context) {
@@ -217,8 +220,8 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
     caches[i] = overwritten<bf16>(context, is_new ? -1 : CACHES + int(i), 1 + int(i), TF_BFLOAT16, cache_dims, status);
   float *hidden = nullptr;
   if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
-  if (TF_GetCode(status) == TF_OK && *start + x_dims[1] > real_dims[1])
-    TF_SetStatus(status, TF_INVALID_ARGUMENT, "TfppoExtendRounded: the cache has no slot for every new token");
+  check(x_dims[1] > 0 && *start >= 0, "TfppoExtendRounded: there must be a new token, at slot 0 or later", status);
+  check(*start + x_dims[1] <= real_dims[1], "TfppoExtendRounded: the cache has no slot for every new token", status);
   if (TF_GetCode(status) == TF_OK) {
     const Batch b = {.rows = int(x_dims[0]),
                      .length = int(x_dims[1]),
@@ -229,10 +232,9 @@ static void compute_extend(void *kernel, TF_OpKernelContext *context) {
                      .inner = int(inner),
                      .epsilon = self->epsilon,
                      .real = real};
-    extend(b, x, matrices, vectors, caches, hidden);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
+    if (b.rows) extend(b, x, matrices, vectors, caches, hidden, status);
   }
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
 }
 

@@ -121,6 +121,8 @@ static void block_forward(const Trunk &t, const Block &w, const Kept &kept, bool
                           uint32_t *panel, Head &head, float *next) {
   const int d = t.width, tokens = t.num_tokens(), queries = is_last ? t.num_queries() : tokens;
   const size_t ld = padded(d), ld3 = padded(3 * d), ldi = padded(t.inner);
+#pragma omp for schedule(static) nowait
+  for (int r = 0; r < tokens; r++) clear_end(kept.qkv + r * ld3, 3 * d); /* which a narrow head's products reach */
   norm_rows(kept.x, tokens, w.norm1_gamma, w.norm1_beta, d, t.epsilon, kept.normed1);
   project(kept.normed1, tokens, d, w.qkv, w.qkv_bias, 3 * d, panel,
           [&](int r, int j, vec low, vec high) { store_panel(kept.qkv + r * ld3 + j, low, high); });
@@ -250,7 +252,7 @@ static size_t size_of_head_and_panel(const Trunk &t, bool with_gradient) {
 
    `kept` is of every block; of none where there will be no gradient: then all blocks share one. */
 static void forward(const Trunk &t, const std::vector<const float *> &w, std::vector<Kept> kept, const float *x,
-                    float *last, float *hidden) {
+                    float *last, float *hidden, TF_Status *status) {
   const int num_weights = w.size(), num_blocks = num_weights / PER_BLOCK;
   const bool is_shared = kept.empty();
   const size_t ld = padded(t.width), wanted = size_t(t.length - t.start) * t.rows * t.width;
@@ -258,8 +260,9 @@ static void forward(const Trunk &t, const std::vector<const float *> &w, std::ve
   Room sizes = {nullptr};
   sizes.take<bf16>(activated_size);
   if (is_shared) kept_in(sizes, t, false);
-  pthread_mutex_lock(&cores);
-  Room shared = {workspace(sizes.size + own * omp_get_max_threads())};
+  const Region region(sizes.size + own * omp_get_max_threads(), status);
+  if (!region.at) return;
+  Room shared = {region.at};
   bf16 *activated = shared.take<bf16>(activated_size);
   if (is_shared) kept.assign(num_blocks, kept_in(shared, t, false));
   memset(hidden, 0, wanted * sizeof(float));
@@ -278,18 +281,19 @@ static void forward(const Trunk &t, const std::vector<const float *> &w, std::ve
     for (int i = 0; i < t.num_queries(); i++)
       layer_norm(last + i * ld, w[num_weights - 2], w[num_weights - 1], t.width, t.epsilon, hidden + t.state_of(i));
   }
-  pthread_mutex_unlock(&cores);
 }
 
 /* The gradients of all weights, and dx [B, T, D], of the upstream gradient [B, T - start, D] of the hidden states. */
 static void backward(const Trunk &t, const std::vector<const float *> &w, const std::vector<Kept> &kept,
-                     const float *last, const float *upstream, const std::vector<void *> &gradients, float *dx) {
+                     const float *last, const float *upstream, const std::vector<void *> &gradients, float *dx,
+                     TF_Status *status) {
   const int num_blocks = kept.size(), num_weights = w.size();
   const size_t ld = padded(t.width), own = size_of_head_and_panel(t, true);
   Room sizes = {nullptr};
   backward_in(sizes, t);
-  pthread_mutex_lock(&cores);
-  Room shared = {workspace(sizes.size + own * omp_get_max_threads())};
+  const Region region(sizes.size + own * omp_get_max_threads(), status);
+  if (!region.at) return;
+  Room shared = {region.at};
   const Backward b = backward_in(shared, t);
 #pragma omp parallel
   {
@@ -318,7 +322,6 @@ static void backward(const Trunk &t, const std::vector<const float *> &w, const 
         memcpy(dx + size_t(t.tokens.place[i]) * t.width, b.dx + i * ld, t.width * sizeof(float));
     }
   }
-  pthread_mutex_unlock(&cores);
 }
 
 enum { TRUNK_X, TRUNK_REAL, TRUNK_WEIGHTS };
@@ -344,7 +347,7 @@ static void compute_trunk(void *kernel, TF_OpKernelContext *context) {
       if (self->keep) kept.push_back(kept_in(room, t, i == num_blocks - 1));
     }
     float *last = output<float>(context, 1 + num_blocks, TF_FLOAT, {t.num_queries(), int64_t(padded(t.width))}, status);
-    if (TF_GetCode(status) == TF_OK) forward(t, w, kept, x, last, hidden);
+    if (TF_GetCode(status) == TF_OK) forward(t, w, kept, x, last, hidden, status);
   }
   if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
@@ -385,10 +388,9 @@ static void compute_trunk_gradient(void *kernel, TF_OpKernelContext *context) {
       Room room = {blobs[i]};
       kept.push_back(kept_in(room, t, i == num_blocks - 1));
     }
-    backward(t, w, kept, last, upstream, gradients, dx);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
+    backward(t, w, kept, last, upstream, gradients, dx, status);
   }
+  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   TF_DeleteStatus(status);
 }
 

@@ -7,7 +7,7 @@
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/tensor_util.h"
 
-float *numbers_of_variable(TF_OpKernelContext *context, int input, int64_t count, TF_Status *status) {
+std::shared_ptr<float> numbers_of_variable(TF_OpKernelContext *context, int input, int64_t count, TF_Status *status) {
   if (TF_GetCode(status) != TF_OK) return nullptr;
   auto *cpp_context = reinterpret_cast<tensorflow::OpKernelContext *>(context);
   tensorflow::core::RefCountPtr<tensorflow::Var> variable;
@@ -23,5 +23,6 @@ float *numbers_of_variable(TF_OpKernelContext *context, int input, int64_t count
     return nullptr;
   }
   if (!held.RefCountIsOne()) held = tensorflow::tensor::DeepCopy(held);
-  return held.flat<float>().data();
+  const auto kept = std::make_shared<tensorflow::Tensor>(held);
+  return {kept, kept->flat<float>().data()};
 }

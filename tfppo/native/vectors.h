@@ -39,25 +39,25 @@ INLINE vec sums_of(const vec v[LANES]) {
 
 /* 16 dwords each of 16 vectors, turned so that vector i has the i-th of each. */
 INLINE void transpose(ivec v[LANES]) {
+#define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
+#define HIGH8 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31
+#define LOW4 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27
+#define HIGH4 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31
+#define LOW2 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29
+#define HIGH2 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31
+#define LOW1 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30
+#define HIGH1 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31
 #define SWAP(distance, low, high)                            \
   for (int i = 0; i < LANES; i++)                            \
     if (!(i & distance)) {                                   \
       const ivec a = v[i], b = v[i + distance];              \
-      v[i] = __builtin_shuffle(a, b, (ivec)low);             \
-      v[i + distance] = __builtin_shuffle(a, b, (ivec)high); \
+      v[i] = __builtin_shufflevector(a, b, low);             \
+      v[i + distance] = __builtin_shufflevector(a, b, high); \
     }
-  const ivec low8 = {0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23};
-  const ivec high8 = {8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31};
-  const ivec low4 = {0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27};
-  const ivec high4 = {4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31};
-  const ivec low2 = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
-  const ivec high2 = {2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31};
-  const ivec low1 = {0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30};
-  const ivec high1 = {1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31};
-  SWAP(8, low8, high8)
-  SWAP(4, low4, high4)
-  SWAP(2, low2, high2)
-  SWAP(1, low1, high1)
+  SWAP(8, LOW8, HIGH8)
+  SWAP(4, LOW4, HIGH4)
+  SWAP(2, LOW2, HIGH2)
+  SWAP(1, LOW1, HIGH1)
 #undef SWAP
 }
 
