@@ -82,17 +82,16 @@ def test_they_are_those_of_float64_on_rounded_numbers(name, temperature):
 
 
 def test_a_large_offset_common_to_all_logits_costs_no_digits():
-    """Models may have one: float16 alone would tell numbers near -100 apart by 1/16, and leave gradients 5 % off."""
+    """Models may have one. Float16 alone tells numbers near -200 apart by 1/8, and leaves gradients 3 to 11 % off."""
     model, hidden, tokens, factors = make("large")
-    direction = np.ones(hidden.shape[1], np.float32) / np.sqrt(hidden.shape[1])
-    model.trunk.token_embedding.assign_add(np.broadcast_to(-10.0 * direction, model.trunk.token_embedding.shape))
-    hidden = hidden + 10.0 * direction
-    factors[1] = 0.0
-    expected = naive(model, hidden, tokens, factors, 1.0)
+    embedding = model.trunk.token_embedding
+    common = np.full(hidden.shape[1], np.sqrt(200.0 / hidden.shape[1]), np.float32)
+    embedding.assign(0.3 * embedding - common)
+    hidden, factors = hidden + common, factors * [[1.0], [0.0]]
+    slopes = naive(model, hidden, tokens, factors, 1.0)[2]
     _, _, dhidden, dembedding = natively(model, hidden, tokens, factors, 1.0)
-    assert error(dembedding, expected[2].T @ rounded(hidden)) < 0.01
-    across = np.eye(hidden.shape[1]) - np.outer(direction, direction)  # along it, the sum of slopes should be 0
-    assert error(dhidden @ across, expected[2] @ rounded(model.trunk.token_embedding) @ across) < 0.01
+    assert error(dembedding, slopes.T @ rounded(hidden)) < 0.004
+    assert error(dhidden, slopes @ rounded(embedding)) < 0.02
 
 
 def test_sizes_that_do_not_fit_are_refused():
