@@ -76,8 +76,8 @@ class Device:
         interconnect_gb_s: what it sends to its neighbour in a ring, one way.
         update_efficiency: share of the peak in passes over many tokens; decode_efficiency: share of the roofline (the
             slower of products and memory traffic) while sampling.
-        base_memory_gb: what a process holds before any model: TensorFlow about 0.65, traced programs 0.15, compiled ones
-            0.2 more.
+        base_memory_gb: what a process holds before any model: TensorFlow about 0.65, traced programs 0.15, and
+            compiled ones 0.2 more.
         allocator: "pool", where the phases take turns in one pool of memory (GPU); "growing", where a freed block is
             kept, and a larger one does not fit in it (CPU).
     """

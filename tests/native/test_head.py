@@ -103,6 +103,12 @@ def test_sizes_that_do_not_fit_are_refused():
         logprobs_and_entropies(OPS, model, tf.constant(hidden), tf.constant(tokens[1:], tf.int32), 1.0)
 
 
+def test_no_states_give_no_gradient():
+    model, hidden, tokens, factors = make("odd")
+    logprobs, _, dhidden, dembedding = natively(model, hidden[:0], tokens[:0], factors[:, :0], 1.0)
+    assert logprobs.shape == (0,) and dhidden.shape == (0, hidden.shape[1]) and (dembedding == 0).all()
+
+
 def test_without_a_gradient_the_numbers_are_the_same():
     model, hidden, tokens, factors = make("large")
     with computing_in(model, "mixed_bfloat16"):

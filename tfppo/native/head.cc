@@ -172,7 +172,7 @@ static void logit_gradients(const Head &self, const Sizes &s, const Chosen &chos
 
 /* How many tokens' part of dx is added up at a time: of all rows, their logits' gradients stay in a core's cache. */
 static int chunk_of(int rows) {
-  const int tokens = (1 << 19) / rows / PANEL * PANEL;
+  const int tokens = (1 << 19) / (rows ? rows : 1) / PANEL * PANEL;
   return tokens < 8 * PANEL ? 8 * PANEL : minimum(tokens, 128 * PANEL);
 }
 
