@@ -85,6 +85,7 @@ def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     assert list(record["seconds"]) == phases and min(record["seconds"].values()) > 0
     tokens = record["seconds"]["update"] * record["tokens_per_second"]["update"]
     assert tokens == pytest.approx(1 * 4 * (3 + 5))
+    assert record["sampled_by"] in ("C++", "XLA", "graph")  # after a measurement where there is no C++
     assert 0 < record["share_of_ceiling"]["update"] < 1 and record["peak_memory_gb"] > 0.2
     assert [row.split("|")[1].strip() for row in table if row.startswith("| ")] == ["phase", *phases]
 
@@ -106,7 +107,7 @@ def test_the_binary_takes_every_other_flag():
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout.splitlines()[0])
     assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "separate"
-    assert record["native"] == record["native_update"] == "false"
+    assert record["native"] == record["native_update"] == "false" and record["sampled_by"] == "graph"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
 
 

@@ -163,9 +163,9 @@ def traces(sampler):
 
 def test_the_first_call_measures_and_later_ones_and_other_samplers_do_not(policy, clock, file):
     sampler = make_sampler(policy)
-    assert sampler.compiled is None and sampler.state == {"sampling_compiled": -1.0}
+    assert sampler.compiled is None and sampler.computed_by is None and sampler.state == {"sampling_compiled": -1.0}
     sample(sampler)
-    assert sampler.compiled is PLAIN and sampler.state == {"sampling_compiled": 0.0}
+    assert sampler.compiled is PLAIN and sampler.computed_by == "graph" and sampler.state == {"sampling_compiled": 0.0}
     assert traces(sampler) == {XLA: 1, PLAIN: 1}
     assert clock.timed == [XLA, PLAIN] * 3
     sample(sampler, number=1)
@@ -183,7 +183,7 @@ def test_the_first_call_measures_and_later_ones_and_other_samplers_do_not(policy
 @pytest.mark.parametrize("settings", [{"jit_compile": True}, {"jit_compile": False}, {"measures": False}])
 def test_who_says_what_to_do_or_calls_rarely_measures_nothing(policy, clock, file, settings):
     sampler, expected = make_sampler(policy, **settings), settings.get("jit_compile", True)
-    assert sampler.compiled is expected
+    assert sampler.compiled is expected and sampler.computed_by == ("XLA" if expected else "graph")
     sampler.state = {"sampling_compiled": float(not expected)}  # of a run that measured
     sample(sampler)
     assert traces(sampler) == {expected: 1, not expected: 0}

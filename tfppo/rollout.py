@@ -62,6 +62,7 @@ class Sampler:
         self.policy, self.config, self._num_replicas = policy, config, strategy.num_replicas_in_sync
         self.dtype = dtype = dtype or policy.dtype_policy.name
         native = native_ops(config.native, dtype)
+        self._native = native is not None
         self._rule = resolve_jit_compile(config.jit_compile, "float32" if native else dtype)
         self._measures = measures and config.jit_compile is None and native is None
         self.compiled = None if self._measures else self._rule
@@ -111,6 +112,13 @@ class Sampler:
             filtered=config.top_k > 0 or config.top_p < 1,
         )
         return resolve_mode(key, self._rule, lambda compiled: self.functions[compiled](*rows).response_ids.numpy())
+
+    @property
+    def computed_by(self) -> str | None:
+        """What samples: "C++", "XLA" or "graph", the plain one; None before a first call that measures."""
+        if self._native:
+            return "C++"
+        return None if self.compiled is None else ("XLA" if self.compiled else "graph")
 
     @property
     def state(self) -> dict[str, float]:

@@ -103,6 +103,7 @@ def main(argv):
         **{flag.name: flag.value for flag in FLAGS_OF_A_RUN},
         "mean_response_length": length,
         "sampled_in": benchmark.computation.rollout_dtype,
+        "sampled_by": benchmark.collector.sampler.computed_by,
         "updated_in": benchmark.computation.update_dtype,
         "startup_seconds": startup,
         "first_call_seconds": {phase: timing.first for phase, timing in timings.items()},
