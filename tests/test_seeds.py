@@ -1,6 +1,7 @@
 """Seeds and index streams: everything random follows from a seed, a purpose and a position."""
 
 import numpy as np
+import pytest
 
 from tfppo.seeds import permutation, seed_for, stream_indices
 
@@ -50,4 +51,12 @@ def test_nothing_depends_on_the_global_random_state():
     np.random.seed(1)
     first = stream_indices(3, "prompts", 0, 30, 10)
     np.random.seed(2)
+    permutation.cache_clear()
     np.testing.assert_array_equal(first, stream_indices(3, "prompts", 0, 30, 10))
+
+
+def test_an_order_is_drawn_once_and_nobody_can_change_it():
+    order = permutation(3, "prompts", 0, 10)
+    assert permutation(3, "prompts", 0, 10) is order
+    with pytest.raises(ValueError, match="read-only"):
+        order[0] = 5
