@@ -504,7 +504,7 @@ def main(argv):
     with ThreadPoolExecutor(JOBS.value) as pool:
         for mutation, (verdict, detail) in zip(mutations, pool.map(check, mutations), strict=True):
             counts[verdict] = counts.get(verdict, 0) + 1
-            print(f"{verdict:<10}{mutation.name:<46}{detail}", flush=True)
+            print(f"{verdict:<10}{mutation.name:<48}{detail}", flush=True)
     print(f"{len(mutations)} mutations: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
     sys.exit(0 if set(counts) == {"killed"} else 1)
 
