@@ -219,6 +219,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
         policy, ref_model, sampling, reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy
     )
     learner = Learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
+    optimizer_start = [variable.numpy() for variable in learner.optimizer.variables]
 
     def padded(rollout):
         fields = ("response_ids", "response_mask", "logprobs", "values", "ref_logprobs")
@@ -267,13 +268,14 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
 
     # One update of numbers that are the same whatever was sampled.
     policy.set_weights(start)
-    learner = Learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
+    for variable, value in zip(learner.optimizer.variables, optimizer_start, strict=True):
+        variable.assign(value)
     shape = rollout.response_mask.shape
     numbers = {name: rng.normal(-2.0, 1.0, shape) for name in ("logprobs", "values", "ref_logprobs")}
     numbers |= {"scores": rng.normal(size=16), "response_mask": np.arange(shape[1]) < rng.integers(1, 6, [16, 1])}
     fixed = {name: tf.constant(value, tf.float32) for name, value in numbers.items()}
     ids = tf.constant(rng.integers(2, 40, shape), tf.int32)
-    learner.update(rollout._replace(response_ids=ids, **fixed), seed_for(0, "shuffle"), *coefs)
+    learner.update(padded(rollout._replace(response_ids=ids, **fixed)), seed_for(0, "shuffle"), *coefs)
     saved["weights_of_one_update"] = flat_weights()
     return saved
 

@@ -100,7 +100,7 @@ static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, 
       sums[r] = soften(h.scores + r * ldn, before + i + r + 1, whole, 1.0f / sqrtf(d), false, h.weights + r * ldn);
     for (int j = 0; j < d; j += PANEL)
       multiply_rows(by_rows(h.weights, ldn), 0, here, h.values + (size_t)j * pairs_of(n), pairs_of(seen),
-                    [&](int r, vec low, vec high) {
+                    [&, first_query = first_query](int r, vec low, vec high) {
                       bf16 *to = kept.context + (first_query + i + r) * padded(t.width) + head * d + j;
                       store_panel(to, low / sums[r], high / sums[r], d - j);
                     });
@@ -139,7 +139,9 @@ static void attend_back(const Trunk &t, int row, int head, const Kept &kept, boo
     }
     for (int j = 0; j < d; j += PANEL)
       multiply_rows(by_rows(h.weight_slopes + i * ldn, ldn), 0, here, h.keys + (size_t)j * pairs_of(n), pairs_of(seen),
-                    [&](int r, vec low, vec high) { store_panel(dq + (before + i + r) * ld + j, low, high, d - j); });
+                    [&, before = before](int r, vec low, vec high) {
+                      store_panel(dq + (before + i + r) * ld + j, low, high, d - j);
+                    });
   }
   for (int part = 1; part <= 2; part++) { /* of the keys, then of the values */
     const bf16 *left = part == 1 ? h.weight_slopes : h.weights;
