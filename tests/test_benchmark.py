@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.benchmark import Timing, make_tokenizer, shares_of_ceiling, stop_at_random, timed
+from tfppo.benchmark import larger_of_neighbours, make_tokenizer, seconds_needed, stop_at_random, timed
 from tfppo.config import Config, ModelConfig, PpoConfig, SamplingConfig
 from tfppo.models.language_model import LanguageModel
 from tfppo.native.building import Computation
@@ -46,7 +46,7 @@ def test_timed_leaves_the_first_call_out_of_the_median():
     assert len(calls) == 4 and timing.first > 0 and timing.seconds > 0
 
 
-def test_shares_of_the_ceiling_by_hand():
+def test_seconds_that_phases_need_by_hand():
     """One layer of width 2, MLP of 3, 5 tokens: 28 matrix entries, and 10 of the output layer."""
     model = ModelConfig(
         num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3, vocabulary_size=5, max_sequence_length=8
@@ -56,21 +56,25 @@ def test_shares_of_the_ceiling_by_hand():
     computation = Computation("float32", "mixed_bfloat16", None)
     benchmark = SimpleNamespace(config=config, prompt_length=2, computation=computation)
     ceilings = {"float32_gflops": 1e-9, "bfloat16_gflops": 2e-9, "copy_gb_per_second": 1e-9}  # 1, 2 and 1 a second
-    timings = {phase: Timing(0.0, 1000.0) for phase in ("sampling", "reference", "update")}
-    shares = shares_of_ceiling(benchmark, timings, ceilings)
+    needed = seconds_needed(benchmark, ceilings)
     # Reading 2 prompts of 2 tokens: queries, keys, values 2 * 2 * 12 a prompt; of its last position the rest, 2 * 16,
     # 4 * 2 * 2 for scores and context; 20 for logits. One step more, with 3 positions: 4 bytes of 28 + 10 weights
     # and of 2 * 2 * 3 * 2 cached numbers are 248; its products, 2 * (56 + 24 + 20) = 200, need less.
-    assert shares["sampling"] == pytest.approx((2 * (48 + 32 + 16 + 20) + 248) / 1000)
+    assert needed["sampling"] == pytest.approx(2 * (48 + 32 + 16 + 20) + 248)
     # 2 rows of 3 positions, the rest of the block and logits at 2 of them.
     row = 3 * 24 + 2 * (32 + 4 * 2 * 3 + 20)
-    assert shares["reference"] == pytest.approx(2 * row / 1000)
-    assert shares["update"] == pytest.approx(3 * 3 * 2 * row / 2 / 1000)
+    assert needed["reference"] == pytest.approx(2 * row)
+    assert needed["update"] == pytest.approx(3 * 3 * 2 * row / 2)
     # In bfloat16, half the bytes are 124, and the products, at twice the rate, need 100.
     benchmark.computation = Computation("mixed_bfloat16", "mixed_bfloat16", None)
-    shares = shares_of_ceiling(benchmark, timings, ceilings)
-    assert shares["sampling"] == pytest.approx((48 + 32 + 16 + 20 + 124) / 1000)
-    assert shares["reference"] == pytest.approx(row / 1000)
+    needed = seconds_needed(benchmark, ceilings)
+    assert needed["sampling"] == pytest.approx(48 + 32 + 16 + 20 + 124)
+    assert needed["reference"] == pytest.approx(row)
+
+
+def test_each_run_stands_between_two_measurements_whose_larger_rates_count():
+    rates = [{"a": 1.0, "b": 9.0}, {"a": 3.0, "b": 8.0}, {"a": 2.0, "b": 10.0}]
+    assert larger_of_neighbours(rates) == [{"a": 3.0, "b": 9.0}, {"a": 3.0, "b": 10.0}]
 
 
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
@@ -86,6 +90,7 @@ def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     tokens = record["seconds"]["update"] * record["tokens_per_second"]["update"]
     assert tokens == pytest.approx(1 * 4 * (3 + 5))
     assert record["sampled_by"] in ("C++", "XLA", "graph")  # after a measurement where there is no C++
+    assert list(record["share_of_ceiling"]) == ["sampling", "reference", "update"]
     assert 0 < record["share_of_ceiling"]["update"] < 1 and record["peak_memory_gb"] > 0.2
     assert [row.split("|")[1].strip() for row in table if row.startswith("| ")] == ["phase", *phases]
 

@@ -4,7 +4,9 @@ The model has random weights of a given size and the prompts are random tokens: 
 """
 
 import dataclasses
+import itertools
 import math
+import operator
 import resource
 import statistics
 import time
@@ -37,35 +39,40 @@ class Timing:
     seconds: float
 
 
+def seconds_of(function):
+    """Seconds of one call of `function`, which must have finished its work when it returns."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
 def timed(function, runs) -> Timing:
-    """Times `function`, which must have finished its work when it returns."""
-    seconds = []
-    for _ in range(1 + runs):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return Timing(seconds[0], statistics.median(seconds[1:]))
+    """Times one call of `function`, and then as many as there are runs."""
+    first, *others = (seconds_of(function) for _ in range(1 + runs))
+    return Timing(first, statistics.median(others))
 
 
-def measure_ceilings(runs=5):
+class Ceilings:
     """The largest rates that TensorFlow reaches: products of 2048 x 2048 matrices in GFLOP/s, copies in GB/s."""
-    size, megabytes = 2048, 256
 
-    def best(function, *arguments):
-        compiled = tf.function(function)
-        return min(timed(lambda: compiled(*arguments)[0, 0].numpy(), 1).seconds for _ in range(runs))
+    def __init__(self, size=2048, megabytes=256):
+        matrix = tf.random.stateless_normal([size, size], [0, 0])
+        product, copy = tf.function(tf.matmul), tf.function(lambda x: -x)
+        flop, copied = 2 * size**3 / 1e9, 2 * megabytes * 2**20 / 1e9  # a copy is read and written
+        self._tasks = {
+            "float32_gflops": (product, [matrix] * 2, flop),
+            "bfloat16_gflops": (product, [tf.cast(matrix, tf.bfloat16)] * 2, flop),
+            "copy_gb_per_second": (copy, [tf.ones([megabytes, 2**18])], copied),
+        }
+        self.measure()  # traces
 
-    def product_gflops(dtype):
-        matrix = tf.cast(tf.random.stateless_normal([size, size], [0, 0]), dtype)
-        return 2 * size**3 / best(tf.matmul, matrix, matrix) / 1e9
+    def measure(self, runs=3) -> dict[str, float]:
+        """The rates at this moment, of the fastest of a few runs."""
 
-    block = tf.ones([megabytes, 2**18])
-    copy_gb = 2 * megabytes * 2**20 / 1e9  # read and written
-    return {
-        "float32_gflops": product_gflops(tf.float32),
-        "bfloat16_gflops": product_gflops(tf.bfloat16),
-        "copy_gb_per_second": copy_gb / best(lambda x: -x, block),
-    }
+        def seconds(function, arguments):
+            return min(seconds_of(lambda: function(*arguments)[0, 0].numpy()) for _ in range(runs))
+
+        return {name: amount / seconds(*task) for name, (*task, amount) in self._tasks.items()}
 
 
 def make_tokenizer(vocabulary_size):
@@ -140,37 +147,49 @@ class Benchmark:
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))
         self._advantages = tf.function(lambda rollout: prepare_targets(rollout, ppo, config.reward, 0.05)[0])
-        self._number = 0
-
-    def sample(self):
-        """A new batch of responses."""
-        self._number += 1
-        samples = self.collector.sampler(self.prompts, seed_for(0, "sample", self._number))
-        samples.response_ids.numpy()
-        return samples
-
-    def collect(self):
-        """A new rollout: sampled, scored, looked up in the reference."""
-        self._number += 1
-        return self.collector.collect(self.prompts, seed_for(0, "sample", self._number)).rollout
-
-    def update(self, rollout):
-        """All epochs over a rollout."""
-        coefs = tf.constant(0.05), tf.constant(1.0)
-        return float(self.learner.update(rollout, seed_for(0, "shuffle", self._number), *coefs)["loss/total"])
+        self._number, self._samples, self._rollout = 0, None, None
 
     def measure(self, runs):
         """Times every phase, and the whole. Returns: {phase: Timing}, mean response length."""
-        prompts, timings = self.prompts, {"sampling": timed(self.sample, runs)}
-        samples = self.sample()
-        response = samples.response_ids, samples.response_mask
-        timings["reward"] = timed(lambda: self.collector.score(prompts, samples), runs)
-        timings["reference"] = timed(lambda: self.collector.reference_of(prompts, *response).numpy(), runs)
-        rollout = self.collect()
-        timings["advantages"] = timed(lambda: self._advantages(rollout).advantages.numpy(), runs)
-        timings["update"] = timed(lambda: self.update(rollout), runs)
-        timings["iteration"] = timed(lambda: self.update(self.collect()), runs)
-        return timings, float(tf.reduce_mean(tf.reduce_sum(samples.response_mask, axis=1)))
+        timings = {phase: timed(getattr(self, phase), runs) for phase in ("sampling", "reward", "reference")}
+        length = float(tf.reduce_mean(tf.reduce_sum(self._samples.response_mask, axis=1)))
+        self._collect()
+        timings |= {phase: timed(getattr(self, phase), runs) for phase in ("advantages", "update", "iteration")}
+        return timings, length
+
+    def sampling(self):
+        """A new batch of responses."""
+        self._samples = self.collector.sampler(self.prompts, self._next_seed())
+        self._samples.response_ids.numpy()
+
+    def reward(self):
+        """The scores of the last batch."""
+        self.collector.score(self.prompts, self._samples)
+
+    def reference(self):
+        """Log-probabilities of the last batch under the reference."""
+        self.collector.reference_of(self.prompts, self._samples.response_ids, self._samples.response_mask).numpy()
+
+    def advantages(self):
+        """Of the last rollout."""
+        self._advantages(self._rollout).advantages.numpy()
+
+    def update(self):
+        """All epochs over the last rollout."""
+        coefs = tf.constant(0.05), tf.constant(1.0)
+        float(self.learner.update(self._rollout, seed_for(0, "shuffle", self._number), *coefs)["loss/total"])
+
+    def iteration(self):
+        """A new rollout (sampled, scored, looked up in the reference), and all epochs over it."""
+        self._collect()
+        self.update()
+
+    def _collect(self):
+        self._rollout = self.collector.collect(self.prompts, self._next_seed()).rollout
+
+    def _next_seed(self):
+        self._number += 1
+        return seed_for(0, "sample", self._number)
 
 
 def peak_memory_gb():
@@ -178,11 +197,36 @@ def peak_memory_gb():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def shares_of_ceiling(benchmark: Benchmark, timings, ceilings):
-    """Of each phase, the time that its products and bytes need at the machine's own rates, over the time it took.
+def shares_of_ceilings(benchmark: Benchmark, runs):
+    """Of each phase, the time that it needs at the machine's own rates, over the time that it takes.
+
+    A shared machine changes its speed from one minute to the next: the rates are measured before and after every run,
+    and the larger ones count. Only after `measure`, and for responses of full length.
+
+    Returns: {phase: median share}, {rate: median}.
+    """
+    ceilings = Ceilings()
+    measured, shares = [], {}
+    for phase in ("sampling", "reference", "update"):
+        rates, seconds = [ceilings.measure()], []
+        for _ in range(runs):
+            seconds.append(seconds_of(getattr(benchmark, phase)))
+            rates.append(ceilings.measure())
+        needed = [seconds_needed(benchmark, larger)[phase] for larger in larger_of_neighbours(rates)]
+        shares[phase] = statistics.median(map(operator.truediv, needed, seconds))
+        measured += rates
+    return shares, {name: statistics.median(rates[name] for rates in measured) for name in measured[0]}
+
+
+def larger_of_neighbours(rates):
+    """Of {name: rate} at moments in a row, the larger rates of each two that follow each other."""
+    return [{name: max(before[name], after[name]) for name in before} for before, after in itertools.pairwise(rates)]
+
+
+def seconds_needed(benchmark: Benchmark, ceilings):
+    """The seconds that the products and bytes of each phase need at the machine's own rates.
 
     Decoding needs the larger of two times: reading weights and cache at the copy rate, or its products at the peak.
-    Only for responses of full length.
     """
     config, prompt_length = benchmark.config, benchmark.prompt_length
     model, rows, length = config.model, config.ppo.rollout_batch_size, config.sampling.response_length
@@ -205,9 +249,8 @@ def shares_of_ceiling(benchmark: Benchmark, timings, ceilings):
         response_length=length,
         separate_critic=config.ppo.critic == "separate",
     )
-    needed = {
+    return {
         "sampling": reading + decoding,
         "reference": scoring / sampling_flops,
         "update": learning / flops[benchmark.computation.update_dtype],
     }
-    return {phase: seconds / timings[phase].seconds for phase, seconds in needed.items()}

@@ -89,14 +89,16 @@ def main(argv):
         require(len(argv) == 1, "argument", argv[-1], "it is not a flag; write --name=value")
         config = make_config()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from tfppo.benchmark import Benchmark, measure_ceilings, peak_memory_gb, shares_of_ceiling
+        from tfppo.benchmark import Benchmark, Ceilings, peak_memory_gb, shares_of_ceilings
 
         startup = time.perf_counter() - STARTED
         benchmark = Benchmark(config, PROMPT_LENGTH.value, MEAN_LENGTH.value, REPLICAS.value >= 0)
     timings, length = benchmark.measure(RUNS.value)
     peak = peak_memory_gb()  # before the ceilings, whose matrices are not the iteration's
-    ceilings = measure_ceilings()
-    shares = {} if MEAN_LENGTH.value else shares_of_ceiling(benchmark, timings, ceilings)
+    if MEAN_LENGTH.value:
+        shares, ceilings = {}, Ceilings().measure()
+    else:
+        shares, ceilings = shares_of_ceilings(benchmark, RUNS.value)
     positions = BATCH.value * (PROMPT_LENGTH.value + length)
     tokens = {"sampling": BATCH.value * length, "update": EPOCHS.value * positions, "iteration": BATCH.value * length}
     record = {
