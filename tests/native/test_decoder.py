@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.distribute import has_fast_bfloat16
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.precision import computing_in
@@ -18,12 +17,13 @@ from tfppo.native.trunk import hidden_states
 from tfppo.ops.masking import positions_from_mask
 
 OPS = native_ops(True, "float32")
+IN_BFLOAT16 = hasattr(OPS, "tfppo_pack")  # built for a processor that multiplies it
 
-# vocabulary, blocks, heads, width, MLP: no multiple of the kernels' 16 lanes, 8 rows and 64 tokens; then just that;
-# then more columns and tokens than one task takes.
+# vocabulary, blocks, heads, width, MLP: no multiple of the kernels' 8 or 16 lanes, 8 rows and 64 tokens; then just
+# that; then more columns and tokens than one task takes.
 SIZES = {"odd": (77, 2, 3, 21, 50), "even": (128, 2, 2, 32, 64), "wide": (200, 1, 2, 160, 1200)}
 
-DTYPES = ["float32", *(["mixed_bfloat16"] if has_fast_bfloat16() else [])]
+DTYPES = ["float32", *(["mixed_bfloat16"] if IN_BFLOAT16 else [])]
 
 
 def make_policy(sizes, separate_critic=False, positions=90):
@@ -78,7 +78,7 @@ def rounded(array):
     return tf.cast(tf.cast(array, tf.bfloat16), tf.float64).numpy()
 
 
-@pytest.mark.skipif(not has_fast_bfloat16(), reason="the processor does not multiply bfloat16 numbers")
+@pytest.mark.skipif(not IN_BFLOAT16, reason="the processor does not multiply bfloat16 numbers")
 @pytest.mark.parametrize("separate_critic", [False, True])
 @pytest.mark.parametrize("batch, length", [(1, 1), (5, 7), (19, 12), (70, 3)])
 @pytest.mark.parametrize("name", SIZES)

@@ -1,4 +1,4 @@
-/* Vectors of 16 floats, and what both sampling and training compute with them: every sum runs in one order. */
+/* Vectors of floats, and what both sampling and training compute with them: every sum runs in one order. */
 #ifndef TFPPO_VECTORS_H
 #define TFPPO_VECTORS_H
 
@@ -6,7 +6,12 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { LANES = 16 }; /* floats of a vector: one register of AVX-512, and what other processors split up */
+/* Floats of a vector: one register of AVX-512, or of AVX. Wider ones would be kept in memory. */
+#ifdef __AVX512F__
+enum { LANES = 16 };
+#else
+enum { LANES = 8 };
+#endif
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef float vec4 __attribute__((vector_size(4 * sizeof(float))));
@@ -21,7 +26,8 @@ INLINE int minimum(int a, int b) { return a < b ? a : b; }
 
 #define HALVES(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 
-/* The sums of 16 vectors' lanes, in a vector: halves are added until one lane of each is left, all 16 at once. */
+/* The sums of as many vectors' lanes as a vector has: halves are added until one lane of each is left, all at once. */
+#ifdef __AVX512F__
 INLINE vec sums_of(const vec v[LANES]) {
   vec half[8], quarter[4], pair[2];
   for (int i = 0; i < 8; i++)
@@ -36,7 +42,19 @@ INLINE vec sums_of(const vec v[LANES]) {
   return HALVES(pair[0], pair[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
          HALVES(pair[0], pair[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
+#else
+INLINE vec sums_of(const vec v[LANES]) {
+  vec half[4], pair[2];
+  for (int i = 0; i < 4; i++)
+    half[i] = HALVES(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) + HALVES(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  for (int i = 0; i < 2; i++)
+    pair[i] = HALVES(half[i], half[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
+              HALVES(half[i], half[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  return HALVES(pair[0], pair[1], 0, 8, 2, 10, 4, 12, 6, 14) + HALVES(pair[0], pair[1], 1, 9, 3, 11, 5, 13, 7, 15);
+}
+#endif
 
+#ifdef __AVX512F__
 /* 16 dwords each of 16 vectors, turned so that vector i has the i-th of each. */
 INLINE void transpose(ivec v[LANES]) {
 #define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
@@ -60,13 +78,15 @@ INLINE void transpose(ivec v[LANES]) {
   SWAP(1, LOW1, HIGH1)
 #undef SWAP
 }
+#endif
 
 /* The sum of a vector's lanes, in the same order. */
 INLINE float sum_of(vec v) {
-  vec4 quarters[4];
-  memcpy(quarters, &v, sizeof(v));
-  vec4 sum = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3]);
-  return (sum[0] + sum[2]) + (sum[1] + sum[3]);
+  vec4 parts[LANES / 4];
+  memcpy(parts, &v, sizeof(v));
+  for (int half = LANES / 8; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) parts[i] += parts[i + half];
+  return (parts[0][0] + parts[0][2]) + (parts[0][1] + parts[0][3]);
 }
 
 /* exp(x) to 1e-7 of its value: 2^n times a polynomial of the rest, |rest| <= ln(2) / 2 (Cody and Waite's reduction). */
