@@ -42,7 +42,9 @@ NATIVE_UPDATE = flags.DEFINE_enum("native_update", "auto", list(MODES), "Update 
 COMPILE_UPDATE = flags.DEFINE_enum("compile_update", "auto", list(MODES), "Compile the update with XLA.")
 CHECKPOINTING = flags.DEFINE_bool("gradient_checkpointing", False, "Keep only each block's input for the gradient.")
 REPLICAS = flags.DEFINE_integer("replicas", 1, "Replicas of MirroredStrategy; -1: no strategy at all.")
-RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each phase, after one that compiles; the median counts.")
+RUNS = flags.DEFINE_integer(
+    "runs", 5, "Timed runs of each phase, after one that compiles; then as many for its share of the ceiling. Medians."
+)
 OUTPUT = flags.DEFINE_string("output", None, "File that the JSON line is appended to.")
 
 
@@ -162,6 +164,7 @@ def table(record):
         f"\nceilings: {ceilings['float32_gflops']:.0f} GFLOP/s float32, {ceilings['bfloat16_gflops']:.0f} bfloat16, "
         f"copy {ceilings['copy_gb_per_second']:.1f} GB/s; peak memory {record['peak_memory_gb']:.2f} GB; "
         f"start-up {record['startup_seconds']:.1f} s"
+        "\nA share is of runs of its own, each beside the ceilings of its moment."
     )
     return "\n".join(lines)
 

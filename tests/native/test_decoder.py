@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.distribute import has_fast_bfloat16
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.precision import computing_in
@@ -24,6 +25,10 @@ IN_BFLOAT16 = hasattr(OPS, "tfppo_pack")  # built for a processor that multiplie
 SIZES = {"odd": (77, 2, 3, 21, 50), "even": (128, 2, 2, 32, 64), "wide": (200, 1, 2, 160, 1200)}
 
 DTYPES = ["float32", *(["mixed_bfloat16"] if IN_BFLOAT16 else [])]
+
+
+def test_operations_in_bfloat16_are_there_where_the_processor_multiplies_it():
+    assert has_fast_bfloat16() == IN_BFLOAT16
 
 
 def make_policy(sizes, separate_critic=False, positions=90):
@@ -178,7 +183,8 @@ def test_the_logprob_of_a_draw_is_that_of_float64(temperature):
 
 
 def digest():
-    """Of the states of a batch that has work for several threads, in both dtypes."""
+    """Of logits, values and draws of a batch that has work for several threads, in both dtypes."""
     policy, prompts = make_policy(SIZES["wide"]), make_prompts(200, 21, 9)
-    outputs = (states(reader_of(policy, dtype), prompts, tf.fill([21, 2], 7))[0] for dtype in DTYPES)
-    return hashlib.sha256(b"".join(part.tobytes() for part in outputs)).hexdigest()
+    outputs = [part for dtype in DTYPES for part in states(reader_of(policy, dtype), prompts, tf.fill([21, 2], 7))]
+    outputs += draw_natively(OPS, 0.7, tf.constant(outputs[0][:, 0]), tf.linspace(0.0, 0.99, 21))
+    return hashlib.sha256(b"".join(np.asarray(part).tobytes() for part in outputs)).hexdigest()

@@ -16,6 +16,7 @@ def test_the_tests_of_the_decoder_pass_without_avx512(tmp_path):
     environment = {**os.environ, "CXX": compiler, "XDG_CACHE_HOME": str(tmp_path)}
     tests = Path(__file__).with_name("test_decoder.py")
     command = [sys.executable, "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", str(tests)]
+    command += ["-k", "not operations_in_bfloat16_are_there"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     (built,) = tmp_path.rglob("ops-*.so")

@@ -81,7 +81,9 @@ static Span span_of(const Trunk &t, int row, bool is_last) {
   return {tokens[row], count, queries[row], asking, count - asking};
 }
 
-/* One head of one row: context[queries] = softmax(queries . keys / sqrt(d)) @ values over what came before. */
+/* What lambdas take of a span they name once more: clang knows no other way before version 16.
+
+   One head of one row: context[queries] = softmax(queries . keys / sqrt(d)) @ values over what came before. */
 static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, bool is_last, Head &h) {
   const auto [first, n, first_query, queries, before] = span_of(t, row, is_last);
   const int d = t.head_width();

@@ -16,6 +16,7 @@ enum {
   VECTORS = 8,  /* of the output matrix that are multiplied together */
   BLOCK = 64,   /* tokens that are looked for together */
   WIDEST = 512, /* columns of a matrix that are read together */
+  LINE = 16,    /* floats of a line of the cache, of which one is fetched at once */
 };
 
 typedef float vec8 __attribute__((vector_size(8 * sizeof(float))));
@@ -37,10 +38,9 @@ INLINE void add_products(const float *x, int ldx, int rows, const float *w, int 
   int j = 0;
   for (; j + LANES <= n; j += LANES) {
     vec column[DEPTH];
-    for (int i = 0; i < depth; i++) {
-      column[i] = load(w + (size_t)i * ldw + j);
-      __builtin_prefetch(w + (size_t)(i + depth) * ldw + j);
-    }
+    for (int i = 0; i < depth; i++) column[i] = load(w + (size_t)i * ldw + j);
+    if (j % LINE == 0)
+      for (int i = 0; i < depth; i++) __builtin_prefetch(w + (size_t)(i + depth) * ldw + j);
     int r = 0;
     for (; r + 2 <= rows; r += 2) { /* two rows: their sums do not wait for each other */
       const float *x0 = x + (size_t)r * ldx, *x1 = x0 + ldx;
@@ -106,7 +106,7 @@ INLINE void dot_products(const float *transposed, int rows, const float *e, int 
     V column;
     memcpy(&column, transposed + k * lanes, sizeof(V));
     for (int i = 0; i < VECTORS; i++) sums[i] += column * e[(size_t)i * d + k];
-    if (k % LANES == 0)
+    if (k % LINE == 0)
       for (int i = 0; i < VECTORS; i++) __builtin_prefetch(e + (size_t)(i + VECTORS) * d + k);
   }
   for (int r = 0; r < rows; r++)
