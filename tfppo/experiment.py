@@ -166,6 +166,7 @@ class Experiment:
                 texts = [f"{example.prompt or ''}{example.text}" for example in self.examples("train")]
                 tokenizer = Tokenizer.train(texts, config.model.vocabulary_size)
                 sizes = {**dataclasses.asdict(config.model), "vocabulary_size": tokenizer.vocabulary_size}
+                keras.utils.set_random_seed(config.seed)  # preparing a dataset draws numbers too, the first time
                 model = LanguageModel(**sizes, pad_id=tokenizer.pad_id, dtype=dtype)
         train, _ = self.packed("train", tokenizer, model.max_sequence_length)
         validation, num_words = self.packed("validation", tokenizer, model.max_sequence_length)
