@@ -9,7 +9,6 @@ import math
 import operator
 import resource
 import statistics
-import time
 
 import numpy as np
 import tensorflow as tf
@@ -21,6 +20,7 @@ from tfppo.learner import Learner
 from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.modes import seconds_of
 from tfppo.native.building import resolve_computation
 from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
@@ -37,13 +37,6 @@ class Timing:
 
     first: float
     seconds: float
-
-
-def seconds_of(function):
-    """Seconds of one call of `function`, which must have finished its work when it returns."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 def timed(function, runs) -> Timing:

@@ -64,10 +64,10 @@ def measure(rule, run):
     return seconds
 
 
-def seconds_of(run, mode):
-    """Seconds that one call takes."""
+def seconds_of(function, *arguments):
+    """Seconds that one call takes, which must have finished its work when it returns."""
     started = time.perf_counter()
-    run(mode)
+    function(*arguments)
     return time.perf_counter() - started
 
 

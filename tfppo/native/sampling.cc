@@ -158,8 +158,8 @@ static void compute_logits(void *kernel, TF_OpKernelContext *context) {
   float *logits = nullptr;
   if (TF_GetCode(status) == TF_OK) logits = output<float>(context, 0, TF_FLOAT, {x_dims[0], e_dims[0]}, status);
   if (TF_GetCode(status) == TF_OK) {
-    const int n = e_dims[0], d = e_dims[1], rows = x_dims[0], group = rows > 8 ? LANES : 8; /* the same for narrow vectors */
-    const int groups = (rows + group - 1) / group;
+    const int n = e_dims[0], d = e_dims[1], rows = x_dims[0];
+    const int group = rows > 8 ? LANES : 8, groups = (rows + group - 1) / group; /* narrow vectors know one size */
     std::vector<float> transposed(size_t(groups) * d * group);
     for (int r = 0; r < rows; r++)
       for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];

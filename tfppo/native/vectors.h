@@ -42,19 +42,7 @@ INLINE vec sums_of(const vec v[LANES]) {
   return HALVES(pair[0], pair[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
          HALVES(pair[0], pair[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
-#else
-INLINE vec sums_of(const vec v[LANES]) {
-  vec half[4], pair[2];
-  for (int i = 0; i < 4; i++)
-    half[i] = HALVES(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) + HALVES(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
-  for (int i = 0; i < 2; i++)
-    pair[i] = HALVES(half[i], half[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
-              HALVES(half[i], half[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
-  return HALVES(pair[0], pair[1], 0, 8, 2, 10, 4, 12, 6, 14) + HALVES(pair[0], pair[1], 1, 9, 3, 11, 5, 13, 7, 15);
-}
-#endif
 
-#ifdef __AVX512F__
 /* 16 dwords each of 16 vectors, turned so that vector i has the i-th of each. */
 INLINE void transpose(ivec v[LANES]) {
 #define LOW8 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23
@@ -77,6 +65,16 @@ INLINE void transpose(ivec v[LANES]) {
   SWAP(2, LOW2, HIGH2)
   SWAP(1, LOW1, HIGH1)
 #undef SWAP
+}
+#else
+INLINE vec sums_of(const vec v[LANES]) {
+  vec half[4], pair[2];
+  for (int i = 0; i < 4; i++)
+    half[i] = HALVES(v[i], v[i + 4], 0, 1, 2, 3, 8, 9, 10, 11) + HALVES(v[i], v[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+  for (int i = 0; i < 2; i++)
+    pair[i] = HALVES(half[i], half[i + 2], 0, 1, 8, 9, 4, 5, 12, 13) +
+              HALVES(half[i], half[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+  return HALVES(pair[0], pair[1], 0, 8, 2, 10, 4, 12, 6, 14) + HALVES(pair[0], pair[1], 1, 9, 3, 11, 5, 13, 7, 15);
 }
 #endif
 
