@@ -42,7 +42,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["tfppo", "tfppo.*"]),
-    package_data={"tfppo.native": ["*.cc", "*.h"]},
+    package_data={"tfppo.computation.native": ["*.cc", "*.h"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -3,10 +3,10 @@
     python tools/train_ppo.py --config=configs/openai_2019.py --workdir=runs/openai_2019 \\
         --config.language_model=runs/quickstart/lm
 
-`tfppo/presets.py` says what the recipe is, and where its values are from.
+`tfppo/config/presets.py` says what the recipe is, and where its values are from.
 """
 
-from tfppo.presets import openai_2019
+from tfppo.config.presets import openai_2019
 
 
 def get_config():

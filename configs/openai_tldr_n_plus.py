@@ -3,10 +3,10 @@
     python tools/train_ppo.py --config=configs/openai_tldr_n_plus.py --workdir=runs/openai_tldr_n_plus \\
         --config.language_model=runs/quickstart/lm
 
-`tfppo/presets.py` says what the recipe is, and where its values are from.
+`tfppo/config/presets.py` says what the recipe is, and where its values are from.
 """
 
-from tfppo.presets import openai_tldr_n_plus
+from tfppo.config.presets import openai_tldr_n_plus
 
 
 def get_config():

@@ -3,10 +3,10 @@
     python tools/train_ppo.py --config=configs/openrlhf.py --workdir=runs/openrlhf \\
         --config.language_model=runs/quickstart/lm
 
-`tfppo/presets.py` says what the recipe is, and where its values are from.
+`tfppo/config/presets.py` says what the recipe is, and where its values are from.
 """
 
-from tfppo.presets import openrlhf
+from tfppo.config.presets import openrlhf
 
 
 def get_config():

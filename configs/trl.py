@@ -3,10 +3,10 @@
     python tools/train_ppo.py --config=configs/trl.py --workdir=runs/trl \\
         --config.language_model=runs/quickstart/lm
 
-`tfppo/presets.py` says what the recipe is, and where its values are from.
+`tfppo/config/presets.py` says what the recipe is, and where its values are from.
 """
 
-from tfppo.presets import trl
+from tfppo.config.presets import trl
 
 
 def get_config():

@@ -12,10 +12,10 @@ import time
 
 from absl import app, flags
 
-from tfppo.cli import one_line_errors
 from tfppo.config import Config, EvaluationConfig, PpoConfig, SamplingConfig
-from tfppo.costs import MODEL_SIZES, model_of_sizes
-from tfppo.validation import require
+from tfppo.config.validation import require
+from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
+from tfppo.stages.cli import one_line_errors
 
 STARTED = time.perf_counter()
 
@@ -91,7 +91,7 @@ def main(argv):
         require(len(argv) == 1, "argument", argv[-1], "it is not a flag; write --name=value")
         config = make_config()
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        from tfppo.benchmark import Benchmark, Ceilings, peak_memory_gb, shares_of_ceilings
+        from tfppo.planning.benchmark import Benchmark, Ceilings, peak_memory_gb, shares_of_ceilings
 
         startup = time.perf_counter() - STARTED
         benchmark = Benchmark(config, PROMPT_LENGTH.value, MEAN_LENGTH.value, REPLICAS.value >= 0)

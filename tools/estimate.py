@@ -12,11 +12,11 @@ import math
 
 from absl import app, flags
 
-from tfppo.cli import one_line_errors
-from tfppo.costs import MODEL_SIZES, model_of_sizes
-from tfppo.estimate import GIGA, Estimate, estimate
-from tfppo.validation import require, require_one_of
-from tfppo.workload import Device, Workload
+from tfppo.config.validation import require, require_one_of
+from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
+from tfppo.planning.estimate import GIGA, Estimate, estimate
+from tfppo.planning.workload import Device, Workload
+from tfppo.stages.cli import one_line_errors
 
 # Products in bfloat16 without sparsity; the interconnect is NVLink within a host.
 DEVICES = {

@@ -8,14 +8,14 @@ distinct-1/2, length, perplexity under the reference) and writes it to WORKDIR/e
 
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.evaluation import format_figures
-    from tfppo.experiment import Experiment
+    from tfppo.ppo.evaluation import format_figures
+    from tfppo.stages.experiment import Experiment
 
     experiment = Experiment(config, workdir)
     policy_folder = flags.model or experiment.folder / "policy"

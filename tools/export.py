@@ -7,13 +7,13 @@ Writes WORKDIR/export/1, and the next number at every further call.
 
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.experiment import Experiment
+    from tfppo.stages.experiment import Experiment
 
     experiment = Experiment(config, workdir)
     print(f"SavedModel: {experiment.export(flags.model or experiment.folder / 'policy')}")

@@ -7,13 +7,13 @@ Prints one continuation a prompt; the same --config.seed gives the same text.
 
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.experiment import Experiment
+    from tfppo.stages.experiment import Experiment
 
     experiment = Experiment(config, workdir)
     prompts = flags.prompt or [""]

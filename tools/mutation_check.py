@@ -31,7 +31,9 @@ ADVANTAGE, LOSS, REWARD, OPTIMIZER, UPDATE, SAMPLING, ARCHITECTURE, REWARD_MODEL
     for name in ("advantage", "loss", "reward", "optimizer", "update", "sampling", "architecture", "reward_model")
 )
 
-NATIVE, TRAINING, HEAD, STEPS = (f"tests/native/test_{part}.py" for part in ("decoder", "trunk", "head", "optimizer"))
+NATIVE, TRAINING, HEAD, STEPS = (
+    f"tests/computation/native/test_{part}.py" for part in ("decoder", "trunk", "head", "optimizer")
+)
 
 
 class Mutation(NamedTuple):
@@ -48,147 +50,147 @@ MUTATIONS = (
     # Temperature, positions, masks
     Mutation(
         "temperature_dropped_in_the_loss",
-        "learner.py",
+        "ppo/learner.py",
         "token_logprobs(logits, batch.response_ids, temperature)",
         "token_logprobs(logits, batch.response_ids)",
         UPDATE,
     ),
     Mutation(
         "temperature_dropped_in_the_sampler",
-        "sampling.py",
+        "ppo/sampling.py",
         "tf.cast(logits, tf.float32) / (temperature or 1.0)",
         "tf.cast(logits, tf.float32)",
         SAMPLING,
     ),
     Mutation(
         "temperature_dropped_in_the_native_draw",
-        "native/sampling.cc",
+        "computation/native/sampling.cc",
         "const float scale = 1.0f / static_cast<const Draw *>(kernel)->temperature;",
         "const float scale = 1.0f;",
         NATIVE,
     ),
     Mutation(
         "pads_attended_to_in_bfloat16_sampling",
-        "native/sampling_bfloat16.cc",
+        "computation/native/sampling_bfloat16.cc",
         "visible |= uint32_t(seen[first + s]) << s;",
         "visible |= 1u << s;",
         NATIVE,
     ),
     Mutation(
         "values_of_odd_slots_lost_in_bfloat16",
-        "native/sampling_bfloat16.cc",
+        "computation/native/sampling_bfloat16.cc",
         "if (slot % 2)",
         "if (false)",
         NATIVE,
     ),
     Mutation(
         "temperature_dropped_in_native_head",
-        "native/head.cc",
+        "computation/native/head.cc",
         "store_rounded(kept + j, gradient * scale);",
         "store_rounded(kept + j, gradient);",
         HEAD,
     ),
     Mutation(
         "chosen_token_dropped_in_native_head",
-        "native/head.cc",
+        "computation/native/head.cc",
         "gradient[token - j] += dlogprob;",
         "gradient[token - j] += 0;",
         HEAD,
     ),
     Mutation(
         "logits_kept_without_their_base",
-        "native/head.cc",
+        "computation/native/head.cc",
         "rows[r].base = base_of(low, high);",
         "rows[r].base = 0;",
         HEAD,
     ),
     Mutation(
         "rollouts_sampled_in_float32",
-        "rollout.py",
+        "ppo/rollout.py",
         "with computing_in(policy, dtype):\n                return",
         "with computing_in(policy, policy.dtype_policy.name):\n                return",
-        "tests/test_rollout.py",
+        "tests/ppo/test_rollout.py",
     ),
     Mutation(
         "reference_computed_in_float32",
-        "rollout.py",
+        "ppo/rollout.py",
         "with computing_in(ref_model, dtype), computing_by(ref_model, computed_by):",
         "with computing_in(ref_model, ref_model.dtype_policy.name):",
-        "tests/test_rollout.py",
+        "tests/ppo/test_rollout.py",
     ),
     Mutation(
         "pads_attended_to_in_native_sampling",
-        "native/kernels.h",
+        "computation/native/kernels.h",
         "sum += scores[s] = seen[s] ? scores[s] : 0.0f;",
         "sum += scores[s];",
         NATIVE,
     ),
     Mutation(
         "native_cache_written_one_slot_late",
-        "native/sampling.cc",
+        "computation/native/sampling.cc",
         "keys + cache + size_t(b->start + t) * d",
         "keys + cache + size_t(minimum(b->start + t + 1, b->slots - 1)) * d",
         NATIVE,
     ),
     Mutation(
         "pads_computed_in_the_native_update",
-        "native/trunk.h",
+        "computation/native/trunk.h",
         "if (real[row * length + t]) {",
         "if (real[row * length + t] || t) {",
         TRAINING,
     ),
     Mutation(
         "scale_dropped_in_the_native_attention_gradient",
-        "native/attention.h",
+        "computation/native/attention.h",
         "(load(slopes + j) - mean) * scale);",
         "(load(slopes + j) - mean));",
         TRAINING,
     ),
     Mutation(
         "mean_dropped_in_the_native_norm_gradient",
-        "native/training.cc",
+        "computation/native/training.cc",
         "* load_some(gamma + i, d - i) - g_mean - normed * gx_mean) * scale;",
         "* load_some(gamma + i, d - i) - normed * gx_mean) * scale;",
         TRAINING,
     ),
     Mutation(
         "future_seen_in_the_native_update",
-        "native/attention.h",
+        "computation/native/attention.h",
         "soften(h.scores + r * ldn, before + i + r + 1, whole, 1.0f / sqrtf(d), false,",
         "soften(h.scores + r * ldn, minimum(before + i + r + 2, seen), whole, 1.0f / sqrtf(d), false,",
         TRAINING,
     ),
     Mutation(
         "gradient_not_scaled_in_the_native_step",
-        "native/optimizer.cc",
+        "computation/native/optimizer.cc",
         "load_numbers(gradient + i, n - i) * own.scale;",
         "load_numbers(gradient + i, n - i);",
         STEPS,
     ),
     Mutation(
         "decay_dropped_in_the_native_step",
-        "native/optimizer.cc",
+        "computation/native/optimizer.cc",
         "* (1.0f - own.decay)",
         "",
         STEPS,
     ),
     Mutation(
         "native_step_written_under_who_reads",
-        "native/variables.cc",
+        "computation/native/variables.cc",
         "if (!held.RefCountIsOne())",
         "if (false)",
         STEPS,
     ),
     Mutation(
         "native_rows_replaced_not_added",
-        "native/embedding.cc",
+        "computation/native/embedding.cc",
         "load_some(to, width - i) + load_some(rows",
         "load_some(rows",
         STEPS,
     ),
     Mutation(
         "temperature_dropped_in_the_reference",
-        "rollout.py",
+        "ppo/rollout.py",
         "return token_logprobs(logits, response_ids, sampling.temperature)",
         "return token_logprobs(logits, response_ids)",
         SAMPLING,
@@ -219,7 +221,7 @@ MUTATIONS = (
     ),
     Mutation(
         "stop_token_outside_the_mask",
-        "sampling.py",
+        "ppo/sampling.py",
         "notes = (tokens, tf.cast(alive, tf.float32),",
         "notes = (tokens, tf.cast(alive & (tokens != (-1 if stop_id is None else stop_id)), tf.float32),",
         SAMPLING,
@@ -233,13 +235,15 @@ MUTATIONS = (
     ),
     Mutation(
         "padding_in_the_kl",
-        "targets.py",
+        "ppo/targets.py",
         "log_ratio = zero_padding(rollout.logprobs - rollout.ref_logprobs, mask)",
         "log_ratio = rollout.logprobs - rollout.ref_logprobs",
         REWARD,
     ),
     # Rewards
-    Mutation("kl_penalty_rewarded", "targets.py", "reward.placement) - penalty", "reward.placement) + penalty", REWARD),
+    Mutation(
+        "kl_penalty_rewarded", "ppo/targets.py", "reward.placement) - penalty", "reward.placement) + penalty", REWARD
+    ),
     Mutation(
         "score_at_the_first_token",
         "ops/shaping.py",
@@ -290,7 +294,7 @@ MUTATIONS = (
     ),
     Mutation(
         "whitened_over_the_rollout_not_the_minibatch",
-        "learner.py",
+        "ppo/learner.py",
         'config.whiten_scope == "rollout"',
         'config.whiten_scope != ""',
         UPDATE,
@@ -305,7 +309,7 @@ MUTATIONS = (
     Mutation("grpo_without_std", "ops/advantages.py", "centred / (deviation + 1e-6)", "centred", ADVANTAGE),
     Mutation(
         "whitened_before_the_returns",
-        "targets.py",
+        "ppo/targets.py",
         "advantages = whiten(advantages, mask, shift_mean=True, unbiased=ppo.whiten_unbiased)",
         "advantages = whiten(advantages, mask, shift_mean=True, unbiased=ppo.whiten_unbiased)\n"
         "        returns = advantages + zero_padding(rollout.values, critic_mask)",
@@ -341,33 +345,33 @@ MUTATIONS = (
         LOSS,
     ),
     Mutation(
-        "entropy_sign", "learner.py", "objective -= config.entropy_coef", "objective += config.entropy_coef", UPDATE
+        "entropy_sign", "ppo/learner.py", "objective -= config.entropy_coef", "objective += config.entropy_coef", UPDATE
     ),
     # Optimizer
     Mutation(
         "adam_epsilon_outside_the_correction",
-        "optimization.py",
+        "training/optimization.py",
         "        return self.epsilon\n",
         "        return self.epsilon * tf.sqrt(1.0 - tf.pow(self.beta_2, tf.cast(self.iterations + 1, tf.float32)))\n",
         OPTIMIZER,
     ),
     Mutation(
         "adamw_epsilon_of_tensorflow",
-        "optimization.py",
+        "training/optimization.py",
         "self.epsilon * tf.sqrt(correction)",
         "self.epsilon",
         OPTIMIZER,
     ),
     Mutation(
         "gradient_not_clipped",
-        "optimization.py",
+        "training/optimization.py",
         "scales[i] = scale",
         "scales[i] = None",
         OPTIMIZER,
     ),
     Mutation(
         "clipping_left_out_on_one_replica",
-        "optimization.py",
+        "training/optimization.py",
         "strategy.run(optimizer.apply_scaled, (gradients, scales))",
         "strategy.run(optimizer.apply, (gradients,))",
         UPDATE,
@@ -389,7 +393,7 @@ MUTATIONS = (
     ),
     Mutation(
         "normalising_bias_without_the_gain",
-        "reward_normalization.py",
+        "reward_model/normalization.py",
         "-gain * scores.mean()",
         "-scores.mean()",
         REWARD_MODEL,

@@ -9,15 +9,15 @@ samples.md, the picture reward_over_kl.png, evaluation.json and the SavedModel e
 import time
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
     started = time.time()
-    from tfppo.evaluation import format_figures, format_samples
-    from tfppo.experiment import Experiment
+    from tfppo.ppo.evaluation import format_figures, format_samples
+    from tfppo.stages.experiment import Experiment
 
     def stage(title):
         print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)

@@ -8,13 +8,13 @@ loss, in WORKDIR/lm. Run the same command again to go on after an interruption.
 
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.experiment import Experiment
+    from tfppo.stages.experiment import Experiment
 
     Experiment(config, workdir).train_lm()
     print(f"language model: {workdir}/lm")

@@ -8,13 +8,13 @@ WORKDIR/reward_over_kl.png. Run the same command again to go on after an interru
 
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.experiment import Experiment
+    from tfppo.stages.experiment import Experiment
 
     Experiment(config, workdir).train_ppo()
     print(f"policy: {workdir}/policy")

@@ -10,13 +10,13 @@ Run the same command again to go on after an interruption.
 
 from pathlib import Path
 
-from tfppo import cli
+from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.experiment import Experiment
+    from tfppo.stages.experiment import Experiment
 
     Experiment(config, workdir).train_reward_model()
     print(f"reward model: {workdir}/reward_model")

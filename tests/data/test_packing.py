@@ -5,7 +5,7 @@ import pytest
 
 from tfppo.data.packing import encode_documents, pack
 from tfppo.data.sources import Example
-from tfppo.text.tokenizer import Tokenizer
+from tfppo.data.tokenizer import Tokenizer
 
 EOS = Tokenizer.eos_id
 

@@ -9,8 +9,8 @@ import pytest
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Preference, encode_preferences, load_preferences
 from tfppo.data.sources import split_of
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([])  # a byte a token, from id 2 on
 GOOD = {"prompt": "a", "chosen": "b", "rejected": "c"}

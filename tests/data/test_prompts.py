@@ -6,8 +6,8 @@ import pytest
 from tfppo.config import DataConfig
 from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
 from tfppo.data.sources import Example
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.text.tokenizer import Tokenizer
 
 EOS, PAD = 1, 0
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import copy_language_model, load_language_model, load_policy, save_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.text.tokenizer import Tokenizer
 
 IDS = np.array([[1, 70, 100, 230], [5, 4, 200, 9]], np.int32)
 

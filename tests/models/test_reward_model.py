@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import load_language_model, load_reward_model, save_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
-from tfppo.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["a good film", "a bad film"], 258)
 SIZES = dict(vocabulary_size=258, num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=16)

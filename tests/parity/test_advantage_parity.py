@@ -8,12 +8,12 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32, load, mask_of
 
 from tfppo.config import Config, PpoConfig, RewardConfig
+from tfppo.config.presets import openai_2019, openai_tldr_n_plus, trl
+from tfppo.config.validation import validate_for_ppo
 from tfppo.errors import UserError
 from tfppo.ops.advantages import discounted_returns, estimate_advantages, gae, grpo, rloo
 from tfppo.ops.masking import masked_mean, masked_moments, masked_sum, whiten
 from tfppo.ops.shaping import place_scores
-from tfppo.presets import openai_2019, openai_tldr_n_plus, trl
-from tfppo.validation import validate_for_ppo
 
 
 def batch(padding=0.0):

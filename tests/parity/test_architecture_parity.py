@@ -7,15 +7,15 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32
 
 from tfppo.config import PpoConfig, RewardConfig
-from tfppo.distribute import make_strategy
-from tfppo.learner import Learner
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer, causal_mask
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.targets import prepare_targets
-from tfppo.types import Rollout
+from tfppo.ppo.learner import Learner
+from tfppo.ppo.targets import prepare_targets
+from tfppo.ppo.types import Rollout
+from tfppo.training.replicas import make_strategy
 
 SIZES = dict(num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=12)
 TOKENS = tf.constant(np.random.default_rng(0).integers(1, 20, [3, 8]), tf.int32)

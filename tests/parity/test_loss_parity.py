@@ -6,6 +6,7 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32, load, mask_of
 
 from tfppo.config import PpoConfig, RewardConfig
+from tfppo.config.presets import openai_2019, trl
 from tfppo.ops.kl import kl_estimate
 from tfppo.ops.logprobs import entropy, token_logprobs
 from tfppo.ops.losses import (
@@ -17,9 +18,8 @@ from tfppo.ops.losses import (
     token_weights,
 )
 from tfppo.ops.masking import masked_sum
-from tfppo.presets import openai_2019, trl
-from tfppo.targets import prepare_targets
-from tfppo.types import Rollout
+from tfppo.ppo.targets import prepare_targets
+from tfppo.ppo.types import Rollout
 
 
 def value_and_gradient(function, numbers):

@@ -6,9 +6,9 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32, load
 
 from tfppo.config import PpoConfig
-from tfppo.optimization import clip_by_global_norm, make_optimizer
-from tfppo.presets import openai_2019, openai_tldr_n_plus, trl
-from tfppo.schedules import scheduled_rate
+from tfppo.config.presets import openai_2019, openai_tldr_n_plus, trl
+from tfppo.training.optimization import clip_by_global_norm, make_optimizer
+from tfppo.training.schedules import scheduled_rate
 
 NAMES = {"tensorflow": "adam", "torch": "adamw"}
 

@@ -10,14 +10,14 @@ from reference_numbers import assert_close, float32
 
 from tfppo.config import Config, RewardModelConfig
 from tfppo.data.preferences import Comparisons
-from tfppo.distribute import make_strategy
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
-from tfppo.reward_normalization import gain_and_bias, normalize, sample_responses
-from tfppo.reward_trainer import RewardTrainer
-from tfppo.text.tokenizer import Tokenizer
+from tfppo.reward_model.normalization import gain_and_bias, normalize, sample_responses
+from tfppo.reward_model.trainer import RewardTrainer
+from tfppo.training.replicas import make_strategy
 
 SIZES = dict(num_layers=2, num_heads=2, hidden_dim=16, intermediate_dim=32, max_sequence_length=24)
 PAD, EOS = 0, 1

@@ -6,14 +6,14 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32, load, mask_of
 
 from tfppo.config import Config, PpoConfig, RewardConfig
+from tfppo.config.presets import openai_2019, openai_tldr_n_plus, openrlhf, trl
 from tfppo.ops.kl import adaptive_kl_coef, kl_estimate, kl_exact
 from tfppo.ops.losses import importance_ratio
 from tfppo.ops.shaping import mask_after_last, place_scores
-from tfppo.presets import openai_2019, openai_tldr_n_plus, openrlhf, trl
+from tfppo.ppo.rollout import first_stop_mask
+from tfppo.ppo.targets import prepare_targets
+from tfppo.ppo.types import Rollout
 from tfppo.rewards.shaping import ScoreShaper
-from tfppo.rollout import first_stop_mask
-from tfppo.targets import prepare_targets
-from tfppo.types import Rollout
 
 LENGTHS = [6, 1, 4, 3, 6, 2, 5, 3]
 

@@ -11,15 +11,15 @@ import pytest
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
-from tfppo.distribute import make_strategy
-from tfppo.learner import Learner
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import positions_from_mask
-from tfppo.rollout import RolloutCollector
-from tfppo.sampling import draw_uniforms, sample
-from tfppo.types import Prompts, Rollout
+from tfppo.ppo.learner import Learner
+from tfppo.ppo.rollout import RolloutCollector
+from tfppo.ppo.sampling import draw_uniforms, sample
+from tfppo.ppo.types import Prompts, Rollout
+from tfppo.training.replicas import make_strategy
 
 PAD, STOP, VOCABULARY = 0, 1, 24
 BATCH, PROMPT, RESPONSE, TEMPERATURE = 16, 4, 10, 0.7

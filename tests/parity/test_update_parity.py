@@ -7,9 +7,9 @@ import tensorflow as tf
 from reference_numbers import assert_close, float32, load, mask_of
 
 from tfppo.config import PpoConfig, RewardConfig
-from tfppo.distribute import make_strategy
-from tfppo.learner import STEP_STATISTICS, Learner
-from tfppo.types import Rollout
+from tfppo.ppo.learner import STEP_STATISTICS, Learner
+from tfppo.ppo.types import Rollout
+from tfppo.training.replicas import make_strategy
 
 NAMES = ("ziegler_2019", "ziegler_2019_by_minibatch", "trl", "clipped_gradients", "everything_in_the_loss")
 SEED = np.array([1, 2], np.int32)

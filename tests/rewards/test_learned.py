@@ -6,20 +6,20 @@ import pytest
 import tensorflow as tf
 
 from tfppo.config import Config, PpoConfig, RewardConfig, SamplingConfig
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.experiment import Experiment
 from tfppo.models.folder import load_reward_model, save_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.ppo.rollout import RolloutCollector
+from tfppo.ppo.types import Prompts, Samples
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.loading import MODEL_REWARDS
 from tfppo.rewards.scoring import Batch
-from tfppo.rollout import RolloutCollector
-from tfppo.text.tokenizer import Tokenizer
-from tfppo.types import Prompts, Samples
+from tfppo.stages.experiment import Experiment
 
 TOKENIZER = Tokenizer([])
 OTHER_TOKENIZER = Tokenizer.train(["good good good"], 259)

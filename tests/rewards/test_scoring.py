@@ -5,11 +5,11 @@ import pytest
 
 from tfppo.config import RewardConfig
 from tfppo.data.prompts import pad_left
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.scoring import Batch, TextReward, name_apart, total_scores
-from tfppo.text.tokenizer import Tokenizer
 
 EOS, FIRST_BYTE = 1, 2
 

@@ -6,8 +6,8 @@ import tensorflow as tf
 from tfppo.config import DataConfig
 from tfppo.data.sources import Example
 from tfppo.errors import UserError
-from tfppo.seeds import permutation, stream_indices
-from tfppo.types import Prompts
+from tfppo.ops.seeds import permutation, stream_indices
+from tfppo.ppo.types import Prompts
 
 
 def encode_trajectories(

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import keras
 
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
-from tfppo.text.tokenizer import Tokenizer
 
 _MODEL_FILE = "model.keras"
 

@@ -3,11 +3,11 @@
 import keras
 import tensorflow as tf
 
+from tfppo.config.validation import validate_trainable_blocks
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
 from tfppo.ops.lengths import at_places
-from tfppo.validation import validate_trainable_blocks
 
 
 def uniform_of_fan_in(fan_in, seed, number):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfppo.choices import KL_ESTIMATORS
+from tfppo.config.choices import KL_ESTIMATORS
 
 # exp(20) is finite, and far outside any clip range: the bound only stops overflow.
 MAX_LOG_RATIO = 20.0

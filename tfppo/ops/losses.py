@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfppo.choices import AGGREGATIONS
+from tfppo.config.choices import AGGREGATIONS
 from tfppo.ops.kl import MAX_LOG_RATIO
 
 

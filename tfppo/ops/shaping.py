@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfppo.choices import PLACEMENTS
+from tfppo.config.choices import PLACEMENTS
 from tfppo.ops.masking import last_token_one_hot, zero_padding
 
 

@@ -1,0 +1,305 @@
+"""Reward models are trained: they learn, go on where they were, and become PPO's reward and critic.
+
+The number of devices is fixed once in a process, so the runs on one and two replicas are processes of their own: this
+file, run as a program.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
+
+from tfppo.config import Config, RewardModelConfig
+from tfppo.data.preferences import encode_preferences, load_preferences
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.errors import UserError
+from tfppo.models.folder import load_language_model, load_reward_model
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.reward_model import RewardModel
+from tfppo.reward_model.normalization import normalize
+from tfppo.reward_model.trainer import RewardTrainer, num_tokens
+from tfppo.training.interrupt import Interrupted
+from tfppo.training.metrics import read_metrics
+from tfppo.training.replicas import make_strategy
+
+WORDS = [
+    "the",
+    "film",
+    "is",
+    "a",
+    "story",
+    "of",
+    "love",
+    "and",
+    "war",
+    "with",
+    "great",
+    "poor",
+    "acting",
+    "that",
+    "we",
+    "like",
+    "hate",
+    "so",
+    "much",
+]
+TOKENIZER = Tokenizer.train([" ".join(WORDS) + " good bright"], 300)
+SIZES = dict(num_layers=2, num_heads=2, hidden_dim=32, intermediate_dim=64, max_sequence_length=64)
+
+
+def write_comparisons(path, count=400, rejected=1):
+    """Comparisons in which the chosen response has the word "good" and the rejected ones have "bright" in its place."""
+    rng = np.random.default_rng(0)
+
+    def response(word):
+        words = rng.choice(WORDS, 6).tolist()
+        return " " + " ".join([*words[:3], word, *words[3:]])
+
+    records = [
+        {
+            "prompt": " ".join(rng.choice(WORDS, 4)),
+            "chosen": response("good"),
+            "rejected": [response("bright") for _ in range(rejected)],
+        }
+        for _ in range(count)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def make_trainer(folder, config, num_replicas=1, seed=0):
+    """A trainer from a random language model; the same one for the same seed."""
+    strategy = make_strategy(num_replicas)
+    keras.utils.set_random_seed(seed)
+    language_model = LanguageModel(TOKENIZER.vocabulary_size, **SIZES)
+    with strategy.scope():
+        model = RewardModel.from_language_model(language_model)
+    preferences = load_preferences(config.source)
+    train, validation = (encode_preferences(preferences[split], TOKENIZER, config) for split in ("train", "validation"))
+    return RewardTrainer(config, 0, model, TOKENIZER, train, validation, strategy, folder)
+
+
+def timeless(path):
+    """The rows of a JSONL record without what is measured by the clock."""
+    return [{tag: v for tag, v in row.items() if not tag.startswith("time/")} for row in read_metrics(path)]
+
+
+@pytest.mark.parametrize("rejected", [1, 3])
+def test_it_learns_what_was_preferred(tmp_path, rejected):
+    source = write_comparisons(tmp_path / "c.jsonl", rejected=rejected)
+    config = RewardModelConfig(source=source, learning_rate=3e-3, num_epochs=4, eval_every=10)
+    trainer = make_trainer(tmp_path, config)
+    trainer.train()
+    rows = read_metrics(tmp_path / "reward_training.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, trainer.num_steps + 1))
+    held_out = {row["step"]: row for row in rows if "reward_model/validation_loss" in row}
+    assert set(held_out) == {*range(10, trainer.num_steps, 10), trainer.num_steps}
+    last = rows[-1]
+    assert last["reward_model/validation_accuracy"] >= 0.95 and last["reward_model/validation_loss"] < 0.2
+    # Before it has learnt anything, all K responses are as likely to be the best.
+    assert abs(rows[0]["reward_model/loss"] - np.log(1 + rejected)) < 0.5
+    assert rows[0]["reward_model/learning_rate"] == 3e-3
+    assert last["reward_model/learning_rate"] == pytest.approx(3e-3 / trainer.num_steps)
+
+
+def test_an_epoch_sees_every_comparison(tmp_path):
+    config = RewardModelConfig(source=write_comparisons(tmp_path / "c.jsonl", 50), batch_size=16)
+    trainer = make_trainer(tmp_path, config)
+    count = len(trainer.train_data.prompt_ids)
+    assert trainer.num_steps == -(-count // 16) and count % 16
+    seen = np.concatenate([trainer.batch(step).response_ids for step in range(trainer.num_steps)])
+    assert len(np.unique(seen[:count], axis=0)) == count
+    batch = trainer.batch(0)
+    texts = [*batch.response_mask.reshape(32, -1), *np.repeat(batch.prompt_mask, 2, axis=0)]
+    assert num_tokens(batch) == sum(row.sum() for row in texts)
+
+
+def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
+    source = write_comparisons(tmp_path / "c.jsonl", 200)
+    config = RewardModelConfig(source=source, learning_rate=3e-3, batch_size=16, eval_every=5)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    whole = make_trainer(straight, config)
+    whole.train()
+
+    first = make_trainer(broken, config)
+    batch_of = first.batch
+
+    def interrupted_batch(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch_of(step)
+
+    first.batch = interrupted_batch
+    with pytest.raises(Interrupted, match=f"saved after 7 of {whole.num_steps} steps"):
+        first.train()
+    second = make_trainer(broken, config)
+    assert second.done == 7
+    second.train()
+    for found, expected in zip(second.model.get_weights(), whole.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert timeless(broken / "reward_training.jsonl") == timeless(straight / "reward_training.jsonl")
+    assert make_trainer(broken, config).done == whole.num_steps  # and a third time nothing is left to do
+    with pytest.raises(UserError, match="goes with another language model"):
+        make_trainer(broken, config, seed=1)
+    write_comparisons(tmp_path / "c.jsonl", 201)
+    with pytest.raises(UserError, match="goes with another set of comparisons"):
+        make_trainer(broken, config)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
+    source = write_comparisons(tmp_path / "c.jsonl", 100)
+    trainer = make_trainer(tmp_path / "run", RewardModelConfig(source=source, batch_size=16))
+    trainer.model.head_kernel.assign(np.nan * trainer.model.head_kernel)
+    with pytest.raises(UserError, match="step 1 had a gradient that is not finite.* lower reward_model.learning_rate"):
+        trainer.train()
+
+
+@pytest.fixture(scope="module")
+def weights_of(tmp_path_factory):
+    """Weights after training and normalising, on each replica [replicas, weights], by number of replicas."""
+    folder = tmp_path_factory.mktemp("replicas")
+    source = write_comparisons(folder / "c.jsonl", 200, rejected=3)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    for count in (1, 2):
+        subprocess.run(
+            [sys.executable, __file__, str(count), str(folder), source], env=environment, check=True, timeout=300
+        )
+    return {count: np.load(folder / f"{count}.npz") for count in (1, 2)}
+
+
+def test_two_replicas_agree_with_one(weights_of):
+    (alone,), two, start = weights_of[1]["weights"], weights_of[2]["weights"], weights_of[1]["start"]
+    assert len(two) == 2
+    np.testing.assert_array_equal(two[0], two[1])
+    assert np.abs(alone - start).max() > 1e-2
+    assert np.linalg.norm(two[0] - alone) <= 1e-4 * np.linalg.norm(alone - start)
+    np.testing.assert_allclose(weights_of[2]["losses"], weights_of[1]["losses"], rtol=1e-4)
+
+
+def test_a_batch_that_the_replicas_do_not_divide_is_refused(weights_of):
+    assert weights_of[2]["refusal"] == "reward_model.batch_size is 15; the number of replicas, 2, must divide it"
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A language model, a reward model from it, and PPO with it as reward and critic, by the binaries."""
+    folder = tmp_path_factory.mktemp("chain")
+    workdir = f"--workdir={folder / 'run'}"
+    settings = (
+        *TINY,
+        write_texts(folder / "texts.txt"),
+        f"reward_model.source={write_comparisons(folder / 'c.jsonl', 200)}",
+        "reward_model.learning_rate=0.003",
+        "reward_model.normalize_samples=48",
+    )
+    reward = "reward.functions=('reward_model:',)"
+    critic = ("ppo.critic=separate", f"ppo.critic_init={folder / 'run' / 'reward_model'}")
+
+    def reward_model(*more):
+        return command("train_reward_model", workdir, config=(*settings, *more))
+
+    (folder / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
+    succeed(run(command("train_lm", workdir, config=settings)))
+    before = run_all(
+        {
+            "no reward model": command("train_ppo", workdir, config=(*settings, reward)),
+            "bad file": command(
+                "train_reward_model", workdir, config=(*settings, f"reward_model.source={folder}/bad.jsonl")
+            ),
+            "too long": command(
+                "train_reward_model", workdir, config=(*settings, "reward_model.max_response_tokens=33")
+            ),
+        }
+    )
+    trained = succeed(run(reward_model()))
+    after = run_all(
+        {
+            "again": reward_model(),
+            "ppo": command("train_ppo", workdir, config=(*settings, reward, *critic)),
+        }
+    )
+    return folder / "run", {**before, "trained": trained, **after}
+
+
+def test_the_binary_leaves_a_reward_model(chain):
+    workdir, ends = chain
+    assert ends["trained"].out.endswith(f"reward model: {workdir / 'reward_model'}\n")
+    assert "held-out loss" in ends["trained"].out and ends["trained"].err == []
+    model, tokenizer = load_reward_model(workdir / "reward_model")
+    language_model, its_tokenizer = load_language_model(workdir / "lm")
+    assert tokenizer.digest() == its_tokenizer.digest() and np.any(model.head_bias)
+    assert model.trunk.sizes == language_model.trunk.sizes
+    assert json.loads((workdir / "config.json").read_text())["reward_model"]["normalize_samples"] == 48
+    assert "reward_model" in succeed(ends["again"]).out
+
+
+def test_ppo_runs_with_it_as_reward_and_critic(chain):
+    workdir, ends = chain
+    succeed(ends["ppo"])
+    rows = read_metrics(workdir / "ppo.jsonl")
+    assert len(rows) == 4 and all(row["reward/reward_model"] == row["objective/score"] for row in rows)
+    assert all(abs(row["reward/reward_model"]) < 5 for row in rows)
+    assert rows[0]["value/mean"] != 0.0  # the critic starts from the reward model, not at 0
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("no reward model", "there is no model in '.*reward_model' .*; train one with train_reward_model.py"),
+        ("bad file", r".*bad.jsonl, line 1: no field 'rejected'; the fields are \['chosen', 'prompt'\]: write .*"),
+        ("too long", "reward_model.max_response_tokens is 33: .* 65 positions, .*lm' has 64; lower one of them"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(chain, end, message):
+    finished = chain[1][end]
+    assert finished.code == 1, finished.raw
+    (line,) = finished.err
+    assert re.fullmatch(f"error: {message}", line), line
+
+
+def test_samples_that_all_score_the_same_cannot_be_normalised(tmp_path):
+    config = Config(reward_model=RewardModelConfig(source=write_comparisons(tmp_path / "c.jsonl", 40)))
+    config.sampling.jit_compile, config.reward_model.normalize_samples = False, 32
+    trainer = make_trainer(tmp_path, config.reward_model)
+    trainer.model.head_kernel.assign(0.0 * trainer.model.head_kernel)
+    language_model = LanguageModel(TOKENIZER.vocabulary_size, **SIZES)
+    with pytest.raises(UserError, match="reward_model.normalize is 'samples', but all 32 samples .* score 0; raise"):
+        normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config)
+    before = trainer.model.get_weights()
+    config.reward_model.normalize = "none"
+    normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config)
+    for found, expected in zip(trainer.model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def train_on(num_replicas, folder, source):
+    """Trains and normalises on replicas, and saves what the tests compare."""
+    settings = RewardModelConfig(source=source, learning_rate=3e-3, batch_size=16, max_grad_norm=0.5)
+    config = Config(reward_model=settings)
+    config.sampling.jit_compile = False
+    trainer = make_trainer(folder / str(num_replicas), settings, num_replicas)
+    start = np.concatenate([weight.ravel() for weight in trainer.model.get_weights()])
+    trainer.train()
+    language_model = LanguageModel(TOKENIZER.vocabulary_size, **SIZES)
+    normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config)
+    parts = [trainer.strategy.experimental_local_results(variable.value) for variable in trainer.model.variables]
+    weights = [np.concatenate([part[i].numpy().ravel() for part in parts]) for i in range(num_replicas)]
+    losses = [row["reward_model/loss"] for row in read_metrics(folder / str(num_replicas) / "reward_training.jsonl")]
+    refusal = ""
+    try:
+        make_trainer(folder / "refused", RewardModelConfig(source=source, batch_size=15), num_replicas)
+    except UserError as error:
+        refusal = str(error)
+    np.savez(folder / f"{num_replicas}.npz", weights=weights, start=start, losses=losses, refusal=refusal)
+
+
+if __name__ == "__main__":
+    train_on(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,196 @@
+"""What a user does wrong is told in one line, with exit code 1, by the real binaries."""
+
+import re
+
+import pytest
+from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
+
+from tfppo.stages.cli import _take_nones
+
+# Without any work to do: were a mistake not found, the run would end at once in another way.
+NOWHERE = "--workdir=/dev/null/nowhere"
+
+CONFIG_FILES = {
+    "syntax": "def get_config(:\n",
+    "name": "def get_config():\n    return nothing\n",
+    "field": "from tfppo.config import Config\n\n\ndef get_config():\n    return Config(sed=1)\n",
+    "type": "def get_config():\n    return {'seed': 1}\n",
+    "empty": "",
+}
+
+MISTAKES = {
+    "unknown config file": (["--config=nothing.py"], r"--config names no file: 'nothing\.py'; .*configs/"),
+    "config without a value": (["--config="], r"--config names no file: ''; .*"),
+    "misspelt field": (
+        ["--config.ppo.kl_coeff=1"],
+        r".*\.kl_coeff is not a field.*did you mean --config\.ppo\.kl_coef\?",
+    ),
+    "misspelt section": (["--config.pppo.gamma=1"], r".*\.pppo\.gamma is not a field.*mean --config\.ppo\.gamma\?"),
+    "missing section": (["--config.gamma=1"], r".*\.gamma is not a field.*did you mean --config\.ppo\.gamma\?"),
+    "field like no other": (["--config.zzzzzz=1"], r"--config\.zzzzzz is not a field.*tfppo/config/settings\.py"),
+    "part of a field": (["--config.seed.x=1"], r"--config\.seed\.x is not a field.*"),
+    "section as a field": (["--config.ppo=5"], r"--config\.ppo is a section; write --config\.ppo\.FIELD=value"),
+    "word for a float": (["--config.ppo.kl_coef=abc"], r"flag --config\.ppo\.kl_coef=abc: .*float.*'abc'"),
+    "float for an int": (["--config.lm.num_steps=1.5"], r"flag --config\.lm\.num_steps=1\.5: .*int.*'1\.5'"),
+    "none for a number": (["--config.ppo.kl_coef=none"], r"flag --config\.ppo\.kl_coef=none: .*float.*'none'"),
+    "word for a bool": (["--config.reward.whiten=maybe"], r"flag --config\.reward\.whiten=maybe: .*"),
+    "field without a value": (["--config.seed"], r"Missing value for flag --config\.seed"),
+    "unknown flag": (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'\. Did you mean: workdir \?"),
+    "positional argument": (["stray"], r"argument 'stray' is not a flag; write --name=value"),
+    "empty workdir": (["--workdir="], r"--workdir is missing; name the folder of the run"),
+    "override before the config": (
+        ["--config.seed=1", f"--config={ROOT}/configs/movie_snippets.py"],
+        r"Found .*before.*",
+    ),
+    "none for a field that another one needs": (
+        [
+            "--config.ppo.critic_learning_rate=0.1",
+            "--config.ppo.dual_clip=1.1",
+            "--config.ppo.critic_learning_rate=none",
+        ],
+        r"ppo\.dual_clip is 1\.1; .*",
+    ),
+    "bad value": (["--config.model.num_heads=3"], r"model\.num_heads is 3; it must divide model\.hidden_dim \d+"),
+    "syntax of a config": (["--config={syntax}"], r"config '.*syntax\.py' cannot be loaded: SyntaxError: .*line 1.*"),
+    "name in a config": (["--config={name}"], r"config '.*name\.py' cannot be loaded: NameError: name 'nothing'.*"),
+    "field in a config": (["--config={field}"], r"config '.*field\.py' cannot be loaded: TypeError: .*'sed'"),
+    "type of a config": (
+        ["--config={type}"],
+        r"'.*type\.py': get_config\(\) must return a tfppo\.config\.Config, not .*",
+    ),
+    "empty config": (["--config={empty}"], r"config '.*empty\.py' cannot be loaded: .*get_config.*"),
+}
+
+
+@pytest.fixture(scope="module")
+def config_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("configs")
+    for name, text in CONFIG_FILES.items():
+        (folder / f"{name}.py").write_text(text)
+    return {name: folder / f"{name}.py" for name in CONFIG_FILES}
+
+
+def assert_one_line(finished, pattern):
+    assert finished.code == 1, finished.raw
+    assert len(finished.err) == 1, finished.raw
+    assert re.fullmatch(f"error: {pattern}", finished.err[0]), finished.err[0]
+    assert "Traceback" not in finished.raw
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_on_the_command_line(mistake, config_files):
+    flags, pattern = MISTAKES[mistake]
+    flags = [flag.format(**config_files) for flag in flags]
+    finished = run(command("train_lm", NOWHERE, *flags))
+    assert_one_line(finished, pattern)
+    assert len(finished.raw.splitlines()) == 1  # nor any noise: TensorFlow was not there yet
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--config.ppo.value_clip_range=none"], ["-config.ppo.value_clip_range=None"]],
+    ids=" ".join,
+)
+def test_none_for_a_number_that_may_be_none(argv):
+    rest, nones = _take_nones(["tool", "--config.seed=1", *argv, "--config.ppo.kl_coef=none", "--workdir=none"])
+    assert nones == [("ppo", "value_clip_range")]
+    # What may not be None is left for its own error; and what is no field, too.
+    assert rest == ["tool", "--config.seed=1", "--config.ppo.kl_coef=none", "--workdir=none"]
+
+
+def test_missing_workdir():
+    assert_one_line(run(command("train_ppo")), "--workdir is missing; name the folder of the run")
+
+
+def test_the_command_line_is_read_before_tensorflow_is_imported():
+    imports = run(command("train_lm", NOWHERE, "--config.model.num_heads=3", python=("-X", "importtime"))).raw
+    modules = {line.rpartition("|")[2].strip() for line in imports.splitlines()}
+    assert {"tfppo.config", "ml_collections", "absl.flags"} <= modules
+    assert not {"tensorflow", "keras", "numpy"} & modules
+
+
+TOOLS = ["train_lm", "train_reward_model", "train_ppo", "quickstart", "evaluate", "export", "generate"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_help_lists_the_flags(tool):
+    finished = run(command(tool, "--help"))
+    text = finished.out + finished.raw
+    flags = {"--config:", "--workdir:"}
+    flags |= {"--model:"} if tool in ("evaluate", "export", "generate") else set()
+    flags |= {"--prompt:"} if tool == "generate" else set()
+    assert flags <= set(re.findall(r"--\w+:", text)), text
+    assert f"python tools/{tool}.py" in text
+
+
+REWARDS = """
+def too_few(prompts, responses):
+    return [0.0] * (len(responses) - 1)
+
+
+def not_a_number(prompts, responses):
+    return [0.0, float("nan")] + [0.0] * (len(responses) - 2)
+"""
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory):
+    """How commands ended that can fail only once the data or the model is there; a tiny model was trained for them."""
+    folder = tmp_path_factory.mktemp("failures")
+    settings = (*TINY, write_texts(folder / "texts.txt"), "lm.num_steps=3")
+    good = folder / "good"
+    (folder / "rewards.py").write_text(REWARDS)
+    (folder / "nothing.txt").write_text("\n\n")
+    record = '{"prompt": "one two three four five six seven eight nine ten", "response": "x"}\n'
+    (folder / "long.jsonl").write_text("".join(record.replace("one", str(n)) for n in range(40)))
+    succeed(run(command("train_lm", f"--workdir={good}", config=settings)))
+
+    def ppo(*more):
+        return command("train_ppo", f"--workdir={good}", config=(*settings, *more))
+
+    def lm(workdir, *more):
+        return command("train_lm", f"--workdir={folder / workdir}", config=(*settings, *more))
+
+    def reward(name):
+        return f"reward.functions=('{folder / 'rewards.py'}:{name}',)"
+
+    ends = run_all(
+        {
+            "workdir": lm("texts.txt/below"),
+            "dataset": lm("fresh", f"data.source={folder / 'nothing.txt'}"),
+            "architecture": lm("good", "model.hidden_dim=32"),
+            "prompt": ppo(f"data.source={folder / 'long.jsonl'}"),
+            "unknown reward": ppo(reward("none")),
+            "number of scores": ppo(reward("too_few")),
+            "nan": ppo(reward("not_a_number")),
+            "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
+            "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
+        }
+    )
+    return folder, ends
+
+
+@pytest.mark.parametrize(
+    ("failure", "pattern"),
+    [
+        ("workdir", r"--workdir '.*texts\.txt/below' cannot be written: Not a directory; choose another"),
+        ("dataset", r"source '.*nothing\.txt' has no examples for split 'train': .*"),
+        ("architecture", r".*good/lm_checkpoints' is of another architecture: variable .* has shape \[.*16\] there.*"),
+        ("prompt", r"data\.max_prompt_tokens is 8, but the prompt '\d+ two .*' has \d+ tokens; raise it .*"),
+        ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
+        ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
+        ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
+        ("no model", r"there is no model in '.*fresh/lm' .*"),
+        ("long prompt", r"the prompt 'word word .* has \d+ tokens; .* the model has room for \d+; shorten .*"),
+    ],
+)
+def test_failure_of_data_or_model(failures, failure, pattern):
+    _, ends = failures
+    assert_one_line(ends[failure], pattern)
+
+
+def test_nothing_was_trained_by_a_failure(failures):
+    folder, _ = failures
+    assert (folder / "good" / "lm" / "model.keras").is_file()
+    for path in ("good/checkpoints", "good/policy", "fresh/lm", "fresh/lm_checkpoints"):
+        assert not (folder / path).exists(), path

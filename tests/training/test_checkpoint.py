@@ -1,0 +1,257 @@
+"""Checkpoints: what is saved comes back, damage falls back to the one before, another architecture is refused."""
+
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfppo.errors import UserError
+from tfppo.models.language_model import LanguageModel
+from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
+
+
+def make_model(width=4, layers=1):
+    inputs = keras.Input([3])
+    hidden = inputs
+    for number in range(layers):
+        hidden = keras.layers.Dense(width, name=f"hidden_{number}")(hidden)
+    return keras.Model(inputs, keras.layers.Dense(1, name="head")(hidden))
+
+
+class State:
+    """A model with an optimizer that has moved, and their keeper."""
+
+    def __init__(self, folder, keep=3, identity=None, extra=None, **sizes):
+        self.model = make_model(**sizes)
+        self.optimizer = keras.optimizers.Adam(0.1)
+        self.optimizer.build(self.model.trainable_variables)
+        self.keeper = CheckpointKeeper(
+            folder,
+            model=self.model,
+            optimizer=self.optimizer,
+            scalars={"kl_coef": 0.05},
+            keep=keep,
+            extras={"extra": extra} if extra else None,
+            identity=identity,
+        )
+
+    def step(self):
+        self.optimizer.apply([tf.ones_like(v.value) * 0.3 for v in self.model.trainable_variables])
+
+    def arrays(self):
+        return [v.numpy() for v in (*self.model.variables, *self.optimizer.variables)]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with checkpoints of steps 2 and 4, and the arrays of each."""
+    state, arrays = State(tmp_path / "run"), {}
+    for step in (2, 4):
+        state.step()
+        state.keeper.save(step, kl_coef=step / 10)
+        arrays[step] = [array.copy() for array in state.arrays()]
+    assert not same(arrays[2], arrays[4])
+    return tmp_path / "run", arrays
+
+
+def test_round_trip(saved):
+    folder, arrays = saved
+    state = State(folder)
+    assert not same(state.arrays(), arrays[4])
+    assert state.keeper.restore() == 4
+    assert same(state.arrays(), arrays[4])
+    assert state.keeper.scalars == {"kl_coef": 0.4}
+    assert int(state.optimizer.iterations.numpy()) == 2
+
+
+def test_nothing_saved_is_step_0(tmp_path):
+    state = State(tmp_path / "run")
+    before = [array.copy() for array in state.arrays()]
+    assert state.keeper.restore() == 0
+    assert same(state.arrays(), before)
+    assert state.keeper.scalars == {"kl_coef": 0.05}
+
+
+def test_only_the_last_ones_are_kept(tmp_path):
+    state = State(tmp_path / "run", keep=2)
+    for step in (9, 10, 100):
+        state.keeper.save(step, kl_coef=0.0)
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(
+        ["checkpoint"]
+        + [f"ckpt-{step}.{end}" for step in (10, 100) for end in ("index", "json", "data-00000-of-00001")]
+    )
+    assert State(tmp_path / "run").keeper.restore() == 100  # the newest by number, not by name
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+
+
+DAMAGE = {
+    "flipped": flip,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "missing": lambda path: path.unlink(),
+}
+FILES = {"data": "data-00000-of-00001", "index": "index"}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_falls_back_to_the_one_before(saved, damage, file):
+    folder, arrays = saved
+    DAMAGE[damage](folder / f"ckpt-4.{FILES[file]}")
+    state = State(folder)
+    assert state.keeper.restore() == 2
+    assert same(state.arrays(), arrays[2])
+    assert state.keeper.scalars == {"kl_coef": 0.2}
+    # The run goes on, and saves over the damage.
+    state.step()
+    state.keeper.save(4, kl_coef=0.7)
+    again = State(folder)
+    assert again.keeper.restore() == 4
+    assert same(again.arrays(), state.arrays())
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_no_readable_one_is_an_error(saved, damage):
+    folder, _ = saved
+    for step in (2, 4):
+        DAMAGE[damage](folder / f"ckpt-{step}.{FILES['index' if damage == 'missing' else 'data']}")
+    with pytest.raises(UserError, match=r"no checkpoint in .*run' can be read; remove the folder") as error:
+        State(folder).keeper.restore()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
+def test_a_damaged_manifest_falls_back_too(saved, damage):
+    folder, arrays = saved
+    DAMAGE[damage](folder / "ckpt-4.json")
+    state = State(folder)
+    assert state.keeper.restore() == 2
+    assert same(state.arrays(), arrays[2])
+
+
+def test_the_state_file_is_not_needed(saved):
+    folder, arrays = saved
+    (folder / "checkpoint").unlink()
+    state = State(folder)
+    assert state.keeper.restore() == 4
+    assert same(state.arrays(), arrays[4])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "variable", "there", "here"),
+    [
+        ({"width": 5}, "hidden_0/kernel", "[3, 4]", "[3, 5]"),
+        ({"layers": 2}, "hidden_1/kernel", "none", "[4, 4]"),
+    ],
+)
+def test_another_architecture_is_refused(saved, sizes, variable, there, here):
+    folder, _ = saved
+    state = State(folder, **sizes)
+    before = [array.copy() for array in state.arrays()]
+    with pytest.raises(UserError) as error:
+        state.keeper.restore()
+    assert f"variable {variable} has shape {there} there and {here} here" in str(error.value)
+    assert "--workdir" in str(error.value) and "\n" not in str(error.value)
+    assert same(state.arrays(), before)
+
+
+def test_the_manifest_is_of_its_own_checkpoint(saved):
+    folder, _ = saved
+    expected = {"hidden_0/kernel": [3, 4], "hidden_0/bias": [4], "head/kernel": [4, 1], "head/bias": [1]}
+    for step in (2, 4):
+        manifest = json.loads((folder / f"ckpt-{step}.json").read_text())
+        assert manifest == {"variables": expected, "identity": {}}
+    # A save of another model that was killed half way leaves a manifest, and no checkpoint: the others still count.
+    (folder / "ckpt-6.json").write_text(json.dumps({"variables": {"else": [1]}, "identity": {}}))
+    (folder / "ckpt-6.data-00000-of-00001").write_bytes(b"half")
+    assert State(folder).keeper.restore() == 4
+
+
+def test_extras_come_back(tmp_path):
+    def make_extra():
+        return LanguageModel(20, 2, 2, 8, 16, 8)  # its layers stand in a list
+
+    extra = make_extra()
+    expected = extra.get_weights()
+    State(tmp_path / "run", extra=extra).keeper.save(1, kl_coef=0.0)
+    extra = make_extra()
+    assert not same(extra.get_weights(), expected)
+    assert State(tmp_path / "run", extra=extra).keeper.restore() == 1
+    assert same(extra.get_weights(), expected)
+
+
+def test_what_the_state_goes_with_is_compared(tmp_path):
+    identity = {"tokenizer": "a", "reference": "b"}
+    state = State(tmp_path / "run", identity=identity)
+    state.step()
+    state.keeper.save(1, kl_coef=0.0)
+    assert json.loads((tmp_path / "run" / "ckpt-1.json").read_text())["identity"] == identity
+    assert State(tmp_path / "run", identity=dict(identity)).keeper.restore() == 1
+    for name in identity:
+        other = State(tmp_path / "run", identity={**identity, name: "c"})
+        before = [array.copy() for array in other.arrays()]
+        with pytest.raises(UserError, match=f"goes with another {name}, .* another --workdir") as error:
+            other.keeper.restore()
+        assert "\n" not in str(error.value) and same(other.arrays(), before)
+
+
+def test_every_layer_counts(tmp_path):
+    """The layers of a Transformer have variables of the same paths."""
+
+    def keeper(num_layers):
+        model = LanguageModel(20, num_layers, 2, 8, 16, 8)
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(model.trainable_variables)
+        return CheckpointKeeper(tmp_path / "run", model=model, optimizer=optimizer, scalars={}, keep=1)
+
+    keeper(2).save(1)
+    assert len(json.loads((tmp_path / "run" / "ckpt-1.json").read_text())["variables"]) == 28
+    assert keeper(2).restore() == 1
+    for other, there, here in ((3, "none", r"\[8\]"), (1, r"\[8\]", "none")):
+        with pytest.raises(UserError, match=f"another architecture: .*norm/.* has shape {there} there and {here} here"):
+            keeper(other).restore()
+
+
+def test_digests_tell_weights_apart():
+    first, second = make_model(), make_model()
+    second.set_weights(first.get_weights())
+    assert weights_digest(first) == weights_digest(second)
+    weights = second.get_weights()
+    weights[-1] = weights[-1] + np.float32(1e-6)
+    second.set_weights(weights)
+    assert weights_digest(first) != weights_digest(second)
+    assert digest(b"ab", b"c") != digest(b"a", b"bc")
+
+
+def test_leftovers_of_a_killed_save_are_swept(saved):
+    folder, _ = saved
+    for name in ("ckpt-6_temp", "ckpt-6_temp_0a1b"):
+        (folder / name).mkdir()
+        (folder / name / "part-00000").write_bytes(b"x" * 100)
+    state = State(folder)
+    assert state.keeper.restore() == 4
+    assert not list(folder.glob("*_temp*"))
+    state.keeper.save(6, kl_coef=0.0)
+    assert State(folder).keeper.restore() == 6
+
+
+def test_a_killed_first_save_starts_anew(tmp_path):
+    folder = tmp_path / "run"
+    State(folder).keeper.save(2, kl_coef=0.0)
+    half = tmp_path / "half"
+    half.mkdir()
+    for name in ("ckpt-2.data-00000-of-00001", "ckpt-2.json"):
+        shutil.copy(folder / name, half)
+    assert State(half).keeper.restore() == 0

@@ -1,0 +1,1 @@
+"""How a model computes: devices, dtypes, and the engines (plain graph, XLA, C++)."""

@@ -1,0 +1,118 @@
+"""Whether XLA compiles sampling or a plain graph computes it, where no setting says so: the faster one, by the clock.
+
+A mode is True for XLA, False for the plain graph. What was measured is kept for the machine, so that a later process
+need not measure it again.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import tensorflow as tf
+from absl import logging
+
+from tfppo.computation.native.building import cache_folder, processor
+
+_RUNS = 3  # timed calls of each mode, of which the fastest counts: noise only ever adds
+_MARGIN = 0.1  # of the time that the other mode has to save: less may be noise
+_NAMES = {True: "XLA", False: "the plain graph"}
+
+
+def resolve_mode(key, rule, run) -> bool:
+    """The mode that is kept under a key, or else the faster one, which then is kept.
+
+    Args: rule: the mode that is taken without a clear winner; run: samples in a mode, and returns when that is done.
+    """
+    mode = kept_mode(key)
+    if mode is not None:
+        logging.info("sampling by %s, as it was measured before", _NAMES[mode])
+        return mode
+    seconds = measure(rule, run)
+    if seconds is None:
+        logging.info("sampling by %s: %s can't", _NAMES[rule], _NAMES[not rule])
+        return rule
+    mode = choose(rule, seconds)
+    logging.info("sampling by %s: XLA took %.4g s, the plain graph %.4g s", _NAMES[mode], seconds[True], seconds[False])
+    keep_mode(key, mode)
+    return mode
+
+
+def choose(rule, seconds) -> bool:
+    """The mode of the rule, unless the other one takes at least 10 % less time; seconds: of each mode."""
+    return not rule if seconds[not rule] <= (1 - _MARGIN) * seconds[rule] else rule
+
+
+def measure(rule, run):
+    """Seconds of each mode, of which the first call is left out: it traces and compiles.
+
+    Returns: {mode: seconds}; None where the mode that is not the rule's fails, for want of memory for instance.
+    Raises: what the rule's mode raises in its first call, which is what it would raise unmeasured.
+    """
+    run(rule)
+    seconds = {rule: math.inf, not rule: math.inf}
+    try:
+        run(not rule)
+        for _ in range(_RUNS):
+            for mode in seconds:  # in turn: a busy moment of the machine is in both
+                seconds[mode] = min(seconds[mode], seconds_of(run, mode))
+    except tf.errors.OpError:
+        return None
+    return seconds
+
+
+def seconds_of(function, *arguments):
+    """Seconds that one call takes, which must have finished its work when it returns."""
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
+
+
+def mode_key(**facts) -> str:
+    """What a measurement is kept under: what the time depends on, with devices and TensorFlow's version."""
+    facts |= {"devices": describe_devices(), "tensorflow": tf.__version__}
+    return ", ".join(f"{name}={facts[name]}" for name in sorted(facts))
+
+
+def describe_devices() -> str:
+    """What computes here: the GPUs by name, or a fingerprint of the processor and its number of cores."""
+    details = map(tf.config.experimental.get_device_details, tf.config.list_physical_devices("GPU"))
+    gpus = [detail.get("device_name", "GPU") for detail in details]
+    if gpus:
+        return " + ".join(gpus)
+    return f"CPU {hashlib.sha256(processor().encode()).hexdigest()[:16]} of {os.cpu_count()} cores"
+
+
+def modes_file() -> Path:
+    """Where modes are kept. Raises: RuntimeError where there is no home folder."""
+    return cache_folder() / "modes.json"
+
+
+def kept_mode(key) -> bool | None:
+    """The mode that is kept under a key; None where there is none, or none that can be read."""
+    mode = _read_modes().get(key)
+    return mode if isinstance(mode, bool) else None
+
+
+def keep_mode(key, mode):
+    """Keeps a mode under a key, beside the others. Where that can't be written, the next process measures again."""
+    try:
+        file = modes_file()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            fresh = Path(folder) / file.name
+            fresh.write_text(json.dumps({**_read_modes(), key: mode}, indent=1))
+            fresh.replace(file)  # at once: another process finds the whole file
+    except (OSError, RuntimeError) as error:
+        logging.info("what was measured can't be kept: %s", error)
+
+
+def _read_modes():
+    try:
+        modes = json.loads(modes_file().read_text())
+    except (OSError, RuntimeError, ValueError):
+        return {}
+    return modes if isinstance(modes, dict) else {}

@@ -1,0 +1,172 @@
+"""Builds the operations of this folder for this machine and loads them; the result is kept for the next run."""
+
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow as tf
+from absl import logging
+
+from tfppo.errors import UserError
+from tfppo.training.replicas import has_fast_bfloat16, resolve_update_dtype
+
+_FOLDER = Path(__file__).parent
+_SOURCES = sorted(_FOLDER.glob("*.cc"))
+_HEADERS = sorted(_FOLDER.glob("*.h"))
+_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-w")
+# With TensorFlow's C++ headers: compiled for any processor, as they don't know all instructions, and left out where the
+# processor has no operations that train.
+_WITH_CPP_HEADERS = {"variables.cc"}
+
+
+def cache_folder() -> Path:
+    """Where what holds for this machine is kept, built operations for one: tfppo in XDG_CACHE_HOME, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfppo"
+
+
+def processor() -> str:
+    """What distinguishes processors that run different instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
+
+
+def build():
+    """The path of the built library, from the cache where this machine has built these sources before.
+
+    The compiler is CXX of the environment, or c++. Raises: OSError or subprocess.CalledProcessError.
+    """
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    command = [*compiler, *tf.sysconfig.get_compile_flags(), *_FLAGS]
+    identity = "\n".join([*command, tf.__version__, platform.machine(), processor()])
+    digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
+    library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+
+            def run(*arguments):
+                subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, text=True)
+
+            def compile_source(source):
+                compiled = Path(folder) / f"{source.stem}.o"
+                run(*([] if source.name in _WITH_CPP_HEADERS else ["-march=native"]), "-c", source, "-o", compiled)
+                return compiled
+
+            trains = "avx512_bf16" in processor().split()
+            sources = [source for source in _SOURCES if trains or source.name not in _WITH_CPP_HEADERS]
+            with ThreadPoolExecutor(os.cpu_count()) as workers:
+                compiled = list(workers.map(compile_source, sources))
+            built = Path(folder) / library.name
+            run("-shared", *compiled, "-o", built)
+            built.replace(library)  # at once: another process finds the whole file or none
+    return library
+
+
+@functools.cache
+def _load():
+    """The module of operations, or None, and why there is none."""
+    try:
+        return tf.load_op_library(str(build())), None
+    except subprocess.CalledProcessError as error:
+        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
+        return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
+    except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: there is no home folder
+        return None, str(error)
+
+
+def native_ops(native, dtype):
+    """The operations to sample with under a dtype policy; None: sample without.
+
+    Args: native: of the configuration; True insists, None takes them where they help: on CPUs, in float32, and in
+        mixed_bfloat16 where the processor multiplies it.
+    Raises: UserError where they are insisted on, and can't be had.
+    """
+    if native is False or native is None and tf.config.list_physical_devices("GPU"):
+        return None
+    if native is None and not (dtype == "float32" or dtype == "mixed_bfloat16" and has_fast_bfloat16()):
+        return None
+    ops = _ops_for("sampling.native", native)
+    if ops is None or dtype == "float32" or hasattr(ops, "tfppo_pack"):
+        return ops
+    if native:
+        raise UserError(
+            f"sampling.native is True in {dtype}, but this processor has no AVX512_BF16, which that takes; "
+            "set sampling.native to None, or sample in float32"
+        )
+    return None
+
+
+def training_ops(ppo, dtype):
+    """The operations to compute the update with under a dtype policy; None: compute it without.
+
+    Args: ppo: a PpoConfig, whose `native` True insists, and None takes them where they help: all blocks trained in
+        mixed_bfloat16, on CPUs that multiply bfloat16 numbers, where `jit_compile` does not ask for XLA.
+    Raises: UserError where they are insisted on, and can't be had.
+    """
+    if ppo.native is False:
+        return None
+    if ppo.native is None:
+        chosen_else = ppo.trainable_blocks is not None or ppo.gradient_checkpointing or ppo.jit_compile
+        if dtype != "mixed_bfloat16" or chosen_else or tf.config.list_physical_devices("GPU"):
+            return None
+        if not has_fast_bfloat16():
+            return None
+    ops = _ops_for("ppo.native", ppo.native)
+    if ops is None or hasattr(ops, "tfppo_trunk"):
+        return ops
+    if ppo.native:
+        raise UserError(
+            "ppo.native is True, but this processor has no AVX512_BF16, whose instructions it is made of; "
+            "set ppo.native to None"
+        )
+    return None
+
+
+class Computation(NamedTuple):
+    """In which Keras dtype policies PPO computes, and with which operations its trunks; None: without."""
+
+    rollout_dtype: str
+    update_dtype: str
+    native: object
+
+
+def resolve_computation(ppo, sampling, width):
+    """How PPO computes a model of some width, as a PpoConfig and a SamplingConfig say.
+
+    Rollouts are computed as the update computes where "auto" is theirs and C++ operations do both: what is sampled from
+    then is what learns, to less than a number of bfloat16 tells.
+    """
+    update_dtype = resolve_update_dtype(ppo.update_dtype, width, ppo.dtype)
+    native = training_ops(ppo, update_dtype)
+    rollout_dtype = ppo.rollout_dtype
+    if rollout_dtype == "auto":
+        rollout_dtype = update_dtype if native and sampling.native is not False else ppo.dtype
+    return Computation(rollout_dtype, update_dtype, native)
+
+
+def _ops_for(field, native):
+    """The operations for what a field of the configuration says True or None of."""
+    ops, reason = _load()
+    if ops is None and native:
+        raise UserError(
+            f"{field} is True, but its operations can't be built ({reason}); "
+            f"install a C++ compiler with OpenMP (such as g++), name it in CXX, or set {field} to None"
+        )
+    if ops is None:
+        logging.warning(
+            "PPO goes without the operations for CPUs, which is slower: %s. Install a C++ compiler with OpenMP "
+            "(such as g++), or set %s to False to go on without this warning.",
+            reason,
+            field,
+        )
+    return ops

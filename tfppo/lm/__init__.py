@@ -1,0 +1,1 @@
+"""Language-model training, and how likely a model finds texts."""

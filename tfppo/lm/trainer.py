@@ -1,0 +1,151 @@
+"""Language-model training: next-token prediction over packed sequences, until held-out perplexity stops falling."""
+
+import math
+import time
+from contextlib import closing
+
+import tensorflow as tf
+
+from tfppo.config import LmConfig
+from tfppo.data.packing import PackedSequences
+from tfppo.lm.likelihood import HeldOutLoss, negative_log_likelihood
+from tfppo.models.folder import save_model
+from tfppo.ops.seeds import seed_for, stream_indices
+from tfppo.training.checkpoint import CheckpointKeeper
+from tfppo.training.interrupt import Interrupted, StopRequest
+from tfppo.training.metrics import MetricsWriter
+from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.progress import progress_bar
+from tfppo.training.replicas import check_divides, share_of_replica
+from tfppo.training.schedules import scheduled_rate
+
+
+class LmTrainer:
+    """Trains a language model and keeps the best one, by held-out loss, in a model folder.
+
+    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
+
+    Args:
+        model: built in the strategy's scope.
+        num_words: of the held-out texts; the perplexity a word is taken over them.
+        folder: of the run: checkpoints, metrics, and `lm`, the best model with its tokenizer.
+    """
+
+    def __init__(self, config: LmConfig, seed, model, tokenizer, train, validation, num_words, strategy, folder):
+        check_divides(strategy, "lm.batch_size", config.batch_size)
+        self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
+        self.train_data, self.strategy, self.folder = train, strategy, folder
+        with strategy.scope():
+            self.optimizer = make_optimizer(
+                "adamw",
+                model.trainable_variables,
+                learning_rate=config.learning_rate,
+                beta_1=0.9,
+                beta_2=config.adam_beta2,
+                epsilon=1e-8,
+                weight_decay=config.weight_decay,
+            )
+        self._gradients = tf.function(self._gradients_eagerly, jit_compile=config.jit_compile)
+        self._update = tf.function(self._update_eagerly)
+        self.held_out = HeldOutLoss(model, validation, num_words, 4 * config.batch_size)
+        self.keeper = CheckpointKeeper(
+            folder / "lm_checkpoints",
+            model=model,
+            optimizer=self.optimizer,
+            scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
+            keep=config.keep_checkpoints,
+            identity={"tokenizer": tokenizer.digest()},
+        )
+        self.done = self.keeper.restore()
+
+    def train(self):
+        """Runs to the last step or the early stop, from the last checkpoint where there is one.
+
+        Raises: Interrupted after a request to stop, with everything saved.
+        """
+        config = self.config
+        done = self.done
+        best, waited = self.keeper.scalars["best_loss"], int(self.keeper.scalars["evaluations_without_improvement"])
+        metrics = MetricsWriter(self.folder / "lm_training", resume_step=done)
+        bar = progress_bar(total=config.num_steps, done=done, description="language model")
+        with StopRequest() as stop, closing(metrics), bar:
+            for step in range(done, config.num_steps):
+                if config.patience and waited >= config.patience:
+                    bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
+                    break
+                started = time.perf_counter()
+                learning_rate = scheduled_rate(
+                    step,
+                    config.num_steps,
+                    peak=config.learning_rate,
+                    schedule=config.schedule,
+                    warmup=config.warmup_steps,
+                )
+                self.optimizer.learning_rate.assign(learning_rate)
+                batch = self.batch(step)
+                loss, norm = self._update(batch, seed_for(self.seed, "dropout", step))
+                scalars = {
+                    "lm/loss": float(loss),
+                    "lm/gradient_norm": float(norm),
+                    "lm/learning_rate": learning_rate,
+                    "time/tokens_per_second": (batch.segment_ids > 0).sum() / (time.perf_counter() - started),
+                }
+                finished = step + 1
+                due = finished % config.eval_every == 0 or finished == config.num_steps
+                if due:
+                    held_out = {f"lm/validation_{name}": value for name, value in self.held_out().items()}
+                    scalars.update(held_out)
+                    waited = 0 if held_out["lm/validation_loss"] < best else waited + 1
+                    if not waited:
+                        best = held_out["lm/validation_loss"]
+                        save_model(self.model, self.tokenizer, self.folder / "lm")
+                self.report(metrics, bar, finished, scalars)
+                if due or stop.requested:
+                    metrics.flush()
+                    self.keeper.save(finished, best_loss=best, evaluations_without_improvement=waited)
+                if stop.requested:
+                    raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
+
+    def batch(self, step) -> PackedSequences:
+        """The step-th batch of an endless stream of sequences, in a new order each epoch."""
+        size = self.config.batch_size
+        indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
+        return PackedSequences(*(array[indices] for array in self.train_data))
+
+    def report(self, metrics, bar, finished, scalars):
+        """Writes one step's figures."""
+        metrics.write(finished, scalars)
+        bar.update()
+        shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
+        if "lm/validation_perplexity" in scalars:
+            bar.write(
+                f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
+                f"{scalars['lm/validation_word_perplexity']:.0f} a word"
+            )
+        bar.set_postfix(shown)
+
+    def _update_eagerly(self, batch, dropout_seed):
+        num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)
+        loss, norm, _, _ = optimize(
+            self.strategy,
+            self.optimizer,
+            self._replica_gradients,
+            (batch, num_tokens, dropout_seed),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        return loss, norm
+
+    def _replica_gradients(self, batch, num_tokens, dropout_seed):
+        # Replicas drop out different units.
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        seed = dropout_seed + tf.stack([tf.cast(replica, tf.int32), 0])
+        return self._gradients(share_of_replica(batch), num_tokens, seed)
+
+    def _gradients_eagerly(self, batch, num_tokens, dropout_seed):
+        variables = [variable.value for variable in self.model.trainable_variables]
+
+        def loss_fn():
+            loss = negative_log_likelihood(self.model, batch, dropout_seed) / num_tokens
+            return loss, loss
+
+        return gradients_of(loss_fn, variables)

@@ -1,0 +1,310 @@
+"""What an iteration of PPO takes in memory and time, worked out on paper: plain numbers, and nothing is run.
+
+The operations are those of `tfppo.planning.costs`; this module adds what is held in memory, for how long, and how fast a
+device gets through it. docs/scaling.md explains the formulas and checks them against measured runs.
+"""
+
+from dataclasses import dataclass, replace
+
+from tfppo.config import ModelConfig
+from tfppo.planning import costs
+from tfppo.planning.native_estimate import native_phases, optimizer_traffic
+from tfppo.planning.workload import Device, Workload
+
+GIGA, TERA = 1e9, 1e12
+
+# Calibration. What compiled functions hold is read from XLA's buffer assignment, what the plain graph of a bfloat16
+# update on a CPU keeps from that graph, the rest from the source of optimizer and types.
+FLOAT32_BYTES = 4  # weights, moments, sums of gradients and attention weights are float32 under every dtype
+# Of what products read and write: activations, cache, logits, gradients of the matrices.
+COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}
+KEPT_WIDTHS = 8  # [T, D] a layer kept for the backward pass: 2 norms, query, key, value, context, 2 residual sums
+KEPT_MLP_WIDTHS = 3  # [T, 4D] a layer kept for it: before GELU, its tanh, after GELU
+# The same of a bfloat16 update on a CPU, outside XLA, where nothing but what is inside GELU is computed a second time.
+PLAIN_KEPT_WIDTHS = 14  # of 2 norms: centred, scaled (both float32, so 8), result; query, key, value, context
+PLAIN_KEPT_MLP_WIDTHS = 2  # before and after GELU, which is compiled by itself
+LAYER_WIDTHS = 3  # [T, D] alive at a time in a layer of a pass that keeps nothing: the residual stream, two more
+LAYER_MLP_WIDTHS = 2  # [T, 4D] alive at a time there: before and after GELU
+LAYER_SCORES = 2  # [H, T, T] alive at a time there: scores and their softmax
+SAMPLING_LOGITS = 3  # [V] a row of float32 in a step of sampling, besides logits: exponentials, blocks, softmax
+REFERENCE_LOGITS = 1  # [R, V] of float32 in the reference pass, besides the logits: softmax
+# Of a logit of a micro-batch, under either dtype: logits, gradient and one array of the softmax in float32, or the two
+# in bfloat16 and two arrays of the softmax in float32.
+UPDATE_LOGIT_BYTES = 12
+# A step's reads and writes of a float32 a weight, as which a gradient in bfloat16 is counted too. On one replica: norm
+# 1, clip 1, Adam 6 (weight and moments, read and written), which finds a variable's scaled gradient still in cache.
+OPTIMIZER_PASSES = 8
+MIRRORED_OPTIMIZER_PASSES = 10  # on several, where all are clipped before the first is applied: one more write and read
+ACCUMULATION_PASSES = 3  # the same for adding a further micro-batch's gradient: two reads, one write
+ROLLOUT_PROMPT_FIELDS = 2  # [B, P] numbers of four bytes: ids and mask
+ROLLOUT_RESPONSE_FIELDS = 12  # [B, R] numbers of four bytes: uniforms 1, Rollout 5, what Targets adds 6
+BACKWARD_SHARE = 2 / 3  # of a gradient computation: a backward pass is two forward passes
+
+
+@dataclass(kw_only=True, frozen=True)
+class Memory:
+    """Bytes on one device, by part.
+
+    Args: held: there during the whole iteration; phases: name of a phase to what it needs besides, in running order.
+    """
+
+    held: dict[str, float]
+    phases: dict[str, dict[str, float]]
+    allocator: str
+
+    @property
+    def largest_phase(self):
+        """The name of the phase that needs most."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def total(self):
+        """Bytes at the fullest moment, under the device's allocator."""
+        *blocks, optimizer = (sum(parts.values()) for parts in self.phases.values())
+        if self.allocator == "growing":
+            # A compiled call takes one block, new unless an earlier one has room; the optimizer's pieces fit anywhere.
+            blocks = [sum(size for i, size in enumerate(blocks) if size > max(blocks[:i], default=0))]
+        return sum(self.held.values()) + max(*blocks, optimizer)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Span:
+    """A stretch of an iteration. Args: limit: what it waits for, "compute", "bandwidth" or "interconnect"."""
+
+    phase: str
+    name: str
+    seconds: float
+    limit: str
+
+
+@dataclass(kw_only=True, frozen=True)
+class Estimate:
+    """Memory and time of one iteration, as `estimate` works them out."""
+
+    num_parameters: int  # that are trained
+    memory: Memory
+    spans: tuple[Span, ...]
+    response_tokens: int  # sampled by all replicas
+    fits: bool
+    all_reduce_could_hide: bool  # behind the backward pass of a step's last micro-batch, were it started early
+
+    @property
+    def seconds(self):
+        """Of the whole iteration; the reward functions are not counted."""
+        return sum(span.seconds for span in self.spans)
+
+    def phase_seconds(self, phase):
+        """Of one phase."""
+        return sum(span.seconds for span in self.spans if span.phase == phase)
+
+    @property
+    def tokens_per_second(self):
+        """Sampled tokens, over the whole iteration."""
+        return self.response_tokens / self.seconds
+
+    @property
+    def limit(self):
+        """Memory, where it does not fit; else what most of the time is spent waiting for."""
+        if not self.fits:
+            return "memory"
+        seconds = {span.limit: 0.0 for span in self.spans}
+        for span in self.spans:
+            seconds[span.limit] += span.seconds
+        return max(seconds, key=seconds.get)
+
+
+def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate:
+    """Memory and time of one iteration on `workload.num_replicas` such devices. Raises: UserError."""
+    for part in (model, workload, device):
+        part.validate()
+    memory = memory_of(model, workload, device)
+    spans = time_of(model, workload, device)
+    seconds = {span.name: span.seconds for span in spans}
+    backward = BACKWARD_SHARE * seconds["forward and backward"] / workload.accumulation_steps
+    return Estimate(
+        num_parameters=trained_parameters(model, workload),
+        memory=memory,
+        spans=spans,
+        response_tokens=workload.rollout_batch_size * workload.response_length,
+        fits=memory.total <= device.memory_gb * GIGA,
+        all_reduce_could_hide=seconds["all-reduce"] <= backward,
+    )
+
+
+def critic_parameters(model: ModelConfig, workload: Workload):
+    """Weights that the critic adds: a value head, and a trunk where it has its own, token embedding included."""
+    head = model.hidden_dim + 1
+    return head + (costs.num_parameters(model) if workload.critic == "separate" else 0)
+
+
+def trained_parameters(model: ModelConfig, workload: Workload):
+    """Weights that have a gradient and two moments."""
+    return costs.num_parameters(model) + critic_parameters(model, workload)
+
+
+def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
+    """Bytes on each device: under MirroredStrategy every replica holds all weights, all moments and the rollout."""
+    weights, trained = costs.num_parameters(model), trained_parameters(model, workload)
+    compute, trunks = COMPUTE_BYTES[workload.dtype], len(_trunks(model, workload))
+    cast, update_cast = _cast_bytes(workload.dtype), _cast_bytes(workload.dtype_of_update)
+    gradients = _gradient_bytes(model, workload)
+    logits = workload.rows * model.vocabulary_size  # at one position
+    update_logits = workload.micro_rows * workload.response_length * model.vocabulary_size
+    scores = FLOAT32_BYTES * workload.micro_rows * model.num_heads * workload.length**2  # of a layer of a micro-batch
+    numbers = ROLLOUT_PROMPT_FIELDS * workload.prompt_length + ROLLOUT_RESPONSE_FIELDS * workload.response_length
+    held = {
+        "process": device.base_memory_gb * GIGA,
+        "policy weights": FLOAT32_BYTES * weights,
+        "critic weights": FLOAT32_BYTES * critic_parameters(model, workload),
+        "reference weights": FLOAT32_BYTES * weights,
+        "optimizer moments": 2 * FLOAT32_BYTES * trained,
+        "rollout": FLOAT32_BYTES * workload.rollout_batch_size * numbers,
+    }
+    prompt_pass = _layer_bytes(model, rows=workload.rows, length=workload.prompt_length, compute=compute)
+    reference_pass = _layer_bytes(model, rows=workload.rows, length=workload.length, compute=compute)
+    phases = {
+        "sampling": {
+            "cast weights": cast * trained,
+            "KV cache": compute * trunks * _cache_numbers(model, workload),
+            "logits or prompt pass": max((compute + FLOAT32_BYTES * SAMPLING_LOGITS) * logits, prompt_pass),
+        },
+        "reference": {
+            "cast weights": cast * weights,
+            # Of the whole rollout at once.
+            "logits or one layer": max(
+                (compute + FLOAT32_BYTES * REFERENCE_LOGITS) * workload.response_length * logits, reference_pass
+            ),
+        },
+        "gradients": {
+            "cast weights": update_cast * trained,
+            # A further micro-batch's gradients are made while the sum so far is there.
+            "gradients": gradients + (FLOAT32_BYTES * trained if workload.accumulation_steps > 1 else 0),
+            "activations": trunks * _kept_bytes(model, workload, device),
+            # The logits are gone when the backward pass reaches the layers, whose scores then have a gradient too.
+            "logits or scores": max(UPDATE_LOGIT_BYTES * update_logits, scores),
+        },
+        "optimizer": _optimizer_parts(model, workload),
+    }
+    if workload.native:  # whose large arrays go back to the system
+        return Memory(held=held, phases=native_phases(model, workload, trained), allocator="pool")
+    return Memory(held=held, phases=phases, allocator=device.allocator)
+
+
+def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Span, ...]:
+    """The stretches of an iteration, which follow each other: nothing overlaps."""
+    products = device.peak_tflops * TERA * device.update_efficiency
+    update_products = (device.update_peak_tflops or device.peak_tflops) * TERA * device.update_efficiency
+    bandwidth = device.bandwidth_gb_s * GIGA
+    prompts = dict(rows=workload.rows, prompt_length=workload.prompt_length)
+    prefill = sum(costs.prefill_flops(trunk, **prompts) for trunk in _trunks(model, workload))
+    reference = costs.forward_flops(model, rows=workload.rows, length=workload.length, states=workload.response_length)
+    update = workload.ppo_epochs * costs.update_flops(
+        model,
+        rows=workload.rows,
+        prompt_length=workload.prompt_length,
+        response_length=workload.response_length,
+        separate_critic=workload.critic == "separate",
+    )
+    trained = FLOAT32_BYTES * trained_parameters(model, workload)
+    passes = OPTIMIZER_PASSES if workload.num_replicas == 1 else MIRRORED_OPTIMIZER_PASSES
+    traffic = passes * trained
+    if workload.native:
+        traffic = optimizer_traffic(model, workload, trained_parameters(model, workload))
+    step = (traffic + ACCUMULATION_PASSES * (workload.accumulation_steps - 1) * trained) / bandwidth
+    ring = all_reduce_seconds(trained, workload.num_replicas, device.interconnect_gb_s)
+    return (
+        Span(phase="sampling", name="prompts", seconds=prefill / products, limit="compute"),
+        *_decoding(model, workload, device),
+        Span(phase="reference", name="forward", seconds=reference / products, limit="compute"),
+        Span(phase="update", name="forward and backward", seconds=update / update_products, limit="compute"),
+        Span(phase="update", name="optimizer", seconds=workload.num_steps * step, limit="bandwidth"),
+        Span(phase="update", name="all-reduce", seconds=workload.num_steps * ring, limit="interconnect"),
+    )
+
+
+def all_reduce_seconds(size, num_replicas, interconnect_gb_s):
+    """Seconds to sum `size` bytes over a ring: each device sends every part twice, but for its own."""
+    return 2 * (num_replicas - 1) / num_replicas * size / (interconnect_gb_s * GIGA)
+
+
+def _decoding(model, workload, device):
+    """All steps of sampling but the first, whose token comes from the prompt pass.
+
+    Weights and cache are read one after the other, so each waits for the slower of its own products and traffic. The
+    cache has its full length from the first step on, and every step reads all of it. Responses are taken to have full
+    length too: where they stop earlier, stopped rows leave the batch, and it takes less.
+    """
+    trunks, rows, width = _trunks(model, workload), workload.rows, COMPUTE_BYTES[workload.dtype]
+
+    def cost(context):
+        step = dict(rows=rows, context=context)
+        flops = sum(costs.decode_flops(trunk, **step) for trunk in trunks)
+        return flops, sum(costs.decode_bytes(trunk, **step, bytes_per_weight=width) for trunk in trunks)
+
+    weights = cost(context=0)
+    cache = (both - one for both, one in zip(cost(context=workload.length), weights, strict=True))
+    for name, (flops, traffic) in (("weights", weights), ("KV cache", cache)):
+        compute, memory = flops / (device.peak_tflops * TERA), traffic / (device.bandwidth_gb_s * GIGA)
+        yield Span(
+            phase="sampling",
+            name=f"decoding, {name}",
+            seconds=(workload.response_length - 1) * max(compute, memory) / device.decode_efficiency,
+            limit="compute" if compute > memory else "bandwidth",
+        )
+
+
+def _trunks(model, workload):
+    """What runs while sampling: the actor and, without a vocabulary to make logits of, a separate critic."""
+    return [model] if workload.critic == "shared" else [model, replace(model, vocabulary_size=0)]
+
+
+def _cache_numbers(model, workload):
+    """Keys and values of a replica's rows in all layers of one trunk."""
+    return 2 * model.num_layers * workload.rows * workload.length * model.hidden_dim
+
+
+def _layer_bytes(model, *, rows, length, compute):
+    """Bytes alive in a pass that keeps nothing: in the attention or in the MLP of one layer, whichever is more."""
+    tokens = rows * length
+    attention = compute * LAYER_WIDTHS * model.hidden_dim + FLOAT32_BYTES * LAYER_SCORES * model.num_heads * length
+    mlp = compute * (model.hidden_dim + LAYER_MLP_WIDTHS * model.intermediate_dim)
+    return tokens * max(attention, mlp)
+
+
+def _cast_bytes(dtype):
+    """Bytes a weight: a dtype other than float32 reads a copy of the weights, cast once for each call."""
+    return COMPUTE_BYTES[dtype] if dtype != "float32" else 0
+
+
+def _gradient_bytes(model, workload):
+    """Bytes of a micro-batch's gradients: in the update's dtype those of the blocks' matrices, which are cast once.
+
+    Those of embeddings, norms and value head are in float32. Biases count with these, though they are cast too.
+    """
+    matrices = len(_trunks(model, workload)) * costs.block_parameters(model)
+    others = trained_parameters(model, workload) - matrices
+    return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
+
+
+def _optimizer_parts(model, workload):
+    """Bytes of the gradients of a whole minibatch, and of what is made of them on their way to the optimizer."""
+    summed = FLOAT32_BYTES * trained_parameters(model, workload)
+    if workload.num_replicas > 1:
+        # Cast to float32, summed, clipped: never more than two sets at a time, and each is there as a whole.
+        return {"gradients": summed, "scaled copies": summed}
+    width = model.hidden_dim
+    largest = width * max(model.vocabulary_size, model.max_sequence_length, 3 * width, model.intermediate_dim)
+    gradients = summed if workload.accumulation_steps > 1 else _gradient_bytes(model, workload)
+    return {"gradients": gradients, "scaled copies": FLOAT32_BYTES * largest}  # one variable after the other
+
+
+def _kept_bytes(model, workload, device):
+    """Bytes that one trunk keeps of a micro-batch for the backward pass."""
+    compute, is_full = COMPUTE_BYTES[workload.dtype_of_update], workload.dtype_of_update == "float32"
+    widths, mlp_widths = KEPT_WIDTHS, KEPT_MLP_WIDTHS
+    if device.allocator == "growing" and not is_full:
+        widths, mlp_widths = PLAIN_KEPT_WIDTHS, PLAIN_KEPT_MLP_WIDTHS
+    numbers = widths * model.hidden_dim + mlp_widths * model.intermediate_dim
+    # The softmax's own backward pass needs it in float32; the product with the values reads it in the compute dtype.
+    scores = (FLOAT32_BYTES if is_full else FLOAT32_BYTES + compute) * model.num_heads * workload.length
+    return model.num_layers * workload.micro_rows * workload.length * (compute * numbers + scores)

@@ -1,0 +1,208 @@
+"""The outer loop of PPO: collect a rollout, improve the policy, adapt the KL coefficient, say so, save."""
+
+import math
+import time
+from contextlib import closing
+
+import tensorflow as tf
+
+from tfppo.config import Config
+from tfppo.config.choices import CRITIC_FREE
+from tfppo.data.prompts import PromptSet
+from tfppo.errors import UserError
+from tfppo.ops.kl import adaptive_kl_coef
+from tfppo.ops.seeds import seed_for
+from tfppo.ppo.diagnostics import Diagnostics
+from tfppo.ppo.learner import Learner
+from tfppo.ppo.rollout import RolloutCollector
+from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
+from tfppo.training.interrupt import Interrupted, StopRequest
+from tfppo.training.metrics import MetricsWriter
+from tfppo.training.progress import progress_bar
+from tfppo.training.schedules import scheduled_rate
+
+
+class PpoTrainer:
+    """Trains a policy with PPO.
+
+    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
+    Its state: policy, optimizer, moving average, iterations done, KL coefficient, running moments of the scores, and
+    whether XLA compiles the sampling where that was measured.
+    """
+
+    def __init__(
+        self, config: Config, collector: RolloutCollector, learner: Learner, prompts: PromptSet, folder, ema=None
+    ):
+        self.config, self.collector, self.learner, self.prompts = config, collector, learner, prompts
+        self.folder, self.ema = folder, ema
+        self.num_iterations = config.ppo.total_episodes // config.ppo.rollout_batch_size
+        self.diagnostics = Diagnostics(
+            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=config.sampling.stop_at_eos
+        )
+        self.keeper = CheckpointKeeper(
+            folder / "checkpoints",
+            model=learner.policy,
+            optimizer=learner.optimizer,
+            extras={"ema": ema} if ema else {},
+            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.state},
+            keep=config.keep_checkpoints,
+            identity={
+                "tokenizer": collector.tokenizer.digest(),
+                "reference": weights_digest(collector.ref_model),
+                "models of reward.functions": [
+                    weights_digest(reward.model) for reward in collector.rewards if hasattr(reward, "model")
+                ],
+                "ppo.trainable_blocks": config.ppo.trainable_blocks,
+            },
+        )
+        self.done = self.keeper.restore()
+
+    def train(self):
+        """Runs to the end, from the last checkpoint where there is one.
+
+        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails or a
+        reward function errs.
+        """
+        done, kl_coef, finished = self.restored()
+        metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
+        bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
+        with StopRequest() as stop, closing(metrics), bar:
+            while not finished:
+                clock = [time.perf_counter()]
+                collected = self.collect(done)
+                clock.append(time.perf_counter())
+
+                self.learner.optimizer.learning_rate.assign(self.learning_rate(done))
+                seed = seed_for(self.config.seed, "shuffle", done)
+                # As tensors: a Python number would be traced anew whenever it changes.
+                coefs = tf.constant(kl_coef, tf.float32), tf.constant(self.policy_coef(done))
+                statistics = self.learner.update(collected.rollout, seed, *coefs)
+                scalars = {tag: float(value) for tag, value in statistics.items()}
+                clock.append(time.perf_counter())
+                self.check(scalars)
+                self.average()
+
+                self.report(metrics, bar, done, scalars, collected, clock)
+                kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
+                done += 1
+                finished = self.is_finished(done, scalars["objective/score"])
+                if done % self.config.checkpoint_every == 0 or finished or stop.requested:
+                    metrics.flush()
+                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.state)
+                if stop.requested:
+                    raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+
+    def restored(self):
+        """Of the last checkpoint: iterations done, KL coefficient, and whether the run is at its end."""
+        scalars = self.keeper.scalars
+        self.collector.state = scalars
+        return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
+
+    def collect(self, step):
+        """The rollout of an iteration: sampled from the policy, or the data's own texts."""
+        ppo, sampling = self.config.ppo, self.config.sampling
+        prompts = self.prompts.batch(step, ppo.rollout_batch_size, ppo.group_size)
+        if ppo.trajectories == "dataset":
+            responses = self.prompts.continuations(step, ppo.rollout_batch_size, sampling.response_length)
+            return self.collector.replay(prompts, *responses)
+        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step))
+
+    def learning_rate(self, step):
+        """The rate of the update after `step` updates."""
+        ppo = self.config.ppo
+        return scheduled_rate(
+            step,
+            self.num_iterations,
+            peak=ppo.learning_rate,
+            schedule=ppo.schedule,
+            warmup=ppo.warmup_iterations,
+            floor=ppo.schedule_floor,
+        )
+
+    def policy_coef(self, step):
+        """0 while the critic alone learns, then 1."""
+        return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
+
+    def average(self):
+        """Moves the moving average of the policy's weights by one iteration."""
+        if self.ema is not None:
+            update_average(self.ema, self.learner.policy, self.config.ppo.ema_decay)
+
+    def is_finished(self, done, score):
+        """Whether the run is at its end: the last iteration, or the target score."""
+        target = self.config.ppo.target_score
+        return done >= self.num_iterations or (target is not None and score >= target)
+
+    def next_kl_coef(self, kl_coef, kl):
+        """The KL coefficient of the next rollout: adapted to the KL of this one where there is a target."""
+        ppo = self.config.ppo
+        if ppo.adaptive_kl_target is None:
+            return kl_coef
+        return adaptive_kl_coef(
+            kl_coef,
+            kl,
+            target=ppo.adaptive_kl_target,
+            horizon=ppo.adaptive_kl_horizon,
+            num_episodes=ppo.rollout_batch_size,
+        )
+
+    def check(self, scalars):
+        """Raises UserError where the update cannot be trusted: a first ratio away from 1, or no finite gradient."""
+        ppo = self.config.ppo
+        is_exact = ppo.dtype == self.learner.dtype == "float32"
+        tolerance = ppo.ratio_tolerance or (1e-4 if is_exact else 0.2)
+        error = scalars["policy/first_ratio_error"]
+        if not error <= tolerance:
+            raise UserError(
+                f"the probability ratio on the first minibatch is off by {error:.2g}, more than ppo.ratio_tolerance "
+                f"{tolerance:g}: sampling and training disagree about the log-probabilities. Look for weights that "
+                f"changed between the two, diverged weights, or a precision too low for the model (ppo.dtype, "
+                f"ppo.update_dtype)"
+            )
+        if not math.isfinite(scalars["policy/gradient_norm"]):
+            raise UserError(
+                "an optimizer step of this update had a gradient that was not finite, and was left out; lower "
+                f"ppo.learning_rate {ppo.learning_rate:g} or look at the rewards; the last checkpoint is intact"
+            )
+
+    def report(self, metrics, bar, step, scalars, collected, clock):
+        """Writes one iteration's figures, and now and then a table of samples."""
+        started, sampled, updated = clock
+        rollout = collected.rollout
+        lengths = rollout.response_mask.numpy().sum(axis=1)
+        scalars["objective/score"] = float(collected.raw_scores.mean())
+        scalars["policy/learning_rate"] = self.learning_rate(step)
+        scalars["time/rollout"], scalars["time/update"] = sampled - started, updated - sampled
+        scalars["time/tokens_per_second"] = lengths.sum() / (updated - started)
+        every = self.config.evaluation.samples_every
+        shown = {}
+        if every and step % every == 0:
+            rows = list(zip(collected.prompts, collected.responses, collected.raw_scores, strict=True))
+            rows = rows[: self.config.evaluation.num_samples]
+            bar.write(format_samples(step + 1, rows))
+            shown["samples"] = [("prompt", "response", "score"), *rows]
+        for warning in self.diagnostics.update(scalars):
+            bar.write(warning)
+        histograms = {"rewards": collected.raw_scores, "response_lengths": lengths}
+        metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
+        bar.update()
+        bar.set_postfix(
+            reward=f"{scalars['objective/score']:.3f}",
+            kl=f"{scalars['objective/kl']:.2f}",
+            tok_s=f"{scalars['time/tokens_per_second']:.0f}",
+        )
+
+
+@tf.function
+def update_average(average, policy, decay):
+    """average = decay * average + (1 - decay) * policy, weight by weight."""
+    for mean, variable in zip(average.variables, policy.variables, strict=True):
+        # As a difference: so a weight that does not learn keeps its last bit.
+        old = tf.convert_to_tensor(mean)
+        mean.assign(old + (1.0 - decay) * (tf.convert_to_tensor(variable) - old))
+
+
+def format_samples(iteration, rows):
+    """Rows of (prompt, response, score) as lines for a terminal."""
+    lines = [f"  {score:+.2f}  {prompt}|{response}".replace("\n", " ") for prompt, response, score in rows]
+    return "\n".join([f"samples of iteration {iteration} (score, prompt|response):", *lines])

@@ -1,0 +1,1 @@
+"""Reward models: training on comparisons of responses, and normalisation."""

@@ -1,0 +1,168 @@
+"""Training of a reward model: the response that was chosen is to score higher than those that were rejected."""
+
+import math
+import time
+from contextlib import closing
+
+import tensorflow as tf
+
+from tfppo.config import RewardModelConfig
+from tfppo.data.preferences import Comparisons
+from tfppo.errors import UserError
+from tfppo.models.reward_model import RewardModel
+from tfppo.ops.losses import preference_loss
+from tfppo.ops.seeds import stream_indices
+from tfppo.reward_model.comparison import ComparisonScorer, comparison_scores, held_out_figures, ranks_chosen_first
+from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
+from tfppo.training.interrupt import Interrupted, StopRequest
+from tfppo.training.metrics import MetricsWriter
+from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.progress import progress_bar
+from tfppo.training.replicas import check_divides, share_of_replica
+from tfppo.training.schedules import scheduled_rate
+
+
+class RewardTrainer:
+    """Trains a reward model on comparisons.
+
+    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
+
+    Args:
+        model: built in the strategy's scope, on the trunk of a language model.
+        folder: of the run: checkpoints and metrics.
+    """
+
+    def __init__(
+        self,
+        config: RewardModelConfig,
+        seed,
+        model: RewardModel,
+        tokenizer,
+        train: Comparisons,
+        validation: Comparisons,
+        strategy,
+        folder,
+    ):
+        check_divides(strategy, "reward_model.batch_size", config.batch_size)
+        self.config, self.seed, self.model = config, seed, model
+        self.train_data, self.validation, self.strategy, self.folder = train, validation, strategy, folder
+        self.num_steps = math.ceil(config.num_epochs * len(train.prompt_ids) / config.batch_size)
+        with strategy.scope():
+            self.optimizer = make_optimizer(
+                "adam",
+                model.trainable_variables,
+                learning_rate=config.learning_rate,
+                beta_1=0.9,
+                beta_2=0.999,
+                epsilon=config.adam_epsilon,
+                weight_decay=0.0,
+            )
+        self._gradients = tf.function(self._gradients_eagerly)
+        self._update = tf.function(self._update_eagerly)
+        self._held_out_scores = ComparisonScorer(model, config.batch_size)
+        self.keeper = CheckpointKeeper(
+            folder / "reward_checkpoints",
+            model=model,
+            optimizer=self.optimizer,
+            scalars={},
+            keep=config.keep_checkpoints,
+            identity={
+                "tokenizer": tokenizer.digest(),
+                "language model": weights_digest(model.trunk),
+                "set of comparisons": digest(*(array.tobytes() for array in train)),
+            },
+        )
+        self.done = self.keeper.restore()
+
+    def train(self):
+        """Runs to the last step, from the last checkpoint where there is one.
+
+        Raises: Interrupted after a request to stop, with everything saved; UserError where a gradient is not finite.
+        """
+        metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
+        bar = progress_bar(total=self.num_steps, done=self.done, description="reward model")
+        with StopRequest() as stop, closing(metrics), bar:
+            while self.done < self.num_steps:
+                started = time.perf_counter()
+                learning_rate = self.learning_rate(self.done)
+                self.optimizer.learning_rate.assign(learning_rate)
+                batch = self.batch(self.done)
+                (loss, accuracy), norm = self._update(batch)
+                scalars = {
+                    "reward_model/loss": float(loss),
+                    "reward_model/accuracy": float(accuracy),
+                    "reward_model/gradient_norm": float(norm),
+                    "reward_model/learning_rate": learning_rate,
+                    "time/tokens_per_second": num_tokens(batch) / (time.perf_counter() - started),
+                }
+                self.check(scalars)
+                self.done += 1
+                due = self.done % self.config.eval_every == 0 or self.done == self.num_steps
+                if due:
+                    figures = held_out_figures(self._held_out_scores(self.validation))
+                    scalars.update({f"reward_model/validation_{name}": value for name, value in figures.items()})
+                self.report(metrics, bar, scalars)
+                if due or stop.requested:
+                    metrics.flush()
+                    self.keeper.save(self.done)
+                if stop.requested:
+                    raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
+
+    def check(self, scalars):
+        """Raises UserError where a step had no finite gradient."""
+        if not math.isfinite(scalars["reward_model/gradient_norm"]):
+            raise UserError(
+                f"step {self.done + 1} had a gradient that is not finite, and was left out; lower "
+                f"reward_model.learning_rate {self.config.learning_rate:g}; the last checkpoint is intact"
+            )
+
+    def learning_rate(self, step):
+        """The rate of the update after `step` updates: linear to 0."""
+        return scheduled_rate(step, self.num_steps, peak=self.config.learning_rate, schedule="linear")
+
+    def batch(self, step) -> Comparisons:
+        """The step-th batch of an endless stream of comparisons, in a new order each epoch."""
+        size = self.config.batch_size
+        indices = stream_indices(self.seed, "reward model", step * size, size, len(self.train_data.prompt_ids))
+        return Comparisons(*(array[indices] for array in self.train_data))
+
+    def report(self, metrics, bar, scalars):
+        """Writes one step's figures."""
+        metrics.write(self.done, scalars)
+        bar.update()
+        if "reward_model/validation_loss" in scalars:
+            bar.write(
+                f"step {self.done}: held-out loss {scalars['reward_model/validation_loss']:.3f}, "
+                f"accuracy {scalars['reward_model/validation_accuracy']:.3f}"
+            )
+        bar.set_postfix(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
+
+    def _update_eagerly(self, batch):
+        statistics, norm, _, _ = optimize(
+            self.strategy,
+            self.optimizer,
+            self._replica_gradients,
+            (batch,),
+            max_grad_norm=self.config.max_grad_norm,
+        )
+        return statistics, norm
+
+    def _replica_gradients(self, batch):
+        return self._gradients(share_of_replica(batch))
+
+    def _gradients_eagerly(self, batch):
+        """Of one replica's rows; each counts by its share in the whole batch, so that replicas add up to its mean."""
+        variables = [variable.value for variable in self.model.trainable_variables]
+
+        def loss_fn():
+            scores = comparison_scores(self.model, batch)
+            loss = tf.reduce_sum(preference_loss(scores)) / self.config.batch_size
+            hits = tf.reduce_sum(tf.cast(ranks_chosen_first(scores), tf.float32)) / self.config.batch_size
+            return loss, (loss, hits)
+
+        return gradients_of(loss_fn, variables)
+
+
+def num_tokens(batch: Comparisons) -> int:
+    """The real tokens that a batch takes through the model: each response with its prompt."""
+    return int(batch.prompt_mask.sum() * batch.response_ids.shape[1] + batch.response_mask.sum())

@@ -1,0 +1,1 @@
+"""What each binary runs, and the command line that they share."""

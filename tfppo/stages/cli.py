@@ -1,0 +1,156 @@
+"""What every binary has in common: flags, one-line errors, exit codes.
+
+Exit codes: 0 done; 1 the user's mistake, told in one line; 130 stopped on request, state saved.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+import typing
+from contextlib import contextmanager
+
+from tfppo.config import Config
+from tfppo.errors import UserError
+from tfppo.training.interrupt import Interrupted
+
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
+_CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
+
+
+def run(main, *, default_config, define_flags=lambda flags: None):
+    """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
+
+    TensorFlow is not imported before that, so that a mistake on the command line is told at once.
+
+    Args: define_flags: gets `absl.flags`, to define what the binary has besides.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    from absl import app, flags, logging
+    from ml_collections import config_flags
+
+    flags.disclaim_key_flags()  # they belong to the binary, whose --help lists them
+    with one_line_errors():
+        path = _config_path(sys.argv) or default_config
+        _check_overrides(sys.argv)
+        sys.argv, nones = _take_nones(sys.argv)
+    # Without --config, the default is loaded, and overridden, as soon as the flag is defined.
+    with one_line_errors(), _config_errors(path):
+        config_flag = config_flags.DEFINE_config_file(
+            "config", default_config, "Experiment: a file of configs/; --config.section.field=value changes a field."
+        )
+        workdir = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
+        define_flags(flags)
+
+    def parse(argv):
+        with one_line_errors():
+            with _config_errors(path):
+                rest = flags.FLAGS(argv)
+            if len(rest) > 1:
+                raise UserError(f"argument {rest[1]!r} is not a flag; write --name=value")
+            if not workdir.value:
+                raise UserError("--workdir is missing; name the folder of the run")
+            config = flags.FLAGS["config"].value
+            if not isinstance(config, Config):
+                raise UserError(f"{path!r}: get_config() must return a tfppo.config.Config, not {config!r:.100}")
+            for section, name in nones:
+                setattr(getattr(config, section), name, None)
+            config.validate()
+            return rest
+
+    def checked_main(argv):
+        logging.set_verbosity(logging.WARNING)
+        try:
+            with one_line_errors():
+                return main(config_flag.value, workdir.value, flags.FLAGS)
+        except Interrupted as interrupted:
+            print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("stopped at once; run the same command again to go on from what was saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+    app.run(checked_main, flags_parser=parse)
+
+
+def _config_path(argv):
+    """The file that --config names, None without the flag. Raises: UserError where it is not there."""
+    path = None
+    for position, argument in enumerate(argv):
+        match = _CONFIG_FLAG.fullmatch(argument)
+        if match:
+            path = match[1] if match[1] is not None else (argv[position + 1 :] or [""])[0]
+            if not os.path.isfile(path):
+                raise UserError(f"--config names no file: {path!r}; the configs that come along are in configs/")
+    return path
+
+
+def _check_overrides(argv):
+    """Raises UserError, with the nearest name, where a --config.section.field is no field of Config."""
+    sections = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
+    fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
+    for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
+        if name in sections:
+            raise UserError(f"--config.{name} is a section; write --config.{name}.FIELD=value")
+        if name not in fields:
+            nearest = _nearest(name, fields)
+            hint = f"did you mean --config.{nearest}?" if nearest else "the fields are in tfppo/config/settings.py"
+            raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
+
+
+def _take_nones(argv):
+    """The arguments without those that say None to a field that may be None, and the (section, field) of these.
+
+    ml_collections knows no way to write None for a number.
+    """
+    optional = {
+        f"{section.name}.{field.name}"
+        for section in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(section.type)
+        for field in dataclasses.fields(section.type)
+        if type(None) in typing.get_args(field.type)
+    }
+    rest, nones = [], []
+    for argument in argv:
+        match = re.fullmatch(r"--?config\.([^=]*)=none", argument, re.IGNORECASE)
+        if match and match[1] in optional:
+            nones.append(tuple(match[1].split(".")))
+        else:
+            rest.append(argument)
+    return rest, nones
+
+
+def _nearest(name, fields):
+    """The field that is most like a name; the right field in the wrong section counts too."""
+    same = [field for field in fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    return next(iter(difflib.get_close_matches(name, same or fields, n=1, cutoff=0.0 if same else 0.6)), None)
+
+
+@contextmanager
+def _config_errors(path):
+    """Names the config file and the reason where it cannot be loaded; absl's own errors pass."""
+    from absl.flags import Error
+
+    try:
+        yield
+    except Error as error:
+        if "Error whilst parsing config file" not in str(error):
+            raise
+        raise UserError(f"config {path!r} cannot be loaded: {str(error).splitlines()[-1]}") from error
+    except Exception as error:  # the file is Python: it can raise anything
+        raise UserError(f"config {path!r} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def one_line_errors():
+    """Turns the user's mistakes into one line and exit code 1."""
+    from absl.flags import Error
+
+    try:
+        yield
+    except (Error, UserError) as error:
+        print(f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)

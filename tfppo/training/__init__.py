@@ -1,0 +1,1 @@
+"""What all trainers share: replicas, optimizer steps, schedules, checkpoints, metrics, progress, interrupts."""

@@ -1,0 +1,285 @@
+"""Optimizer steps that are the same on one replica and many: gradients are summed, then clipped, then applied.
+
+Keras clips each replica's gradients before it sums them, which is another update for every number of replicas. Here
+the sum comes first, so the optimizers leave the reducing out.
+"""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from tfppo.computation.native.embedding import add_rows
+from tfppo.computation.native.optimizer import apply_adam, squared_norms
+
+
+class _Scaling:
+    """Scales of all gradients of a step, and the update of the last variable, which the next waits for.
+
+    Not a list, which Keras would take for a part of the optimizer's state.
+    """
+
+    def __init__(self, scales):
+        self.scales, self.last = scales, ()
+
+
+class _FusedAdam:
+    """Adam's step as one pass over a variable and its moments, of gradients that are summed over replicas already.
+
+    Keras would sum them a second time, and make a dozen passes. Some variables may learn at another rate. With
+    `native_ops` (of `training_ops`), one operation makes the step of all variables.
+    """
+
+    native_ops = None
+    _rate_scales = None
+    _scaling = None
+
+    def scale_learning_rate(self, variables, scale):
+        """These variables learn, and decay, at `scale` times the learning rate."""
+        mine = {self._get_variable_index(variable): scale for variable in variables}
+        self._rate_scales = {**(self._rate_scales or {}), **mine}
+
+    def apply_scaled(self, gradients, scales):
+        """Applies gradients, of any float dtype, times scales (None: as they are), one variable after the other.
+
+        So of a gradient's float32 copy there is at most one at a time, and it is still in the processor's cache when
+        Adam reads it. On one replica only, but for `native_ops`.
+        """
+        self._scaling = _Scaling(scales)
+        try:
+            self.apply(gradients)
+        finally:
+            self._scaling = None
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's step."""
+        index = self._get_variable_index(variable)
+        scaling = self._scaling
+        if scaling is not None:
+            with tf.control_dependencies(scaling.last):
+                gradient = scaled(gradient, scaling.scales[index])
+        learning_rate = self._rate_of(index, learning_rate)
+        if self._decays(variable):
+            variable.assign_sub(variable * self.weight_decay * learning_rate)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        beta_2_power = tf.pow(self.beta_2, step)
+        applied = tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=beta_2_power,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self._kernel_epsilon(1.0 - beta_2_power),
+            grad=gradient,
+        )
+        if scaling is not None and not tf.executing_eagerly():
+            scaling.last = (applied,)
+
+    def _backend_update_step(self, gradients, variables, learning_rate):
+        """The steps of all variables; through the native operation at once, on every replica by itself."""
+        if self.native_ops is None:
+            super()._backend_update_step(gradients, variables, learning_rate)
+            return
+        scales = self._scaling.scales if self._scaling else [None] * len(variables)
+        indices = [self._get_variable_index(variable) for variable in variables]
+        rates = tf.stack([self._rate_of(index, learning_rate) for index in indices])
+        decays = [self.weight_decay if self._decays(variable) else 0.0 for variable in variables]
+        step = tf.cast(self.iterations + 1, tf.float32)
+        corrections = [_bias_correction(beta, step) for beta in (self.beta_1, self.beta_2)]
+        apply_adam(
+            self.native_ops,
+            gradients,
+            [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
+            [self._momentums[index].value for index in indices],
+            [self._velocities[index].value for index in indices],
+            scales=tf.stack([1.0 if scales[index] is None else scales[index] for index in indices]),
+            rates=rates * tf.sqrt(corrections[1]) / corrections[0],
+            decays=rates * decays,
+            beta_1=self.beta_1,
+            beta_2=self.beta_2,
+            epsilon=self._kernel_epsilon(corrections[1]),
+        )
+
+    def _rate_of(self, index, learning_rate):
+        return tf.cast(learning_rate, tf.float32) * (self._rate_scales or {}).get(index, 1.0)
+
+    def _decays(self, variable):
+        return self.weight_decay is not None and self._use_weight_decay(variable)
+
+    def _apply_weight_decay(self, variables):
+        """Nothing: `update_step` does it, at each variable's own rate."""
+
+    def _kernel_epsilon(self, correction):
+        """What the kernel adds to sqrt(v), by 1 - beta_2^step: it takes TensorFlow's form of Adam."""
+        del correction
+        return self.epsilon
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        return list(grads_and_vars)
+
+
+def _bias_correction(beta, step):
+    """1 - beta^step in float32, of which powers in float32 would leave few digits."""
+    return -tf.math.expm1(step * (math.log(beta) if beta else -math.inf))
+
+
+class Adam(_FusedAdam, keras.optimizers.Adam):
+    """Keras' Adam, which is TensorFlow's form of it: its epsilon is the Adam paper's epsilon-hat."""
+
+
+class AdamW(_FusedAdam, keras.optimizers.AdamW):
+    """AdamW (Loshchilov and Hutter 2019) in PyTorch's form: m_hat / (sqrt(v_hat) + epsilon).
+
+    The bias corrections come before epsilon is added: for small gradients a larger step than that of TensorFlow's form.
+    """
+
+    def _kernel_epsilon(self, correction):
+        # sqrt(v_hat) + epsilon = (sqrt(v) + epsilon * sqrt(1 - b2^t)) / sqrt(1 - b2^t)
+        return self.epsilon * tf.sqrt(correction)
+
+
+def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, weight_decay):
+    """An optimizer by name ("adam" or "adamw"), built for the variables; decay leaves vectors and scalars alone."""
+    if name == "adam":
+        optimizer = Adam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
+    else:
+        optimizer = AdamW(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay)
+        optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+    optimizer.build(variables)
+    return optimizer
+
+
+def scaled(gradient, scale):
+    """A gradient in float32 times a scalar (None: as it is)."""
+    gradient = tf.cast(gradient, tf.float32)
+    return gradient if scale is None else gradient * scale
+
+
+def squared_norms_of(gradients, native_ops=None):
+    """The sum of squares of each gradient, in float32 whatever their dtype: a list of scalars or a tensor of them.
+
+    Args: native_ops: of `training_ops`, which make no copies; None: TensorFlow's own.
+    """
+    if native_ops is not None:
+        return squared_norms(native_ops, gradients)
+    halves = []
+    for gradient in gradients:
+        with tf.control_dependencies(halves[-1:]):  # one after the other: few float32 copies at a time
+            halves.append(tf.nn.l2_loss(tf.cast(gradient, tf.float32)))
+    return 2.0 * tf.stack(halves)
+
+
+def clipping_scales(gradients, max_norm, groups=None, native_ops=None):
+    """What to multiply gradients by, so that the common norm of each group is at most `max_norm`.
+
+    Args: max_norm: 0 leaves them as they are; groups: lists of indices of gradients; None: all are one group;
+        native_ops: as of `squared_norms_of`.
+    Returns: a scalar or None for each gradient, and the norm of all of them.
+    """
+    groups = groups or [list(range(len(gradients)))]
+    squares = squared_norms_of(gradients, native_ops)
+    norms = [tf.sqrt(tf.reduce_sum(tf.gather(squares, group))) for group in groups]
+    scales = [None] * len(gradients)
+    if max_norm:
+        for group, norm in zip(groups, norms, strict=True):
+            scale = tf.minimum(1.0, max_norm / tf.maximum(norm, 1e-12))
+            for i in group:
+                scales[i] = scale
+    return scales, tf.norm(tf.stack(norms))
+
+
+def clip_by_global_norm(gradients, max_norm, groups=None):
+    """Gradients in float32, times their `clipping_scales`, and the norm of all of them before."""
+    scales, norm = clipping_scales(gradients, max_norm, groups)
+    return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
+
+
+def dense_gradients(tape, target, variables, output_gradients=None, copies=(), native_ops=None):
+    """Gradients as plain tensors, zeros where a variable has no part in the target.
+
+    Args: copies: for each variable, a copy of it that stands for it in some uses, or None; a gradient of the copy alone
+        keeps the copy's dtype.
+        native_ops: of `training_ops`, which add up the gradients of embeddings; None: TensorFlow's own do.
+    """
+    copies = list(copies) or [None] * len(variables)
+    held = [copy for copy in copies if copy is not None]
+    *gradients, of_copies = tape.gradient(target, [*variables, held], output_gradients)
+    of_copies = iter(of_copies)
+    return [
+        _dense(variable, gradient, None if copy is None else next(of_copies), native_ops)
+        for variable, gradient, copy in zip(variables, gradients, copies, strict=True)
+    ]
+
+
+def _dense(variable, gradient, of_copy, native_ops):
+    """The sum of a variable's gradient and its copy's, either of which may be missing."""
+    is_of_rows = isinstance(gradient, tf.IndexedSlices)
+    if is_of_rows and native_ops is not None:
+        others = tf.zeros_like(variable) if of_copy is None else of_copy
+        return add_rows(native_ops, others, gradient.values, gradient.indices)
+    if of_copy is None:
+        return tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+    if gradient is None:
+        return of_copy
+    of_copy = tf.cast(of_copy, gradient.dtype)
+    if is_of_rows:  # in place: the embedding's is the largest of all
+        return tf.tensor_scatter_nd_add(of_copy, gradient.indices[:, None], gradient.values)
+    return of_copy + gradient
+
+
+def gradients_of(loss_fn, variables):
+    """Dense gradients of a loss and its statistics: loss_fn() -> (loss, statistics) to (gradients, statistics)."""
+    with tf.GradientTape() as tape:
+        loss, statistics = loss_fn()
+    return dense_gradients(tape, loss, variables), statistics
+
+
+def optimize(
+    strategy, optimizer, replica_gradients, args, *, max_grad_norm, groups=None, stop_when=lambda statistics: False
+):
+    """One optimizer step over all replicas; left out on every one of them where a gradient is not finite.
+
+    Call it inside a `tf.function`, in the cross-replica context.
+    Args:
+        replica_gradients: (*args) -> (gradients, statistics), a replica's share of both, such that the sums over the
+            replicas are what is wanted.
+        groups: lists of indices of the variables that are clipped together; None: all.
+        stop_when: the summed statistics -> whether the step is to be left out.
+    Returns: the summed statistics, the gradient's norm before clipping, whether the step was taken, and what
+        `stop_when` said.
+    """
+
+    native_ops = optimizer.native_ops
+    alone = strategy.num_replicas_in_sync == 1
+    scaled_when_applied = alone or native_ops is not None
+
+    def reduced(*args):
+        context = tf.distribute.get_replica_context()
+        gradients, statistics = replica_gradients(*args)
+        if not alone:
+            gradients = [tf.cast(gradient, tf.float32) for gradient in gradients]
+        gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, (gradients, statistics))
+        if scaled_when_applied:
+            scales, norm = clipping_scales(gradients, max_grad_norm, groups, native_ops)
+        else:
+            (gradients, norm), scales = clip_by_global_norm(gradients, max_grad_norm, groups), None
+        return gradients, scales, statistics, norm
+
+    gradients, scales, statistics, norms = strategy.run(reduced, args)
+    norm, *_ = strategy.experimental_local_results(norms)
+    statistics = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], statistics)
+    stopped = tf.convert_to_tensor(stop_when(statistics))
+    taken = tf.math.is_finite(norm) & ~stopped
+
+    def apply():
+        if scaled_when_applied:
+            strategy.run(optimizer.apply_scaled, (gradients, scales))
+        else:
+            strategy.run(optimizer.apply, (gradients,))
+        return tf.constant(0)
+
+    tf.cond(taken, apply, lambda: tf.constant(0))
+    return statistics, norm, taken, stopped
