@@ -13,7 +13,8 @@ import tensorflow_datasets as tfds
 
 from tfppo.data import fetch_snippets
 from tfppo.data.movie_snippets import clean_records, prepare
-from tfppo.data.sources import SPLITS, load_examples, split_of
+from tfppo.data.sources import load_examples
+from tfppo.data.splits import SPLITS, split_of
 from tfppo.errors import UserError
 
 MOVIES = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
@@ -126,7 +127,7 @@ def test_is_a_source_of_examples(tmp_path, supplied):
 def test_split_is_the_same_in_another_process():
     keys = [f"movieReviewSnippets/{n}" for n in range(300)]
     program = (
-        "from tfppo.data.sources import split_of;"
+        "from tfppo.data.splits import split_of;"
         f"print(*(split_of(f'movieReviewSnippets/{{n}}') for n in range({len(keys)})))"
     )
     outputs = {

@@ -8,7 +8,7 @@ import pytest
 
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Preference, encode_preferences, load_preferences
-from tfppo.data.sources import split_of
+from tfppo.data.splits import split_of
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 

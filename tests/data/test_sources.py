@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfppo.data.sources import SPLITS, Example, cut_splits, load_examples, split_of
+from tfppo.data.sources import Example, load_examples
+from tfppo.data.splits import SPLITS, cut_splits, split_of
 from tfppo.errors import UserError
 
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
+from tfppo.data.prompts import Prompts
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.logprobs import token_logprobs
@@ -18,7 +19,7 @@ from tfppo.ops.masking import positions_from_mask
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.sampling import draw_uniforms, sample
-from tfppo.ppo.types import Prompts, Rollout
+from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
 
 PAD, STOP, VOCABULARY = 0, 1, 24

@@ -9,12 +9,13 @@ import pytest
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
+from tfppo.data.prompts import Prompts
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ppo.learner import STEP_STATISTICS, Learner, cut_responses, last_position, places_of, ppo_loss
 from tfppo.ppo.rollout import Sampler
 from tfppo.ppo.targets import prepare_targets
-from tfppo.ppo.types import Prompts, Rollout, Targets
+from tfppo.ppo.types import Rollout, Targets
 from tfppo.training.optimization import gradients_of
 from tfppo.training.replicas import make_strategy
 

@@ -4,13 +4,13 @@ import keras
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
+from tfppo.data.prompts import Prompts
 from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import RolloutCollector
-from tfppo.ppo.types import Prompts
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
 from tfppo.training.schedules import scheduled_rate

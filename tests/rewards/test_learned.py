@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfppo.config import Config, PpoConfig, RewardConfig, SamplingConfig
+from tfppo.data.prompts import Prompts
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import load_reward_model, save_model
@@ -14,7 +15,7 @@ from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
 from tfppo.ppo.rollout import RolloutCollector
-from tfppo.ppo.types import Prompts, Samples
+from tfppo.ppo.types import Samples
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.loading import MODEL_REWARDS

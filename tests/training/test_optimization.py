@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native.building import training_ops
 from tfppo.config import PpoConfig
 from tfppo.training.optimization import clip_by_global_norm, clipping_scales, dense_gradients, make_optimizer, scaled
-from tfppo.training.replicas import has_fast_bfloat16
 
 RATE = 0.5
 

@@ -184,6 +184,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     import tensorflow as tf
 
     from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
+    from tfppo.data.prompts import Prompts
     from tfppo.data.tokenizer import Tokenizer
     from tfppo.errors import UserError
     from tfppo.models.language_model import LanguageModel
@@ -191,7 +192,6 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     from tfppo.ops.seeds import seed_for
     from tfppo.ppo.learner import Learner
     from tfppo.ppo.rollout import RolloutCollector
-    from tfppo.ppo.types import Prompts
     from tfppo.rewards.scoring import TextReward
 
     strategy = strategy_of(num_replicas) if mirrored else tf.distribute.get_strategy()

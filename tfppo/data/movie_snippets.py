@@ -11,7 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfppo.data.fetch_snippets import find_archive, read_snippets
-from tfppo.data.sources import SPLITS, split_of
+from tfppo.data.splits import SPLITS, split_of
 from tfppo.errors import UserError
 
 # Movie reviews come first in each, so that a movie text is in the same split of both.

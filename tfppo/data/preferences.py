@@ -8,7 +8,8 @@ from absl import logging
 
 from tfppo.config import RewardModelConfig
 from tfppo.data.prompts import pad_left, pad_right
-from tfppo.data.sources import checked_text, cut_splits, read_objects
+from tfppo.data.sources import checked_text, read_objects
+from tfppo.data.splits import cut_splits
 from tfppo.errors import UserError
 
 _FIELDS = ("prompt", "chosen", "rejected")

@@ -1,5 +1,7 @@
 """Prompts for PPO and evaluation: cut from texts or taken as given, padded on the left, in a reproducible order."""
 
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -7,7 +9,13 @@ from tfppo.config import DataConfig
 from tfppo.data.sources import Example
 from tfppo.errors import UserError
 from tfppo.ops.seeds import permutation, stream_indices
-from tfppo.ppo.types import Prompts
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts, padded on the left to one length."""
+
+    prompt_ids: tf.Tensor  # [B, P] int32
+    prompt_mask: tf.Tensor  # [B, P] int32
 
 
 def encode_trajectories(

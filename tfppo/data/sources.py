@@ -1,15 +1,14 @@
 """Turns one string, the source, into examples: a TFDS dataset, a .txt file or a .jsonl file."""
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tfppo.data.splits import SPLITS, cut_splits
 from tfppo.errors import UserError
 
-SPLITS = ("train", "validation", "test")
 RESPONSE_FEATURE = "response"
 
 _TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.]+)?")
@@ -61,35 +60,6 @@ def load_examples(
     if not examples:
         raise UserError(f"source {source!r} has no examples for split {split!r}: give it at least 3 different texts.")
     return examples
-
-
-def split_of(key: str) -> str:
-    """Returns the split of a key, equal in all processes: train 90 %, validation and test 5 %."""
-    fraction = _fraction(key)
-    return "train" if fraction < 0.9 else "validation" if fraction < 0.95 else "test"
-
-
-def cut_splits(keys: Iterable[str], held_out: Sequence[str] = SPLITS[1:]) -> dict[str, str]:
-    """Maps each different key to train or to one of the `held_out` splits, by `split_of`.
-
-    With fewer keys than that fills, a key moves from the largest split to each empty one, so that
-    three different keys are enough for three splits. The order of the keys does not matter.
-    """
-    keys_of = {split: [] for split in ("train", *held_out)}
-    for key in sorted(set(keys), key=_fraction):
-        split = split_of(key)
-        keys_of[split if split in held_out else "train"].append(key)
-    for split, split_keys in keys_of.items():
-        largest = max(keys_of.values(), key=len)
-        needed = 1 if split == "train" else 2  # train comes first, and may take the only key
-        if not split_keys and len(largest) >= needed:
-            split_keys.append(largest.pop())
-    return {key: split for split, split_keys in keys_of.items() for key in split_keys}
-
-
-def _fraction(key):
-    """A number in [0, 1] by hash; Python's own `hash` of a string differs between processes."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
 
 
 def _cut(examples, split, held_out):
@@ -193,7 +163,7 @@ def _open_builder(source, data_dir):
     data_dir = data_dir and os.path.expanduser(data_dir)
     dataset, _, config = name.partition("/")
     if dataset == "movie_snippets":
-        from tfppo.data.movie_snippets import prepare
+        from tfppo.data.movie_snippets import prepare  # with TFDS, whose import takes seconds
 
         return prepare(data_dir, config or "movies")
     import tensorflow_datasets as tfds

@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfppo.computation.modes import seconds_of
 from tfppo.computation.native.building import resolve_computation
 from tfppo.config import Config
+from tfppo.data.prompts import Prompts
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
@@ -25,7 +26,6 @@ from tfppo.planning.costs import decode_bytes, decode_flops, forward_flops, pref
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.targets import prepare_targets
-from tfppo.ppo.types import Prompts
 from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy

@@ -1,7 +1,7 @@
 """What an iteration of PPO takes in memory and time, worked out on paper: plain numbers, and nothing is run.
 
-The operations are those of `tfppo.planning.costs`; this module adds what is held in memory, for how long, and how fast a
-device gets through it. docs/scaling.md explains the formulas and checks them against measured runs.
+The operations are those of `tfppo.planning.costs`; this module adds what is held in memory, for how long, and how fast
+a device gets through it. docs/scaling.md explains the formulas and checks them against measured runs.
 """
 
 from dataclasses import dataclass, replace

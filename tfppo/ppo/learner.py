@@ -6,6 +6,7 @@ from functools import partial
 
 import tensorflow as tf
 
+from tfppo.computation.devices import resolve_jit_compile
 from tfppo.computation.native.head import logprobs_and_entropies
 from tfppo.computation.native.trunk import hidden_states
 from tfppo.config import PpoConfig, RewardConfig
@@ -25,7 +26,7 @@ from tfppo.ops.masking import masked_sum
 from tfppo.ppo.targets import prepare_targets
 from tfppo.ppo.types import Targets
 from tfppo.training.optimization import dense_gradients, make_optimizer, optimize
-from tfppo.training.replicas import check_divides, resolve_jit_compile, share_of_replica
+from tfppo.training.replicas import check_divides, share_of_replica
 
 STEP_STATISTICS = (
     "loss/policy",

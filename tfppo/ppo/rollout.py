@@ -8,20 +8,22 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfppo.computation.devices import resolve_jit_compile
 from tfppo.computation.modes import mode_key, resolve_mode
 from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.head import logprobs_and_entropies
 from tfppo.computation.native.trunk import hidden_states
 from tfppo.config import RewardConfig, SamplingConfig
+from tfppo.data.prompts import Prompts
 from tfppo.models.precision import computing_by, computing_in
 from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.shaping import mask_after_last
 from tfppo.ppo.sampling import draw_uniforms, sample
-from tfppo.ppo.types import Prompts, Rollout, Samples
+from tfppo.ppo.types import Rollout, Samples
 from tfppo.rewards.scoring import Batch, total_scores
 from tfppo.rewards.shaping import ScoreShaper
-from tfppo.training.replicas import map_rows, resolve_jit_compile
+from tfppo.training.replicas import map_rows
 
 _LENGTH_BUCKETS = 4  # lengths that parts are cut to: each one is compiled when it first comes up
 

@@ -10,13 +10,6 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
-class Prompts(NamedTuple):
-    """A batch of prompts, padded on the left to one length."""
-
-    prompt_ids: tf.Tensor  # [B, P] int32
-    prompt_mask: tf.Tensor  # [B, P] int32
-
-
 class Samples(NamedTuple):
     """What the sampler knew while it sampled; nothing here is computed a second time."""
 

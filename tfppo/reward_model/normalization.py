@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from tfppo.config import Config
 from tfppo.data.preferences import Comparisons
+from tfppo.data.prompts import Prompts
 from tfppo.errors import UserError
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for, stream_indices
 from tfppo.ppo.rollout import Sampler, scored_part
-from tfppo.ppo.types import Prompts
 from tfppo.reward_model.comparison import ComparisonScorer
 
 

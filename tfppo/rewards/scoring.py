@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
+from tfppo.data.prompts import Prompts
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.ppo.types import Prompts
 
 
 @dataclass

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfppo.computation.devices import has_fast_bfloat16, resolve_jit_compile
 from tfppo.computation.native.building import native_ops, resolve_computation, training_ops
 from tfppo.config import Config
 from tfppo.config.validation import validate_for_ppo, validate_trainable_blocks
@@ -58,7 +59,7 @@ from tfppo.rewards.loading import MODEL_REWARDS, load_reward
 from tfppo.rewards.scoring import TextReward, name_apart
 from tfppo.serving import export
 from tfppo.training.metrics import read_metrics
-from tfppo.training.replicas import has_fast_bfloat16, make_strategy, resolve_jit_compile
+from tfppo.training.replicas import make_strategy
 
 
 def open_workdir(workdir) -> Path:

@@ -4,8 +4,6 @@ One code path for one device and many. Every replica sees the whole (small) roll
 what is computed does not depend on the number of replicas; only gradients and statistics are summed over them.
 """
 
-from pathlib import Path
-
 import tensorflow as tf
 
 from tfppo.errors import UserError
@@ -29,50 +27,6 @@ def make_strategy(num_replicas=0):
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
-
-
-def has_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
-    """Whether bfloat16 products are faster than float32 ones here: GPUs of compute capability 8, CPUs that have them.
-
-    Elsewhere they are emulated, at a fraction of the speed.
-    """
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        details = (tf.config.experimental.get_device_details(gpu) for gpu in gpus)
-        return all(detail.get("compute_capability", (0, 0)) >= (8, 0) for detail in details)
-    return "avx512_bf16" in _cpu_flags(cpuinfo) or has_bfloat16_tiles(cpuinfo)
-
-
-def has_bfloat16_tiles(cpuinfo="/proc/cpuinfo"):
-    """Whether the CPU multiplies tiles of bfloat16 numbers, several times as fast as vectors."""
-    return "amx_bf16" in _cpu_flags(cpuinfo)
-
-
-def _cpu_flags(cpuinfo):
-    try:
-        return Path(cpuinfo).read_text().split()
-    except OSError:
-        return []
-
-
-def resolve_update_dtype(dtype, width, otherwise):
-    """The dtype policy of the PPO update that "auto" stands for: mixed_bfloat16 where that is faster, else `otherwise`.
-
-    Below a width of 256, the products are too small a part of the update for their dtype to matter: on two cores with
-    bfloat16, a step at width 128 takes the same time in both, at width 256 it takes 1.4 times as long in float32.
-    """
-    if dtype != "auto":
-        return dtype
-    return "mixed_bfloat16" if width >= 256 and has_fast_bfloat16() else otherwise
-
-
-def resolve_jit_compile(jit_compile, dtype):
-    """Whether XLA compiles what computes under a dtype policy, where the configuration says None: it does, but for
-    bfloat16 on CPUs, whose products are fast outside of XLA only.
-    """
-    if jit_compile is not None:
-        return jit_compile
-    return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
 
 
 def share_of_replica(rows):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.decoder import NativePolicy, draw_natively
 from tfppo.computation.native.trunk import hidden_states
@@ -15,7 +16,6 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.precision import computing_in
 from tfppo.ops.masking import positions_from_mask
-from tfppo.training.replicas import has_fast_bfloat16
 
 OPS = native_ops(True, "float32")
 IN_BFLOAT16 = hasattr(OPS, "tfppo_pack")  # built for a processor that multiplies it

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.head import logprobs_and_entropies
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.precision import casting_once, computing_in
-from tfppo.training.replicas import has_fast_bfloat16
 
 OPS = native_ops(True, "float32")
 PAD = 3

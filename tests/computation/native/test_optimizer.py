@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native.building import training_ops
 from tfppo.computation.native.embedding import add_rows
 from tfppo.computation.native.optimizer import apply_adam, squared_norms
 from tfppo.config import PpoConfig
-from tfppo.training.replicas import has_fast_bfloat16
 
 pytestmark = pytest.mark.skipif(not has_fast_bfloat16(), reason="the processor does not multiply bfloat16 numbers")
 OPS = training_ops(PpoConfig(native=True), "mixed_bfloat16") if has_fast_bfloat16() else None

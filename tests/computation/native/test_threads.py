@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tfppo.training.replicas import has_fast_bfloat16
+from tfppo.computation.devices import has_fast_bfloat16
 
 MODULES = ("test_decoder", *(("test_head", "test_optimizer", "test_trunk") if has_fast_bfloat16() else ()))
 THREADS = ("1", "2", "5")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native import building
 from tfppo.computation.native.trunk import hidden_states
 from tfppo.config import PpoConfig, RewardConfig
@@ -18,7 +19,7 @@ from tfppo.models.transformer import Transformer
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.types import Rollout
-from tfppo.training.replicas import has_fast_bfloat16, make_strategy
+from tfppo.training.replicas import make_strategy
 
 PPO = dict(rollout_batch_size=8, total_episodes=8, num_minibatches=2, ppo_epochs=2, learning_rate=1e-2)
 OPS = building.training_ops(PpoConfig(**PPO), "mixed_bfloat16")

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
+from tfppo.computation.devices import has_fast_bfloat16, resolve_update_dtype
 from tfppo.errors import UserError
-from tfppo.training.replicas import has_fast_bfloat16, resolve_update_dtype
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))

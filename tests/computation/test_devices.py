@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfppo.training.replicas import has_bfloat16_tiles, has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
+from tfppo.computation.devices import has_bfloat16_tiles, has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_auto_takes_bfloat16_where_it_is_faster_and_a_name_is_taken_as_it_is(mon
         (True, 255, "float32"),
         (False, 256, "float32"),
     ):
-        monkeypatch.setattr("tfppo.training.replicas.has_fast_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr("tfppo.computation.devices.has_fast_bfloat16", lambda fast=fast: fast)
         assert resolve_update_dtype("auto", width, "float32") == expected
         assert resolve_update_dtype("float32", width, "mixed_bfloat16") == "float32"
     assert resolve_update_dtype("auto", 64, "mixed_bfloat16") == "mixed_bfloat16"
