@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from absl import logging
 
+from tfppo.computation import devices
 from tfppo.computation.native import building
 from tfppo.config import PpoConfig, SamplingConfig
 from tfppo.errors import UserError
-from tfppo.training import replicas as distribute
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_rollouts_are_computed_as_the_update_is(monkeypatch):
 
     ops = SimpleNamespace(tfppo_trunk=None)
     monkeypatch.setattr(building, "_load", lambda: (ops, None))
-    for module in (building, distribute):
+    for module in (building, devices):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
     assert computation() == ("mixed_bfloat16", "mixed_bfloat16", ops)
     assert computation(width=128) == ("float32", "float32", None)
