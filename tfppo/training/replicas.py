@@ -58,3 +58,9 @@ def check_divides(strategy, name, value):
     count = strategy.num_replicas_in_sync
     if value % count:
         raise UserError(f"{name} is {value}; the number of replicas, {count}, must divide it")
+
+
+def slot_of_replica(value):
+    """A scalar as a vector with a slot a replica, so that every one survives the sum over replicas: [N]."""
+    context = tf.distribute.get_replica_context()
+    return value * tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
