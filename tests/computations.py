@@ -17,13 +17,13 @@ def update_engine(ppo, dtype, native=None):
     return GraphEngine(dtype, resolve_jit_compile(ppo.jit_compile, dtype), recomputes=ppo.gradient_checkpointing)
 
 
-def make_learner(policy, ppo, reward, strategy, temperature=1.0, dtype=None, lengths_vary=False, native=None):
+def build_learner(policy, ppo, reward, strategy, temperature=1.0, dtype=None, lengths_vary=False, native=None):
     """A learner in the policy's own dtype, if nothing else is said."""
     engine = update_engine(ppo, dtype or policy.dtype_policy.name, native)
     return Learner(policy, ppo, reward, strategy, temperature=temperature, engine=engine, lengths_vary=lengths_vary)
 
 
-def make_computation(sampling, dtype="float32", native=None, measures=True):
+def build_computation(sampling, dtype="float32", native=None, measures=True):
     """What the settings of the sampling say of rollouts in a dtype; `native`: operations that score, too."""
     sampled = choose_sampling(sampling, dtype, measures=measures)
     if native is not None and dtype == "mixed_bfloat16":
@@ -34,21 +34,21 @@ def make_computation(sampling, dtype="float32", native=None, measures=True):
     return Computation(sampling=sampled, scoring=chosen, update=chosen)
 
 
-def make_collector(policy, ref_model, sampling, reward, *, tokenizer, rewards, strategy, dtype=None, native=None):
+def build_collector(policy, ref_model, sampling, reward, *, tokenizer, rewards, strategy, dtype=None, native=None):
     """A collector in the policy's own dtype, if nothing else is said."""
     return RolloutCollector(
         policy,
         ref_model,
         sampling=sampling,
         reward=reward,
-        computation=make_computation(sampling, dtype or policy.dtype_policy.name, native),
+        computation=build_computation(sampling, dtype or policy.dtype_policy.name, native),
         tokenizer=tokenizer,
         rewards=rewards,
         strategy=strategy,
     )
 
 
-def make_sampler(policy, sampling, *, eos_id, pad_id, strategy, measures=False):
+def build_sampler(policy, sampling, *, eos_id, pad_id, strategy, measures=False):
     """A sampler in the policy's own dtype."""
     engines = choose_sampling(sampling, policy.dtype_policy.name, measures=measures).engines
     return Sampler(policy, sampling, engines, eos_id=eos_id, pad_id=pad_id, strategy=strategy)

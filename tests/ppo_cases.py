@@ -5,13 +5,13 @@ import functools
 import keras
 import numpy as np
 import tensorflow as tf
+from computations import build_learner, build_sampler
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import Prompts
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.ppo.learner import Learner, ppo_loss
-from tfppo.ppo.rollout import Sampler
+from tfppo.ppo.loss import make_loss
 from tfppo.ppo.types import Rollout, Targets
 from tfppo.training.replicas import make_strategy
 
@@ -49,7 +49,7 @@ def make_learner(critic="shared", value_head=True, whiten_rewards=False, lengths
             policy.value_bias.assign([0.2])
     reward = RewardConfig(whiten=whiten_rewards)
     config = make_config(critic=critic, **changes)
-    learner = Learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary)
+    learner = build_learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary)
     learner.start = policy.get_weights()
     return learner
 
@@ -80,7 +80,7 @@ def make_rollout():
     sampling = SamplingConfig(
         response_length=RESPONSE_LENGTH, temperature=TEMPERATURE, stop_at_eos=True, jit_compile=False
     )
-    sampler = Sampler(learner.policy, sampling, eos_id=1, pad_id=0, strategy=learner.strategy)
+    sampler = build_sampler(learner.policy, sampling, eos_id=1, pad_id=0, strategy=learner.strategy)
     samples = sampler(prompts, np.array([3, 4], np.int32))
     learner.policy.set_weights(run_weights)
     noise = rng.normal(0.0, 0.3, samples.logprobs.shape).astype(np.float32)
@@ -131,7 +131,7 @@ def targets_of(rollout, advantages, returns):
 
 
 def weights_of(batch, aggregation="token_mean"):
-    """The three weights that `ppo_loss` takes, for a whole minibatch, in NumPy."""
+    """The three weights that `make_loss` takes, for a whole minibatch, in NumPy."""
     mask = batch.response_mask.numpy()
     means = mask / mask.sum()
     policy = {
@@ -145,4 +145,5 @@ def weights_of(batch, aggregation="token_mean"):
 def loss_of(policy, batch, config, policy_coef=1.0, temperature=TEMPERATURE):
     policy_coef = tf.constant(policy_coef)
     outputs = policy.response_outputs(*batch[:4], trunk_coef=policy_coef)
-    return ppo_loss(*outputs, batch, weights_of(batch, config.loss_aggregation), config, temperature, policy_coef)
+    weights = weights_of(batch, config.loss_aggregation)
+    return make_loss(batch, weights, config, temperature, policy_coef).of_logits(*outputs)

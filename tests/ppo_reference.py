@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from ppo_cases import TEMPERATURE
 
-from tfppo.ppo.learner import STEP_STATISTICS
+from tfppo.ppo.loss import STEP_STATISTICS
 
 KL_ESTIMATES = {"k1": lambda d: d, "k2": lambda d: d * d / 2, "k3": lambda d: math.exp(-d) - 1 + d, "abs": abs}
 

@@ -29,8 +29,9 @@ LAYERS = (
     ("tfppo.training.*",),
     ("tfppo.rewards.*",),
     ("tfppo.lm.*",),
-    ("tfppo.ppo.types", "tfppo.ppo.sampling"),  # one floor a step of the algorithm
-    ("tfppo.ppo.rollout", "tfppo.ppo.targets"),
+    # One floor a step of the algorithm.
+    ("tfppo.ppo.types", "tfppo.ppo.drawing", "tfppo.ppo.leaving", "tfppo.ppo.sampling", "tfppo.ppo.sampler"),
+    ("tfppo.ppo.scored_part", "tfppo.ppo.teacher_forcing", "tfppo.ppo.rollout", "tfppo.ppo.targets"),
     ("tfppo.ppo.*",),
     ("tfppo.reward_model.*",),
     ("tfppo.serving.*",),

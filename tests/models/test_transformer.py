@@ -8,8 +8,9 @@ import tensorflow as tf
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.models.precision import casting_once, computing_in
-from tfppo.models.transformer import Transformer, causal_mask
+from tfppo.models.transformer import Transformer
+from tfppo.ops.arithmetic import Arithmetic
+from tfppo.ops.masking import causal_mask
 
 SIZES = dict(vocabulary_size=70, num_layers=2, num_heads=3, hidden_dim=24, intermediate_dim=40, max_sequence_length=20)
 PAD = 0
@@ -282,7 +283,7 @@ class TestDropout:
             projection.kernel.assign(tf.zeros_like(projection.kernel))
             projection.bias.assign(tf.ones_like(projection.bias))
         x = tf.zeros([400, 2, SIZES["hidden_dim"]])
-        draws = block(x, causal_mask(tf.ones([400, 2])), dropout_seed=tf.constant([5, 6])).numpy()
+        draws = block.states(x, causal_mask(tf.ones([400, 2])), Arithmetic(), tf.constant([5, 6])).numpy()
         # Each number is the sum of two biases of 1, each kept with probability 3/4 and then worth 4/3.
         np.testing.assert_allclose(np.unique(draws.round(3)), [0, 1.333, 2.667], atol=1e-6)
         # Of 400 * 2 * 24 numbers, variance 2 * (1 / 0.75 - 1): the mean has sigma .0059.
@@ -310,24 +311,24 @@ class TestMixedBfloat16:
         assert pair[0].dtype == pair[1].dtype == tf.bfloat16
 
     def test_matrices_cast_once_give_the_same_and_are_let_go_of(self, mixed):
-        policy, ids = Policy(mixed, separate_critic=True), tokens(2, 6)
-        expected = [output.numpy() for output in policy(ids)]
+        policy = Policy(mixed, separate_critic=True)
+        batch = *left_padded([tokens(3), tokens(2)], 4), tokens(2, 6), np.ones([2, 6], np.float32)
+        expected = [output.numpy() for output in policy.response_outputs(*batch)]
         projection = mixed.trunk.blocks[0].qkv
         kernel = projection.kernel.numpy()
-        with casting_once(policy):
-            assert projection.held_matrices[0].dtype == tf.bfloat16
-            once = [output.numpy() for output in policy(ids)]
-            projection.kernel.assign(tf.zeros_like(projection.kernel))  # the cast ones count
-            np.testing.assert_array_equal(policy(ids)[0], once[0])
+        held = mixed.trunk.arithmetic.holding(policy.product_weights())
+        assert held.read(projection.kernel).dtype == tf.bfloat16
+        once = [output.numpy() for output in policy.response_outputs(*batch, arithmetic=held)]
+        projection.kernel.assign(tf.zeros_like(projection.kernel))  # the cast ones count
+        np.testing.assert_array_equal(policy.response_outputs(*batch, arithmetic=held)[0], once[0])
         for one, other in zip(once, expected, strict=True):
             np.testing.assert_array_equal(one, other)
-        assert projection.held_matrices is None and not np.array_equal(policy(ids)[0], expected[0])
+        assert not np.array_equal(policy.response_outputs(*batch)[0], expected[0])
         projection.kernel.assign(kernel)
 
-    def test_computing_in_another_dtype_ends_with_the_block(self, model):
+    def test_computing_in_another_dtype_leaves_the_model_as_it_is(self, model):
         ids = tokens(2, 6)
-        with computing_in(model, "mixed_bfloat16"):
-            assert model.trunk(ids).dtype == tf.bfloat16
+        assert model.trunk.hidden_states(ids, arithmetic=Arithmetic(dtype="bfloat16")).dtype == tf.bfloat16
         assert model.trunk(ids).dtype == tf.float32
         assert {layer.dtype_policy.name for layer in model._flatten_layers()} == {"float32"}
 

@@ -4,15 +4,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_learner
 from reference_numbers import assert_close, float32
 
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
-from tfppo.models.transformer import Transformer, causal_mask
+from tfppo.models.transformer import Transformer
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.ppo.learner import Learner
+from tfppo.ops.masking import causal_mask
 from tfppo.ppo.targets import prepare_targets
 from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
@@ -143,7 +144,7 @@ def test_I5_what_is_frozen_keeps_its_last_bit(num_blocks, separate_critic):
         trainable_blocks=num_blocks,
         jit_compile=False,
     )
-    learner = Learner(policy, config, RewardConfig(), strategy)
+    learner = build_learner(policy, config, RewardConfig(), strategy)
     logprobs = token_logprobs(logits, RESPONSES)
     rollout = Rollout(*BATCH, logprobs, values, logprobs, tf.constant([1.0, -2.0, 0.5]), tf.fill([3], False))
     for step in range(3):

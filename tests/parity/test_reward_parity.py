@@ -10,7 +10,7 @@ from tfppo.config.presets import openai_2019, openai_tldr_n_plus, openrlhf, trl
 from tfppo.ops.kl import adaptive_kl_coef, kl_estimate, kl_exact
 from tfppo.ops.losses import importance_ratio
 from tfppo.ops.shaping import mask_after_last, place_scores
-from tfppo.ppo.rollout import first_stop_mask
+from tfppo.ppo.scored_part import first_stop_mask
 from tfppo.ppo.targets import prepare_targets
 from tfppo.ppo.types import Rollout
 from tfppo.rewards.shaping import ScoreShaper

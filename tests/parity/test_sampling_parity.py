@@ -9,16 +9,17 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_collector, build_learner
 
+from tfppo.computation.graph import GraphEngine
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import Prompts
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import positions_from_mask
-from tfppo.ppo.learner import Learner
-from tfppo.ppo.rollout import RolloutCollector
-from tfppo.ppo.sampling import draw_uniforms, sample
+from tfppo.ppo.drawing import draw_uniforms
+from tfppo.ppo.sampling import sample
 from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
 
@@ -51,11 +52,9 @@ def make_prompts(more_pads=0):
 @functools.cache
 def draw(separate_critic=False, dtype="float32", stop_id=STOP, more_pads=0, temperature=TEMPERATURE, value_after=False):
     policy = make_policy(separate_critic, dtype)
-    sampler = tf.function(
-        lambda *rows: sample(
-            policy, *rows, stop_id=stop_id, pad_id=PAD, temperature=temperature, value_after_stop=value_after
-        )
-    )
+    settings = dict(stop_id=stop_id, pad_id=PAD, temperature=temperature, value_after_stop=value_after)
+    engine = GraphEngine(dtype, compiled=False)
+    sampler = tf.function(lambda *rows: sample(policy, *rows, engine=engine, **settings))
     return sampler(*make_prompts(more_pads), draw_uniforms(SEED, BATCH, RESPONSE))
 
 
@@ -236,7 +235,7 @@ def test_L6_D4_first_minibatch_has_ratio_1(separate_critic):
     strategy = make_strategy(1)
     with strategy.scope():
         trained = make_policy.__wrapped__(separate_critic)  # the same weights once more, to be changed
-    learner = Learner(trained, config, RewardConfig(), strategy, temperature=TEMPERATURE)
+    learner = build_learner(trained, config, RewardConfig(), strategy, temperature=TEMPERATURE)
     scores = tf.constant(np.random.default_rng(5).normal(0, 1, BATCH).astype(np.float32))
     rollout = Rollout(*make_prompts(), *samples[:4], samples.logprobs, scores, samples.stopped)
     statistics = {name: float(value) for name, value in learner.update(rollout, SEED, tf.constant(0.1)).items()}
@@ -265,7 +264,7 @@ def test_I6_S2_a_reference_that_is_the_policy_has_kl_0():
         return np.ones(len(batch.responses), np.float32)
 
     one.name = "one"
-    collector = RolloutCollector(
+    collector = build_collector(
         make_policy(),
         make_policy().language_model,
         SamplingConfig(response_length=RESPONSE, temperature=TEMPERATURE, stop_at_eos=True, jit_compile=False),

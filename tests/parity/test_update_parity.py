@@ -4,10 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_learner
 from reference_numbers import assert_close, float32, load, mask_of
 
 from tfppo.config import PpoConfig, RewardConfig
-from tfppo.ppo.learner import STEP_STATISTICS, Learner
+from tfppo.ppo.loss import STEP_STATISTICS
 from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
 
@@ -91,7 +92,9 @@ def run(name, padding=0.0, steps=None, **changes):
     with strategy.scope():
         policy = LinearPolicy(*start)
     reward = RewardConfig(placement=setting["placement"], whiten=setting.get("whiten_rewards", False))
-    learner = Learner(policy, make_config(setting, **changes), reward, strategy, temperature=setting["temperature"])
+    learner = build_learner(
+        policy, make_config(setting, **changes), reward, strategy, temperature=setting["temperature"]
+    )
     minibatches = fixture["minibatches"][:steps]
     learner._minibatches = lambda seed: tf.constant(minibatches, tf.int32)
     statistics = learner.update(make_rollout(fixture, padding), SEED, tf.constant(setting["kl_coef"]))
@@ -152,7 +155,7 @@ def test_L8_every_epoch_has_a_permutation_of_its_own():
     strategy = make_strategy(1)
     with strategy.scope():
         policy = LinearPolicy(np.zeros([6, 6], np.float32), np.zeros([6], np.float32))
-    learner = Learner(policy, make_config(load("updates")["trl"]["setting"]), RewardConfig(), strategy)
+    learner = build_learner(policy, make_config(load("updates")["trl"]["setting"]), RewardConfig(), strategy)
     epochs = learner._minibatches(tf.constant(SEED)).numpy().reshape(3, 8)
     np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(8), [3, 1]))
     assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.computation.native.building import Computation, native_ops
+from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config, ModelConfig, PpoConfig, SamplingConfig
 from tfppo.models.language_model import LanguageModel
 from tfppo.planning.benchmark import larger_of_neighbours, make_tokenizer, seconds_needed, stop_at_random, timed
@@ -46,6 +46,11 @@ def test_timed_leaves_the_first_call_out_of_the_median():
     assert len(calls) == 4 and timing.first > 0 and timing.seconds > 0
 
 
+def computing_in(rollout_dtype, update_dtype):
+    sampling, update = (SimpleNamespace(engine=SimpleNamespace(dtype=dtype)) for dtype in (rollout_dtype, update_dtype))
+    return SimpleNamespace(sampling=sampling, update=update)
+
+
 def test_seconds_that_phases_need_by_hand():
     """One layer of width 2, MLP of 3, 5 tokens: 28 matrix entries, and 10 of the output layer."""
     model = ModelConfig(
@@ -53,7 +58,7 @@ def test_seconds_that_phases_need_by_hand():
     )
     ppo = PpoConfig(rollout_batch_size=2, num_minibatches=1, ppo_epochs=3)
     config = Config(model=model, sampling=SamplingConfig(response_length=2), ppo=ppo)
-    computation = Computation("float32", "mixed_bfloat16", None)
+    computation = computing_in("float32", "mixed_bfloat16")
     benchmark = SimpleNamespace(config=config, prompt_length=2, computation=computation)
     ceilings = {"float32_gflops": 1e-9, "bfloat16_gflops": 2e-9, "copy_gb_per_second": 1e-9}  # 1, 2 and 1 a second
     needed = seconds_needed(benchmark, ceilings)
@@ -66,7 +71,7 @@ def test_seconds_that_phases_need_by_hand():
     assert needed["reference"] == pytest.approx(2 * row)
     assert needed["update"] == pytest.approx(3 * 3 * 2 * row / 2)
     # In bfloat16, half the bytes are 124, and the products, at twice the rate, need 100.
-    benchmark.computation = Computation("mixed_bfloat16", "mixed_bfloat16", None)
+    benchmark.computation = computing_in("mixed_bfloat16", "mixed_bfloat16")
     needed = seconds_needed(benchmark, ceilings)
     assert needed["sampling"] == pytest.approx(48 + 32 + 16 + 20 + 124)
     assert needed["reference"] == pytest.approx(row)
@@ -89,7 +94,8 @@ def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     assert list(record["seconds"]) == phases and min(record["seconds"].values()) > 0
     tokens = record["seconds"]["update"] * record["tokens_per_second"]["update"]
     assert tokens == pytest.approx(1 * 4 * (3 + 5))
-    assert record["sampled_by"] in (["C++"] if native_ops(None, record["sampled_in"]) else ["XLA", "graph"])
+    sampling = choose_sampling(SamplingConfig(), record["sampled_in"])
+    assert record["sampled_by"] in (["C++"] if sampling.engine.name == "C++" else ["XLA", "graph"])
     assert list(record["share_of_ceiling"]) == ["sampling", "reference", "update"]
     assert 0 < record["share_of_ceiling"]["update"] < 1 and record["peak_memory_gb"] > 0.2
     assert [row.split("|")[1].strip() for row in table if row.startswith("| ")] == ["phase", *phases]

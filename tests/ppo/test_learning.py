@@ -2,6 +2,7 @@
 
 import keras
 import tensorflow as tf
+from computations import build_collector, build_learner
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import Prompts
@@ -9,8 +10,6 @@ from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
-from tfppo.ppo.learner import Learner
-from tfppo.ppo.rollout import RolloutCollector
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
 from tfppo.training.schedules import scheduled_rate
@@ -63,10 +62,10 @@ def test_ppo_learns_to_count_up():
     ppo.validate()
     reward, sampling = RewardConfig(), SamplingConfig(response_length=LENGTH, jit_compile=False)
     rewards = [TextReward("rising", rising)]
-    collector = RolloutCollector(
+    collector = build_collector(
         policy, ref_model, sampling, reward, tokenizer=DigitTokenizer(), rewards=rewards, strategy=strategy
     )
-    learner = Learner(policy, ppo, reward, strategy)
+    learner = build_learner(policy, ppo, reward, strategy)
     prompts = Prompts(tf.fill([BATCH_SIZE, 1], 1), tf.ones([BATCH_SIZE, 1], tf.int32))
     scores = []
     for step in range(ITERATIONS):

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from ppo_cases import assert_same_weights, largest_change, make_learner, make_rollout, run
 
-from tfppo.ppo.learner import cut_responses, last_position, places_of
+from tfppo.ppo.minibatches import cut_responses, last_position, places_of
 from tfppo.ppo.types import Targets
 
 

@@ -17,7 +17,7 @@ from ppo_cases import (
 from ppo_reference import naive_gradients, naive_statistics, naive_targets
 
 from tfppo.config import RewardConfig
-from tfppo.ppo.learner import STEP_STATISTICS, ppo_loss
+from tfppo.ppo.loss import STEP_STATISTICS, make_loss
 from tfppo.ppo.targets import prepare_targets
 from tfppo.training.optimization import gradients_of
 
@@ -38,7 +38,7 @@ def test_loss_and_statistics_of_a_minibatch_are_those_of_the_equations(changes):
     # A share of a minibatch with twice the tokens is half of it.
     halves = tuple(0.5 * weights for weights in weights_of(batch))
     outputs = policy.response_outputs(*batch[:4])
-    half, (shares, _) = ppo_loss(*outputs, batch, halves, config, TEMPERATURE, tf.constant(1.0))
+    half, (shares, _) = make_loss(batch, halves, config, TEMPERATURE, tf.constant(1.0)).of_logits(*outputs)
     np.testing.assert_allclose([half, *shares], [0.5 * loss, *(0.5 * statistics)], rtol=1e-5)
 
 

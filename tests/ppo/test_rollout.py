@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_collector, build_learner
 
 from tfppo.computation.native.building import native_ops
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
@@ -14,9 +15,9 @@ from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
-from tfppo.ppo.learner import Learner
-from tfppo.ppo.rollout import RolloutCollector, by_length, first_stop_mask
+from tfppo.ppo.scored_part import first_stop_mask
 from tfppo.ppo.targets import prepare_targets
+from tfppo.ppo.teacher_forcing import by_length
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
 
@@ -54,7 +55,7 @@ def make_collector(reward, stop_at_eos, rewards=None, native=None, dtype=None, o
     )
     rewards = rewards or [TextReward("byte_sum", byte_sum)]
     policy, ref_model = models()
-    return RolloutCollector(
+    return build_collector(
         policy,
         ref_model,
         sampling,
@@ -245,7 +246,7 @@ def test_a_replay_has_the_actions_of_the_data(placement):
     ppo = PpoConfig(rollout_batch_size=BATCH, num_minibatches=1, ppo_epochs=1, jit_compile=False)
     if placement == "after_last":  # as while learning: neither ratio nor value has moved
         before = models()[0].get_weights()
-        learner = Learner(models()[0], ppo, reward, strategy(), TEMPERATURE)
+        learner = build_learner(models()[0], ppo, reward, strategy(), TEMPERATURE)
         statistics = learner.update(rollout, seed_for(0, "shuffle"), tf.constant(KL_COEF), tf.constant(1.0))
         models()[0].set_weights(before)
         assert statistics["policy/first_ratio_error"] < 1e-4 and statistics["value/clip_fraction"] == 0.0

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfppo.computation.graph import GraphEngine
 from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.decoder import draw_natively
+from tfppo.computation.native.engine import NativeEngine
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.ppo.sampling import draw_uniforms, filter_logits, inverse_cdf_sample, sample
+from tfppo.ppo.drawing import draw_uniforms, filter_logits, inverse_cdf_sample
+from tfppo.ppo.sampling import sample
 
 PAD, STOP = 0, 1
 VOCABULARY, PROMPT, RESPONSE, BATCH = 90, 5, 12, 6
@@ -67,11 +70,15 @@ def uniforms(seed=0, batch=BATCH, length=RESPONSE):
     return np.random.default_rng(seed).random([batch, length]).astype(np.float32) * np.float32(ALMOST_1)
 
 
+def engine_of(native, jit):
+    return NativeEngine(native, "float32", jit) if native else GraphEngine("float32", jit)
+
+
 @functools.cache
 def sampler(policy, length, native, jit=False, **arguments):
     signature = [tf.TensorSpec([None, None], tf.int32)] * 2 + [tf.TensorSpec([None, length], tf.float32)]
     arguments = dict(stop_id=STOP, pad_id=PAD) | arguments
-    function = functools.partial(sample, policy, compiled=jit, native=native, **arguments)
+    function = functools.partial(sample, policy, engine=engine_of(native, jit), **arguments)
     return tf.function(function, input_signature=signature, autograph=False)
 
 
@@ -402,11 +409,8 @@ def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole
     whole = run(policy, prompts, numbers, jit=jit, value_after_stop=value_after_stop)
     lengths = whole.response_mask.sum(axis=1)
     assert np.sort(lengths)[11] < lengths.max()  # the batch of 4 has a use
-    static = tf.function(
-        functools.partial(
-            sample, policy, stop_id=STOP, pad_id=PAD, value_after_stop=value_after_stop, compiled=jit, **ENGINE
-        )
-    )
+    settings = dict(stop_id=STOP, pad_id=PAD, value_after_stop=value_after_stop)
+    static = tf.function(functools.partial(sample, policy, engine=engine_of(ENGINE["native"], jit), **settings))
     shrunk = static(*map(tf.constant, prompts), tf.constant(numbers))
     for name in ("response_ids", "response_mask", "stopped"):
         np.testing.assert_array_equal(getattr(shrunk, name), getattr(whole, name), err_msg=name)

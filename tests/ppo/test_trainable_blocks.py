@@ -6,16 +6,18 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_learner
 
 from tfppo.config import Config, ModelConfig, PpoConfig, RewardConfig
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.ppo.learner import Learner, ppo_loss
+from tfppo.ppo.loss import make_loss
+from tfppo.ppo.minibatches import Part
 from tfppo.ppo.targets import prepare_targets
 from tfppo.ppo.types import Rollout
-from tfppo.stages.experiment import Experiment
+from tfppo.stages.ppo import check_ppo
 from tfppo.training.replicas import make_strategy
 
 ROWS, PROMPT, RESPONSE, NUM_BLOCKS = 8, 3, 5, 3
@@ -46,7 +48,7 @@ def make_learner(policy, **changes):
     dtype = changes.pop("dtype", None)
     config = PpoConfig(**{**settings, **steps, **changes})
     config.validate()
-    return Learner(policy, config, RewardConfig(), strategy(), dtype=dtype)
+    return build_learner(policy, config, RewardConfig(), strategy(), dtype=dtype)
 
 
 def top_variables(policy, num_blocks):
@@ -83,7 +85,7 @@ def gradients_of_all(policy, config):
     variables = policy.trainable_variables
     with tf.GradientTape() as tape:
         outputs = policy.response_outputs(*targets[:4])
-        loss, _ = ppo_loss(*outputs, targets, (means, means, means), config, 1.0, tf.constant(1.0))
+        loss, _ = make_loss(targets, (means, means, means), config, 1.0, tf.constant(1.0)).of_logits(*outputs)
     gradients = tape.gradient(loss, [v.value for v in variables], unconnected_gradients="zero")
     return [tf.convert_to_tensor(gradient).numpy().astype(np.float64) for gradient in gradients]
 
@@ -138,7 +140,7 @@ def test_there_is_no_backward_pass_below(gradient_checkpointing):
     learner = make_learner(make_policy(), trainable_blocks=1, gradient_checkpointing=gradient_checkpointing)
     targets, _ = prepare_targets(make_rollout(), learner.config, RewardConfig(), KL_COEF)
     weights = (targets.response_mask,) * 3
-    graph = learner._micro_gradients.get_concrete_function(targets, weights, tf.constant(1.0)).graph
+    graph = learner._part_gradients.get_concrete_function(Part(targets, weights, None), tf.constant(1.0)).graph
     products = [operation for operation in graph.get_operations() if operation.type == "MatMul"]
     # Four a block, logits and value forward; backward two for each of the top block and the value, one for the logits.
     again = 4 if gradient_checkpointing else 0  # the top block, a second time
@@ -184,8 +186,7 @@ def test_more_blocks_than_there_are():
 
 def test_more_blocks_than_the_model_will_have_are_refused_before_it_is_trained(tmp_path):
     config = Config(model=ModelConfig(num_layers=2), ppo=PpoConfig(trainable_blocks=3))
-    experiment = Experiment(config, tmp_path)
     with pytest.raises(UserError, match="ppo.trainable_blocks is 3; the model has 2 blocks"):
-        experiment.check_ppo()
+        check_ppo(config, tmp_path)
     (tmp_path / "lm").mkdir()  # which may be of another size
-    experiment.check_ppo()
+    check_ppo(config, tmp_path)

@@ -8,6 +8,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+from computations import build_collector, build_learner
 
 from tfppo.computation import modes
 from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingConfig
@@ -18,11 +19,9 @@ from tfppo.models.folder import copy_language_model, copy_policy
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
-from tfppo.ppo.learner import Learner
-from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.trainer import PpoTrainer
 from tfppo.rewards.scoring import TextReward
-from tfppo.stages.experiment import Experiment
+from tfppo.stages import ppo as ppo_stage
 from tfppo.training.interrupt import Interrupted
 from tfppo.training.replicas import make_strategy
 
@@ -69,13 +68,21 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         ref_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in ref_model.get_weights()])
         policy, average = (Policy(copy_language_model(ref_model, "float32")) for _ in range(2))
     rewards = [TextReward("toy", function)]
-    collector = RolloutCollector(
+    collector = build_collector(
         policy, ref_model, config.sampling, config.reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
     )
-    learner = Learner(policy, config.ppo, config.reward, strategy())
+    learner = build_learner(policy, config.ppo, config.reward, strategy())
     trajectories = [([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS]) for n in range(12)]
     prompts = PromptSet(trajectories, 0, 4, seed=0)
-    return RecordingTrainer(config, collector, learner, prompts, folder, average if ema else None)
+    return RecordingTrainer(
+        config,
+        collector,
+        learner,
+        prompts,
+        folder,
+        ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
+        ema=average if ema else None,
+    )
 
 
 def rows(folder):
@@ -251,9 +258,8 @@ def test_the_average_of_what_does_not_learn_keeps_its_last_bit(tmp_path):
 
 def new_policy(folder, seed=3, draws=1, **ppo):
     """The policy of an experiment over the last of some language models, and that model."""
-    experiment = Experiment(Config(seed=seed, ppo=PpoConfig(**ppo)), folder)
     models = [LanguageModel(40, 1, 2, 8, 16, 8) for _ in range(draws)]
-    return experiment.new_policy(models[-1], Tokenizer([])), models[-1]
+    return ppo_stage.new_policy(PpoConfig(**ppo), seed, models[-1], Tokenizer([])), models[-1]
 
 
 def test_an_mlp_head_of_one_seed_is_the_same_whatever_was_drawn_before(tmp_path):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_collector
 
 from tfppo.config import Config, PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import Prompts
@@ -14,13 +15,13 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
-from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.types import Samples
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.loading import MODEL_REWARDS
 from tfppo.rewards.scoring import Batch
-from tfppo.stages.experiment import Experiment
+from tfppo.stages.ppo import check_ppo, new_policy
+from tfppo.stages.rewards import load_rewards
 
 TOKENIZER = Tokenizer([])
 OTHER_TOKENIZER = Tokenizer.train(["good good good"], 259)
@@ -56,7 +57,7 @@ def test_scores_are_those_of_the_tokens(model, jit_compile):
 @pytest.mark.parametrize(("truncate", "ends"), [(True, (3, 2, 4)), (False, (4, 4, 4))])
 def test_truncation_at_eos_moves_the_score_to_the_first_eos(model, truncate, ends):
     language_model = LanguageModel(**SIZES)
-    collector = RolloutCollector(
+    collector = build_collector(
         Policy(language_model),
         language_model,
         SamplingConfig(response_length=4, jit_compile=False),
@@ -75,22 +76,22 @@ def test_truncation_at_eos_moves_the_score_to_the_first_eos(model, truncate, end
 
 
 @pytest.fixture
-def experiment(model, tmp_path):
-    """Of a workdir with a reward model, and others beside it."""
+def folder(model, tmp_path):
+    """A workdir with a reward model, and others beside it."""
     save_model(model, TOKENIZER, tmp_path / "reward_model")
     save_model(RewardModel(Transformer(**{**SIZES, "vocabulary_size": 259})), OTHER_TOKENIZER, tmp_path / "other")
     save_model(RewardModel(Transformer(**{**SIZES, "max_sequence_length": 32})), TOKENIZER, tmp_path / "short")
     save_model(LanguageModel(**SIZES), TOKENIZER, tmp_path / "lm")
-    return Experiment(Config(), tmp_path)
+    return tmp_path
 
 
-def test_by_name(experiment):
-    config = experiment.config
-    for name in ("reward_model:", f"reward_model:{experiment.folder / 'reward_model'}"):
+def test_by_name(folder):
+    config = Config()
+    for name in ("reward_model:", f"reward_model:{folder / 'reward_model'}"):
         config.reward.functions = (name, "likelihood:", "tfppo.rewards.vader:vader_sentiment")
         config.reward.weights = (1.0, 0.1, 1.0)
-        experiment.check_ppo()
-        learned, likelihood, text = experiment.rewards(TOKENIZER)
+        check_ppo(config, folder)
+        learned, likelihood, text = load_rewards(config, folder, TOKENIZER)
         assert isinstance(learned, LearnedReward) and isinstance(likelihood, LikelihoodReward)
         assert text.name == "vader_sentiment"
 
@@ -105,42 +106,41 @@ def test_by_name(experiment):
         ("likelihood:{}/reward_model", "is a RewardModel; a language model or a policy is needed"),
     ],
 )
-def test_a_model_that_does_not_fit(experiment, name, message):
-    save_model(LanguageModel(**{**SIZES, "vocabulary_size": 259}), OTHER_TOKENIZER, experiment.folder / "other_lm")
-    experiment.config.reward.functions = (name.format(experiment.folder),)
+def test_a_model_that_does_not_fit(folder, name, message):
+    save_model(LanguageModel(**{**SIZES, "vocabulary_size": 259}), OTHER_TOKENIZER, folder / "other_lm")
+    config = Config(reward=RewardConfig(functions=(name.format(folder),)))
     with pytest.raises(UserError, match=message):
-        experiment.rewards(TOKENIZER)
+        load_rewards(config, folder, TOKENIZER)
 
 
-def test_a_critic_does_not_start_from_a_model_of_another_tokenizer(experiment):
-    ppo = experiment.config.ppo
-    ppo.critic, ppo.critic_init = "separate", str(experiment.folder / "reward_model")
+def test_a_critic_does_not_start_from_a_model_of_another_tokenizer(folder):
+    ppo = PpoConfig(critic="separate", critic_init=str(folder / "reward_model"))
     language_model = LanguageModel(**SIZES)
-    policy = experiment.new_policy(language_model, TOKENIZER)
+    policy = new_policy(ppo, 0, language_model, TOKENIZER)
     np.testing.assert_array_equal(policy.value_kernel, load_reward_model(ppo.critic_init)[0].head_kernel)
     with pytest.raises(UserError, match="ppo.critic_init is .*reward_model', but .* has another tokenizer than the"):
-        experiment.new_policy(language_model, OTHER_TOKENIZER)
+        new_policy(ppo, 0, language_model, OTHER_TOKENIZER)
 
 
 @pytest.mark.parametrize(("name", "tool"), [("reward_model", "train_reward_model.py"), ("likelihood", "train_lm.py")])
 def test_a_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, name, tool):
     config = Config(reward=RewardConfig(functions=(f"{name}:{tmp_path / 'nothing'}",)))
     with pytest.raises(UserError, match=rf"there is no model in .*nothing' .*; train one with {tool}"):
-        Experiment(config, tmp_path).check_ppo()
+        check_ppo(config, tmp_path)
 
 
 def test_a_critics_reward_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path):
     config = Config(ppo=PpoConfig(critic="separate", critic_init=str(tmp_path / "nothing")))
     with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with train_reward_model.py"):
-        Experiment(config, tmp_path).check_ppo()
+        check_ppo(config, tmp_path)
 
 
 def test_a_language_model_that_is_named_must_be_there(tmp_path):
     config = Config(language_model=str(tmp_path / "nothing"), ppo=PpoConfig(trainable_blocks=99))
     with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with train_lm.py"):
-        Experiment(config, tmp_path).check_ppo()
+        check_ppo(config, tmp_path)
 
 
 def test_the_language_model_that_the_quickstart_will_train_may_still_be_missing(tmp_path):
-    Experiment(Config(reward=RewardConfig(functions=("likelihood:",))), tmp_path).check_ppo()
+    check_ppo(Config(reward=RewardConfig(functions=("likelihood:",))), tmp_path)
     assert set(MODEL_REWARDS) == {"likelihood", "reward_model"}

@@ -9,12 +9,14 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
+from tfppo.computation.graph import GraphEngine
 from tfppo.config import SamplingConfig
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.ppo.sampling import draw_uniforms, sample
+from tfppo.ppo.drawing import draw_uniforms
+from tfppo.ppo.sampling import sample
 from tfppo.serving.export import export_policy
 
 POSITIONS, RESPONSE, TEMPERATURE = 24, 8, 0.8
@@ -189,6 +191,7 @@ def python_side(policy, tokenizer, prompt, seed):
         tf.constant([ids]),
         tf.ones([1, len(ids)], tf.int32),
         uniforms,
+        engine=GraphEngine("float32", compiled=False),
         stop_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         temperature=TEMPERATURE,

@@ -5,42 +5,42 @@ import pytest
 import tensorflow as tf
 
 from tfppo.computation.devices import has_fast_bfloat16
+from tfppo.computation.differentiation import dense_gradients
 from tfppo.computation.native.building import training_ops
+from tfppo.computation.native.engine import NativeKernels
 from tfppo.config import PpoConfig
-from tfppo.training.optimization import clip_by_global_norm, clipping_scales, dense_gradients, make_optimizer, scaled
+from tfppo.training.optimization import clip_by_global_norm, clipping_scales, make_optimizer, scaled
 
 RATE = 0.5
 
 
 @pytest.fixture(params=["tensorflow", "native"])
-def native_ops(request):
-    """The operations that optimizers compute with; None: without."""
+def kernels(request):
+    """The kernels that optimizers compute with; None: TensorFlow's own operations."""
     if request.param == "tensorflow":
         return None
     if not has_fast_bfloat16():
         pytest.skip("the processor does not multiply bfloat16 numbers")
-    return training_ops(PpoConfig(native=True), "mixed_bfloat16")
+    return NativeKernels(training_ops(PpoConfig(native=True), "mixed_bfloat16"))
 
 
 @pytest.fixture
-def make(native_ops):
+def make(kernels):
     def make(name, variables, epsilon=1e-5, weight_decay=0.0, beta_1=0.9, beta_2=0.999):
         settings = dict(beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay)
-        optimizer = make_optimizer(name, variables, learning_rate=RATE, **settings)
-        optimizer.native_ops = native_ops
-        return optimizer
+        return make_optimizer(name, variables, learning_rate=RATE, kernels=kernels, **settings)
 
     return make
 
 
 @pytest.fixture
-def clip(native_ops):
+def clip(kernels):
     """Clipped gradients, and their norm before."""
-    if native_ops is None:
+    if kernels is None:
         return clip_by_global_norm
 
     def clip(gradients, max_norm, groups=None):
-        scales, norm = clipping_scales(gradients, max_norm, groups, native_ops)
+        scales, norm = clipping_scales(gradients, max_norm, groups, kernels)
         return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
 
     return clip
@@ -175,14 +175,16 @@ def test_a_copy_shares_the_gradient_of_its_variable():
         np.testing.assert_array_equal(tf.cast(gradient, tf.float32), expected)
 
 
-def test_rows_that_are_read_add_to_the_gradient_of_a_copy(native_ops):
+def test_rows_that_are_read_add_to_the_gradient_of_a_copy(kernels):
     table, lookups = tf.Variable([[1.0], [2.0], [3.0]]), tf.Variable([[4.0], [5.0]])
     copy = tf.convert_to_tensor(table)
     with tf.GradientTape() as tape:
         tape.watch(copy)
         rows = tf.gather(tf.convert_to_tensor(table), [1, 1, 2]) * tf.gather(tf.convert_to_tensor(lookups), [0, 1, 1])
         total = tf.reduce_sum(rows) + tf.reduce_sum(copy * [[10.0], [20.0], [30.0]])
-    gradients = dense_gradients(tape, total, [table, lookups], copies=[copy, None], native_ops=native_ops)
+    gradients = dense_gradients(
+        tape, total, [table, lookups], copies=[copy, None], add_rows=kernels and kernels.add_rows
+    )
     np.testing.assert_array_equal(gradients[0], [[10.0], [20.0 + 4.0 + 5.0], [30.0 + 5.0]])
     np.testing.assert_array_equal(gradients[1], [[2.0], [2.0 + 3.0]])
 

@@ -182,6 +182,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     """
     import keras
     import tensorflow as tf
+    from computations import build_collector, build_learner
 
     from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
     from tfppo.data.prompts import Prompts
@@ -190,8 +191,6 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     from tfppo.models.language_model import LanguageModel
     from tfppo.models.policy import Policy
     from tfppo.ops.seeds import seed_for
-    from tfppo.ppo.learner import Learner
-    from tfppo.ppo.rollout import RolloutCollector
     from tfppo.rewards.scoring import TextReward
 
     strategy = strategy_of(num_replicas) if mirrored else tf.distribute.get_strategy()
@@ -215,10 +214,10 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
         return [sum(ord(character) % 3 for character in response) / 4 for response in responses]
 
     reward, rewards = RewardConfig(whiten=True), [TextReward("toy", reward_fn)]
-    collector = RolloutCollector(
+    collector = build_collector(
         policy, ref_model, sampling, reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy
     )
-    learner = Learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
+    learner = build_learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
     optimizer_start = [variable.numpy() for variable in learner.optimizer.variables]
 
     def padded(rollout):
@@ -261,7 +260,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     refusals = []
     for changes in (dict(rollout_batch_size=6, num_minibatches=2), dict(num_minibatches=4, accumulation_steps=4)):
         try:
-            Learner(policy, PpoConfig(**{**settings, **changes}), reward, strategy)
+            build_learner(policy, PpoConfig(**{**settings, **changes}), reward, strategy)
         except UserError as error:
             refusals.append(str(error))
     saved["refusals"] = np.array(refusals, dtype=str)

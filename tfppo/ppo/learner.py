@@ -48,14 +48,14 @@ class Learner:
         """
         config = self.config
         targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
-        minibatches = shuffled_minibatches(shuffle_seed, config)
+        minibatches = self._minibatches(shuffle_seed)
         num_steps = config.ppo_epochs * config.num_minibatches
         history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
         first_ratio_error = tf.constant(0.0)
         too_far = tf.constant(False)
         step = tf.constant(0)
         while step < num_steps and not too_far:
-            minibatch = self._minibatch(rollout, targets, minibatches[step], kl_coef)
+            minibatch = self._targets_of_step(rollout, targets, minibatches[step], kl_coef)
             sums, norm, taken, too_far = optimize(
                 self.strategy,
                 self.optimizer,
@@ -78,7 +78,10 @@ class Learner:
             "policy/epochs": tf.cast(step, tf.float32) / config.num_minibatches,
         }
 
-    def _minibatch(self, rollout, targets, rows, kl_coef):
+    def _minibatches(self, seed):
+        return shuffled_minibatches(seed, self.config)
+
+    def _targets_of_step(self, rollout, targets, rows, kl_coef):
         """Targets, and which rows of them a step learns from: of the whole rollout, or whitened by themselves."""
         if self.config.whiten_scope == "rollout":
             return targets, rows

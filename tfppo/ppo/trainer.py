@@ -168,9 +168,9 @@ class PpoTrainer:
         if not error <= self.ratio_tolerance:
             raise UserError(
                 f"the probability ratio on the first minibatch is off by {error:.2g}, more than ppo.ratio_tolerance "
-                f"{self.ratio_tolerance:g}: sampling and training disagree about the log-probabilities. Look for weights "
-                f"that changed between the two, diverged weights, or a precision too low for the model (ppo.dtype, "
-                f"ppo.update_dtype)"
+                f"{self.ratio_tolerance:g}: sampling and training disagree about the log-probabilities. Look for "
+                f"weights that changed between the two, diverged weights, or a precision too low for the model "
+                f"(ppo.dtype, ppo.update_dtype)"
             )
         if not math.isfinite(scalars["policy/gradient_norm"]):
             raise UserError(

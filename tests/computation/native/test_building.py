@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from absl import logging
 
-from tfppo.computation import devices
+from tfppo.computation import choice, devices
 from tfppo.computation.native import building
+from tfppo.computation.native.engine import NativeEngine
 from tfppo.config import PpoConfig, SamplingConfig
 from tfppo.errors import UserError
 
@@ -88,11 +89,13 @@ def test_in_bfloat16_a_processor_has_to_multiply_it(monkeypatch):
 def test_rollouts_are_computed_as_the_update_is(monkeypatch):
     def computation(width=256, rollout="auto", update="auto", dtype="float32", sampling=None, **changes):
         ppo = PpoConfig(rollout_dtype=rollout, update_dtype=update, dtype=dtype, **changes)
-        return building.resolve_computation(ppo, SamplingConfig(native=sampling), width)
+        chosen = choice.choose_computation(ppo, SamplingConfig(native=sampling), width=width)
+        update = chosen.update.engine
+        return chosen.sampling.engine.dtype, update.dtype, ops if isinstance(update, NativeEngine) else None
 
     ops = SimpleNamespace(tfppo_trunk=None)
     monkeypatch.setattr(building, "_load", lambda: (ops, None))
-    for module in (building, devices):
+    for module in (choice, devices):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
     assert computation() == ("mixed_bfloat16", "mixed_bfloat16", ops)
     assert computation(width=128) == ("float32", "float32", None)

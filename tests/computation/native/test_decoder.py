@@ -14,7 +14,6 @@ from tfppo.computation.native.decoder import NativePolicy, draw_natively
 from tfppo.computation.native.trunk import hidden_states
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.models.precision import computing_in
 from tfppo.ops.masking import positions_from_mask
 
 OPS = native_ops(True, "float32")
@@ -40,8 +39,7 @@ def make_policy(sizes, separate_critic=False, positions=90):
 
 
 def reader_of(policy, dtype):
-    with computing_in(policy, dtype):
-        return NativePolicy(policy, OPS)
+    return NativePolicy(policy, OPS, dtype)
 
 
 def make_prompts(vocabulary_size, batch, length):
@@ -74,7 +72,7 @@ def test_logits_and_values_are_those_of_the_policy(name, batch, length, separate
     prompts = make_prompts(SIZES[name][0], batch, length)
     tokens = tf.constant(np.random.default_rng(1).integers(2, SIZES[name][0], [batch, 3]), tf.int32)
     expected = states(policy, prompts, tokens)
-    for found, wanted in zip(states(NativePolicy(policy, OPS), prompts, tokens), expected, strict=True):
+    for found, wanted in zip(states(NativePolicy(policy, OPS, "float32"), prompts, tokens), expected, strict=True):
         assert np.ptp(wanted) > 0.03
         np.testing.assert_allclose(found, wanted, rtol=5e-6, atol=5e-6)
 

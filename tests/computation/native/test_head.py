@@ -10,7 +10,6 @@ from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.head import logprobs_and_entropies
 from tfppo.models.language_model import LanguageModel
-from tfppo.models.precision import casting_once, computing_in
 
 OPS = native_ops(True, "float32")
 PAD = 3
@@ -50,12 +49,17 @@ def naive(model, hidden, tokens, factors, temperature):
     return log_p[np.arange(len(tokens)), tokens], entropies, slopes / temperature
 
 
+def compute(model, hidden, tokens, temperature, **options):
+    embedding = options.pop("embedding", model.trunk.token_embedding)
+    options |= dict(temperature=temperature, pad_id=model.pad_id)
+    return logprobs_and_entropies(OPS, embedding, hidden, tf.constant(tokens, tf.int32), **options)
+
+
 def natively(model, hidden, tokens, factors, temperature):
-    hidden = tf.constant(hidden)
-    with computing_in(model, "mixed_bfloat16"), casting_once(model, "float32") as copies, tf.GradientTape() as tape:
-        copy = copies[id(model.trunk.token_embedding)]
+    hidden, copy = tf.constant(hidden), tf.cast(model.trunk.token_embedding, tf.float32)
+    with tf.GradientTape() as tape:
         tape.watch([hidden, copy])
-        parts = logprobs_and_entropies(OPS, model, hidden, tf.constant(tokens, tf.int32), temperature)
+        parts = compute(model, hidden, tokens, temperature, embedding=copy)
         total = tf.reduce_sum(tf.stack(parts) * tf.constant(factors, tf.float32))
     return [tf.cast(part, tf.float64).numpy() for part in (*parts, *tape.gradient(total, [hidden, copy]))]
 
@@ -97,7 +101,7 @@ def test_sizes_that_do_not_fit_are_refused():
         narrow = dict(hidden=tf.zeros([1, 3]), embedding=tf.zeros([5, 4]), tokens=[0], temperature=1.0)
         OPS.tfppo_head(**narrow, masked=0, penalty=0.0, keep=0)
     with pytest.raises(tf.errors.InvalidArgumentError, match="a token for every state"):
-        logprobs_and_entropies(OPS, model, tf.constant(hidden), tf.constant(tokens[1:], tf.int32), 1.0)
+        compute(model, tf.constant(hidden), tokens[1:], 1.0)
 
 
 def test_no_states_give_no_gradient():
@@ -108,10 +112,8 @@ def test_no_states_give_no_gradient():
 
 def test_without_a_gradient_the_numbers_are_the_same():
     model, hidden, tokens, factors = make("large")
-    with computing_in(model, "mixed_bfloat16"):
-        tokens_of = tf.constant(tokens.reshape(10, 15), tf.int32)
-        states = tf.reshape(tf.constant(hidden), [10, 15, -1])
-        parts = logprobs_and_entropies(OPS, model, states, tokens_of, 0.7, with_gradient=False)
+    states = tf.reshape(tf.constant(hidden), [10, 15, -1])
+    parts = compute(model, states, tokens.reshape(10, 15), 0.7, with_gradient=False)
     expected = natively(model, hidden, tokens, factors, 0.7)
     np.testing.assert_array_equal(np.reshape(parts[0], -1), expected[0])
     np.testing.assert_array_equal(np.reshape(parts[1], -1), expected[1])

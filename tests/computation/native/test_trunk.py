@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import build_learner
 
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native import building
@@ -14,10 +15,9 @@ from tfppo.config import PpoConfig, RewardConfig
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.models.precision import computing_in
 from tfppo.models.transformer import Transformer
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.masking import positions_from_mask
-from tfppo.ppo.learner import Learner
 from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
 
@@ -88,8 +88,10 @@ def test_states_and_gradients_are_those_of_the_layers(name):
     start = prompt - 1
     layers = states_and_gradients(lambda: trunk(ids, mask, start=start), trunk, ids, mask, start)
     native = states_and_gradients(lambda: natively(trunk, ids, mask, start), trunk, ids, mask, start)
-    with computing_in(trunk, "mixed_bfloat16"):
-        rounded = states_and_gradients(lambda: trunk(ids, mask, start=start), trunk, ids, mask, start)
+    arithmetic = Arithmetic(dtype="bfloat16")
+    rounded = states_and_gradients(
+        lambda: trunk.hidden_states(ids, mask, start=start, arithmetic=arithmetic), trunk, ids, mask, start
+    )
     # Nearer to float32 than the layers in mixed_bfloat16, whose residual stream is rounded too.
     assert 0 < error(native[0], layers[0]) < min(0.008, error(rounded[0], layers[0]))
     for variable, found, expected, by_layers in zip(
@@ -156,7 +158,7 @@ def weights_after_update(dtype, ops, critic="shared", **changes):
     start = policy.get_weights()
     config = PpoConfig(**{**PPO, "critic": critic, **changes})
     config.validate()
-    learner = Learner(policy, config, RewardConfig(), strategy, 0.7, dtype, lengths_vary=True, native=ops)
+    learner = build_learner(policy, config, RewardConfig(), strategy, 0.7, dtype, lengths_vary=True, native=ops)
     learner.update(make_rollout(), tf.constant([1, 2]), tf.constant(0.1), tf.constant(1.0))
     assert learner.update.experimental_get_tracing_count() == 1
     flat = [np.concatenate([weight.ravel() for weight in weights]) for weights in (policy.get_weights(), start)]

@@ -9,12 +9,11 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import tensorflow as tf
 from absl import logging
 
-from tfppo.computation.devices import has_fast_bfloat16, resolve_update_dtype
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.errors import UserError
 
 _FOLDER = Path(__file__).parent
@@ -130,28 +129,6 @@ def training_ops(ppo, dtype):
             "set ppo.native to None"
         )
     return None
-
-
-class Computation(NamedTuple):
-    """In which Keras dtype policies PPO computes, and with which operations its trunks; None: without."""
-
-    rollout_dtype: str
-    update_dtype: str
-    native: object
-
-
-def resolve_computation(ppo, sampling, width):
-    """How PPO computes a model of some width, as a PpoConfig and a SamplingConfig say.
-
-    Rollouts are computed as the update computes where "auto" is theirs and C++ operations do both: what is sampled from
-    then is what learns, to less than a number of bfloat16 tells.
-    """
-    update_dtype = resolve_update_dtype(ppo.update_dtype, width, ppo.dtype)
-    native = training_ops(ppo, update_dtype)
-    rollout_dtype = ppo.rollout_dtype
-    if rollout_dtype == "auto":
-        rollout_dtype = update_dtype if native and sampling.native is not False else ppo.dtype
-    return Computation(rollout_dtype, update_dtype, native)
 
 
 def _ops_for(field, native):

@@ -32,7 +32,7 @@ class NativeEngine:
 
     def __init__(self, ops, dtype, compiles_filters=True):
         self._ops, self.dtype, self._compiles_filters = ops, dtype, compiles_filters
-        self.kernels = _Kernels(ops)
+        self.kernels = NativeKernels(ops)
 
     def decoder(self, policy):
         """See `Engine`."""
@@ -97,7 +97,7 @@ class NativeEngine:
         return dense_gradients(tape, outputs, values, upstream, copies, self.kernels.add_rows), statistics
 
 
-class _Kernels:
+class NativeKernels:
     """Norms of gradients, Adam's step and sums of rows, each in one pass over memory."""
 
     def __init__(self, ops):
