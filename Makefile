@@ -12,7 +12,7 @@ help:  ## this list
 lint:  ## ruff, mypy, and the format of the C++ sources
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy tfppo
+	$(PYTHON) -m mypy
 	$(PYTHON) tools/check_native.py --quick
 
 format:  ## rewrites Python and C++ sources in the project's format
