@@ -15,7 +15,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 def main(config, workdir, flags):
     from tfppo.ppo.evaluation import format_figures, write_evaluation
-    from tfppo.stages.evaluation import evaluate_model
+    from tfppo.stages.evaluate import evaluate_model
     from tfppo.stages.workdir import language_model_folder, open_run
 
     folder, strategy = open_run(config, workdir)

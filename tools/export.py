@@ -13,7 +13,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.stages.generation import export_model
+    from tfppo.stages.export import export_model
     from tfppo.stages.workdir import open_run
 
     folder, _ = open_run(config, workdir)

@@ -19,9 +19,9 @@ def main(config, workdir, flags):
     import tensorflow as tf
 
     from tfppo.ppo.evaluation import format_figures, format_samples, write_evaluation
-    from tfppo.stages.evaluation import evaluate_model
-    from tfppo.stages.generation import export_model
-    from tfppo.stages.lm import train_language_model
+    from tfppo.stages.evaluate import evaluate_model
+    from tfppo.stages.export import export_model
+    from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
     from tfppo.stages.workdir import language_model_folder, open_run
 

@@ -14,7 +14,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.stages.lm import train_language_model
+    from tfppo.stages.language_model import train_language_model
     from tfppo.stages.workdir import open_run
 
     train_language_model(config, *open_run(config, workdir))

@@ -8,7 +8,7 @@ from binaries import write_texts
 
 from tfppo.config import Config, LmConfig, ModelConfig
 from tfppo.models.folder import load_language_model
-from tfppo.stages import lm as stage
+from tfppo.stages import language_model as stage
 from tfppo.stages.workdir import open_run
 
 

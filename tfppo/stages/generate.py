@@ -1,9 +1,8 @@
-"""The stages that use a trained model: continue prompts, and export."""
+"""The stage that continues prompts."""
 
 from pathlib import Path
 
 import tensorflow as tf
-from absl import logging
 
 from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config
@@ -12,7 +11,6 @@ from tfppo.errors import UserError
 from tfppo.models.folder import load_policy
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
-from tfppo.serving.export import export_policy
 from tfppo.stages.workdir import language_model_folder
 
 
@@ -45,11 +43,3 @@ def generate(config: Config, folder: Path, model_folder, prompts: list[str]) -> 
     batch = pad_left(rows, tokenizer.pad_id, max(map(len, rows)))
     samples = sampler(batch, seed_for(config.seed, "generate"))
     return tokenizer.decode_batch(samples.response_ids.numpy())
-
-
-def export_model(config: Config, folder: Path, model_folder) -> Path:
-    """Exports the model in a folder as the next version under WORKDIR/export."""
-    policy, tokenizer = load_policy(model_folder)
-    path = export_policy(policy, tokenizer, config.sampling, folder / "export")
-    logging.info("exported to %s", path)
-    return path

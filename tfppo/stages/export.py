@@ -1,0 +1,17 @@
+"""The stage that exports a model for serving."""
+
+from pathlib import Path
+
+from absl import logging
+
+from tfppo.config import Config
+from tfppo.models.folder import load_policy
+from tfppo.serving.export import export_policy
+
+
+def export_model(config: Config, folder: Path, model_folder) -> Path:
+    """Exports the model in a folder as the next version under WORKDIR/export."""
+    policy, tokenizer = load_policy(model_folder)
+    path = export_policy(policy, tokenizer, config.sampling, folder / "export")
+    logging.info("exported to %s", path)
+    return path
