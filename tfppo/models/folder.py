@@ -1,5 +1,6 @@
 """A model on disk: one folder with `model.keras` and the tokenizer that belongs to it."""
 
+import os
 import shutil
 import zipfile
 import zlib
@@ -16,26 +17,81 @@ from tfppo.models.reward_model import RewardModel
 _MODEL_FILE = "model.keras"
 
 
-def save_model(model, tokenizer: Tokenizer, folder):
-    """Writes a model of tfppo with its tokenizer; a folder that was there is replaced as a whole."""
+def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+    """Writes a model of tfppo with its tokenizer; a folder that was there is replaced as a whole.
+
+    The folder holds the old or the new model wherever the process is killed: see `_finish_swap`.
+    """
     folder = Path(folder)
-    fresh = folder.with_name(folder.name + ".saving")
+    _finish_swap(folder)
+    fresh, old = _beside(folder)
+    # The old one first: beside it, a `.saving` is taken for complete.
+    shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     tokenizer.save(fresh / "tokenizer")
     model.save(fresh / _MODEL_FILE)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    for path in (*fresh.rglob("*"), fresh):
+        _sync(path)
     if folder.exists():
         folder.rename(old)
-    fresh.rename(folder)
+    _take_name(fresh, folder)
+    _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_model(folder, made_by):
+def model_exists(folder: str | os.PathLike) -> bool:
+    """Whether there is a model folder. Raises: UserError where an interrupted save cannot be finished."""
+    _finish_swap(Path(folder))
+    return Path(folder).exists()
+
+
+def check_model(folder: str | os.PathLike, made_by: str) -> None:
     """Raises UserError where there is no model in a folder; `made_by` is the binary that makes one."""
+    _finish_swap(Path(folder))
     if not (Path(folder) / _MODEL_FILE).is_file():
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where a new model is written, and where the old one waits until the new one has its name."""
+    return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
+
+
+def _finish_swap(folder: Path) -> None:
+    """Gives the new model its name where a kill came between the two renames of `save_model`.
+
+    Only then are there both folders but not the one of that name, and what is in `.saving` is complete.
+    """
+    if folder.exists():
+        return
+    fresh, old = _beside(folder)
+    if not (fresh.is_dir() and old.is_dir()):
+        return
+    try:
+        _take_name(fresh, folder)
+    except OSError as error:
+        raise UserError(
+            f"the model in {str(folder)!r} was being replaced when its process was killed, and {str(fresh)!r}, the "
+            f"new one, cannot be renamed: {error.strerror}; rename it to {folder.name!r}"
+        ) from error
+
+
+def _take_name(fresh: Path, folder: Path) -> None:
+    try:
+        fresh.rename(folder)
+    except FileNotFoundError:  # another process, that was to read the model, was faster
+        if not folder.exists():
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the list of a folder's files, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _load(folder, made_by="train_lm.py"):
