@@ -6,9 +6,18 @@ A file in `configs/` returns a `Config`; a binary's `--config.section.field=valu
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from typing import Self
 
 from tfppo.config.choices import PLACEMENTS
-from tfppo.config.validation import require, require_one_of, require_positive, validate_dtype, validate_ppo
+from tfppo.config.ppo_validation import validate_ppo
+from tfppo.config.validation import (
+    require,
+    require_one_of,
+    require_positive,
+    validate_dtype,
+    validate_positions,
+    validate_sizes,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,7 +31,7 @@ class DataConfig:
     min_prompt_tokens: int = 4  # a prompt cut from the start of a text has this many tokens at the least,
     max_prompt_tokens: int = 8  # and this many at the most; no prompt may be longer
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require(bool(self.source), "data.source", self.source, "name tfds:NAME or a .txt or .jsonl file")
         require_positive("data", self, "min_prompt_tokens", "max_prompt_tokens")
@@ -46,7 +55,7 @@ class ModelConfig:
     max_sequence_length: int = 64
     dropout: float = 0.1  # in language-model training only; PPO never drops out
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for sizes that make no Transformer."""
         require(
             self.vocabulary_size >= 258,
@@ -54,16 +63,7 @@ class ModelConfig:
             self.vocabulary_size,
             "it must be at least 258 (256 bytes and 2 special tokens)",
         )
-        require_positive(
-            "model", self, "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length"
-        )
-        require(
-            self.hidden_dim % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"it must divide model.hidden_dim {self.hidden_dim}",
-        )
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "it must be at least 0 and below 1")
+        validate_sizes(**dataclasses.asdict(self))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -84,7 +84,7 @@ class LmConfig:
     jit_compile: bool = False
     keep_checkpoints: int = 2
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("lm", self, "num_steps", "batch_size", "learning_rate", "eval_every", "keep_checkpoints")
         require(self.warmup_steps >= 0, "lm.warmup_steps", self.warmup_steps, "it must not be negative")
@@ -114,9 +114,9 @@ class SamplingConfig:
     # Compile sampling and reference with XLA. None: unless their dtype is faster without; but where PPO samples without
     # C++, it measures both modes and takes the faster one.
     jit_compile: bool | None = None
-    native: bool | None = None  # sample with C++ built for this CPU; None: in float32, where it can be built
+    native: bool | None = None  # sample with C++ built for this CPU; None: where that can be built and is faster
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("sampling", self, "response_length")
         require(self.temperature >= 0, "sampling.temperature", self.temperature, "it must not be negative")
@@ -143,7 +143,7 @@ class RewardConfig:
     normalize: bool = False  # by the running mean and standard deviation of all scores so far
     whiten: bool = False  # per-token rewards (KL penalty included) to variance 1, mean kept
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require(bool(self.functions), "reward.functions", self.functions, "name at least one function")
         for name in self.functions:
@@ -191,7 +191,7 @@ class RewardModelConfig:
     normalize: str = "samples"
     normalize_samples: int = 256  # how many samples
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("reward_model", self, "max_prompt_tokens", "max_response_tokens", "num_epochs", "batch_size")
         require_positive("reward_model", self, "learning_rate", "adam_epsilon", "eval_every", "keep_checkpoints")
@@ -273,7 +273,7 @@ class PpoConfig:
     gradient_checkpointing: bool = False  # keep only each block's input for the gradient: less memory, more time
     ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         validate_ppo(self)
 
@@ -295,7 +295,7 @@ class EvaluationConfig:
     samples_every: int = 16  # PPO iterations between sample tables; 0: none
     num_samples: int = 4  # rows of a sample table
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("evaluation", self, "batch_size", "num_samples")
         require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "a standard error needs at least 2")
@@ -320,7 +320,7 @@ class Config:
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raises UserError, naming field, value and remedy, for anything that cannot work; returns itself."""
         require(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2**31 - 1")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
@@ -328,15 +328,7 @@ class Config:
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
         for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):
             getattr(self, name).validate()
-        # The start token takes a position too.
-        longest = 1 + self.data.max_prompt_tokens + self.sampling.response_length
-        require(
-            longest <= self.model.max_sequence_length,
-            "model.max_sequence_length",
-            self.model.max_sequence_length,
-            f"a start token, data.max_prompt_tokens {self.data.max_prompt_tokens} and sampling.response_length "
-            f"{self.sampling.response_length} need {longest} positions",
-        )
+        validate_positions(self, self.model.max_sequence_length)
         return self
 
     def to_json(self) -> str:
