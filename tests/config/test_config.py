@@ -494,7 +494,9 @@ def test_positions_of_the_model_in_a_folder():
         "model in 'runs/lm' has 32; lower one of them"
     )
     settings = {"prompt": "reward_model.max_prompt_tokens", "response": "reward_model.max_response_tokens"}
-    with pytest.raises(UserError, match=r"^reward_model\.max_response_tokens is 32: .* max_prompt_tokens 31 .* 64 "):
+    with pytest.raises(
+        UserError, match=r"^reward_model\.max_response_tokens is 32: .*max_prompt_tokens 31 that is 64 "
+    ):
         validate_positions(config, 63, folder="runs/lm", **settings)
 
 
