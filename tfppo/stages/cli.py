@@ -9,18 +9,29 @@ import os
 import re
 import sys
 import typing
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.training.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from absl.flags import FlagValues
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
 _CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
 
 
-def run(main, *, default_config, define_flags=lambda flags: None):
+def run(
+    main: Callable[[Config, str, "FlagValues"], None],
+    *,
+    default_config: str,
+    define_flags: Callable[[ModuleType], None] = lambda flags: None,
+) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
     TensorFlow is not imported before that, so that a mistake on the command line is told at once.
@@ -48,7 +59,7 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     def parse(argv):
         with one_line_errors():
             with _config_errors(path):
-                rest = flags.FLAGS(argv)
+                rest = parse_flags(argv)
             if len(rest) > 1:
                 raise UserError(f"argument {rest[1]!r} is not a flag; write --name=value")
             if not workdir.value:
@@ -73,6 +84,19 @@ def run(main, *, default_config, define_flags=lambda flags: None):
         return EXIT_INTERRUPTED
 
     app.run(checked_main, flags_parser=parse)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags and returns the other arguments; --help ends the process with exit code 0, where absl has 1.
+
+    Raises: absl.flags.Error for a mistake; see `one_line_errors`.
+    """
+    from absl import flags
+
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:  # only the flags that print help leave like this
+        sys.exit(0)
 
 
 def _config_path(argv):
@@ -130,7 +154,7 @@ def _nearest(name, fields):
 
 
 @contextmanager
-def _config_errors(path):
+def _config_errors(path: str) -> Iterator[None]:
     """Names the config file and the reason where it cannot be loaded; absl's own errors pass."""
     from absl.flags import Error
 
@@ -145,7 +169,7 @@ def _config_errors(path):
 
 
 @contextmanager
-def one_line_errors():
+def one_line_errors() -> Iterator[None]:
     """Turns the user's mistakes into one line and exit code 1."""
     from absl.flags import Error
 
