@@ -10,6 +10,7 @@ from tfppo.config import RewardModelConfig
 from tfppo.data.prompts import pad_left, pad_right
 from tfppo.data.sources import checked_text, read_objects
 from tfppo.data.splits import cut_splits
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 
 _FIELDS = ("prompt", "chosen", "rejected")
@@ -40,7 +41,7 @@ def load_preferences(source: str) -> dict[str, list[Preference]]:
     """
     if not source.endswith(".jsonl"):
         raise UserError(f"reward_model.source is {source!r}; name a .jsonl file of objects with {', '.join(_FIELDS)}")
-    preferences = []
+    preferences: list[Preference] = []
     for where, record in read_objects(source):
         preference = _preference(record, where)
         expected = len((preferences or [preference])[0].responses) - 1
@@ -51,7 +52,7 @@ def load_preferences(source: str) -> dict[str, list[Preference]]:
             )
         preferences.append(preference)
     split_by_prompt = cut_splits([preference.prompt for preference in preferences])
-    splits = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Preference]] = {"train": [], "validation": [], "test": []}
     for preference in preferences:
         splits[split_by_prompt[preference.prompt]].append(preference)
     empty = [split for split, members in splits.items() if not members]
@@ -75,7 +76,7 @@ def _preference(record, where):
     return Preference(checked_text(prompt, "prompt", where), tuple(checked_text(*pair, where) for pair in named))
 
 
-def encode_preferences(preferences: list[Preference], tokenizer, config: RewardModelConfig) -> Comparisons:
+def encode_preferences(preferences: list[Preference], tokenizer: Tokenizer, config: RewardModelConfig) -> Comparisons:
     """Comparisons as tokens: the prompt behind the start token (EOS, which ends the text before), responses before EOS.
 
     One with a longer prompt or response than the configuration allows is left out, and their number logged: a response

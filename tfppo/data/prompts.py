@@ -1,5 +1,6 @@
 """Prompts for PPO and evaluation: cut from texts or taken as given, padded on the left, in a reproducible order."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfppo.config import DataConfig
 from tfppo.data.sources import Example
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.ops.seeds import permutation, stream_indices
 
@@ -19,7 +21,7 @@ class Prompts(NamedTuple):
 
 
 def encode_trajectories(
-    examples: list[Example], tokenizer, config: DataConfig, seed: int
+    examples: list[Example], tokenizer: Tokenizer, config: DataConfig, seed: int
 ) -> list[tuple[list[int], list[int]]]:
     """Token ids of the prompts of examples, each behind the start token (EOS, which ends the text before), and of how
     the data itself goes on: the rest of the text and EOS.
@@ -105,7 +107,7 @@ class PromptSet:
         chosen = permutation(self._seed, "held-out", 0, len(self))[:count]
         return PromptSet([self._trajectories[i] for i in chosen], self._pad_id, self._length, self._seed)
 
-    def batches(self, size: int):
+    def batches(self, size: int) -> Iterator[Prompts]:
         """All prompts in order, as Prompts of at most `size` rows."""
         for start in range(0, len(self), size):
             rows = self._trajectories[start : start + size]

@@ -18,7 +18,7 @@ def cut_splits(keys: Iterable[str], held_out: Sequence[str] = SPLITS[1:]) -> dic
     With fewer keys than that fills, a key moves from the largest split to each empty one, so that
     three different keys are enough for three splits. The order of the keys does not matter.
     """
-    keys_of = {split: [] for split in ("train", *held_out)}
+    keys_of: dict[str, list[str]] = {split: [] for split in ("train", *held_out)}
     for key in sorted(set(keys), key=_fraction):
         split = split_of(key)
         keys_of[split if split in held_out else "train"].append(key)

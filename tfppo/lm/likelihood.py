@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfppo.data.packing import PackedSequences
+from tfppo.models.language_model import LanguageModel
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 
@@ -17,7 +18,9 @@ def _summed_loss(logits, targets, weights):
     return masked_sum(-token_logprobs(logits, targets), weights)
 
 
-def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
+def negative_log_likelihood(
+    model: LanguageModel, batch: PackedSequences, dropout_seed: tf.Tensor | None = None
+) -> tf.Tensor:
     """Sum of -log P(target) over the targets that count, in nats: a scalar."""
     hidden = model.trunk(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
@@ -32,7 +35,7 @@ class HeldOutLoss:
     Args: num_words: of the texts; the perplexity a word is taken over them.
     """
 
-    def __init__(self, model, packed: PackedSequences, num_words, batch_size):
+    def __init__(self, model: LanguageModel, packed: PackedSequences, num_words: int, batch_size: int):
         self._packed, self._num_words, self._batch_size = packed, num_words, batch_size
         self._sum = tf.function(lambda batch: negative_log_likelihood(model, batch))
 

@@ -3,13 +3,17 @@
 import math
 import time
 from contextlib import closing
+from pathlib import Path
 
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.lm.likelihood import HeldOutLoss, negative_log_likelihood
 from tfppo.models.folder import save_model
+from tfppo.models.language_model import LanguageModel
 from tfppo.ops.seeds import seed_for, stream_indices
 from tfppo.training.checkpoint import CheckpointKeeper
 from tfppo.training.interrupt import Interrupted, StopRequest
@@ -31,7 +35,18 @@ class LmTrainer:
         folder: of the run: checkpoints, metrics, and `lm`, the best model with its tokenizer.
     """
 
-    def __init__(self, config: LmConfig, seed, model, tokenizer, train, validation, num_words, strategy, folder):
+    def __init__(
+        self,
+        config: LmConfig,
+        seed: int,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        train: PackedSequences,
+        validation: PackedSequences,
+        num_words: int,
+        strategy: tf.distribute.Strategy,
+        folder: Path,
+    ):
         check_divides(strategy, "lm.batch_size", config.batch_size)
         self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
         self.train_data, self.strategy, self.folder = train, strategy, folder
@@ -58,7 +73,7 @@ class LmTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self):
+    def train(self) -> None:
         """Runs to the last step or the early stop, from the last checkpoint where there is one.
 
         Raises: Interrupted after a request to stop, with everything saved.
@@ -106,13 +121,13 @@ class LmTrainer:
                 if stop.requested:
                     raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
 
-    def batch(self, step) -> PackedSequences:
+    def batch(self, step: int) -> PackedSequences:
         """The step-th batch of an endless stream of sequences, in a new order each epoch."""
         size = self.config.batch_size
         indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
         return PackedSequences(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics, bar, finished, scalars):
+    def report(self, metrics: MetricsWriter, bar: tqdm, finished: int, scalars: dict[str, float]) -> None:
         """Writes one step's figures."""
         metrics.write(finished, scalars)
         bar.update()

@@ -114,7 +114,7 @@ def _load(folder, made_by="train_lm.py"):
     return model, tokenizer
 
 
-def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokenizer]:
+def load_language_model(folder: str | os.PathLike, dtype: str = "float32") -> tuple[LanguageModel, Tokenizer]:
     """The language model in a folder (the actor, where it holds a policy), under the given dtype policy, dropout off.
 
     Raises: UserError where there is none or it cannot be read.
@@ -126,7 +126,7 @@ def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokeniz
     return copy_language_model(actor, dtype), tokenizer
 
 
-def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
+def load_policy(folder: str | os.PathLike, dtype: str = "float32") -> tuple[Policy, Tokenizer]:
     """The policy in a folder; a language model becomes a policy whose values are 0. Raises: UserError."""
     model, tokenizer = _load(folder)
     if not isinstance(model, Policy):
@@ -137,7 +137,7 @@ def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
     return policy, tokenizer
 
 
-def load_reward_model(folder) -> tuple[RewardModel, Tokenizer]:
+def load_reward_model(folder: str | os.PathLike) -> tuple[RewardModel, Tokenizer]:
     """The reward model in a folder. Raises: UserError where there is none."""
     model, tokenizer = _load(folder, made_by="train_reward_model.py")
     if not isinstance(model, RewardModel):
@@ -145,7 +145,7 @@ def load_reward_model(folder) -> tuple[RewardModel, Tokenizer]:
     return model, tokenizer
 
 
-def copy_language_model(model: LanguageModel, dtype) -> LanguageModel:
+def copy_language_model(model: LanguageModel, dtype: str) -> LanguageModel:
     """A copy with the same weights under another dtype policy."""
     copy = LanguageModel.from_config({**model.get_config(), "dtype": dtype})
     copy.set_weights(model.get_weights())

@@ -8,7 +8,7 @@ _SLOPE = math.sqrt(2.0 / math.pi)
 _CUBIC = 0.044715
 
 
-def gelu(x, *, compiled):
+def gelu(x: tf.Tensor, *, compiled: bool) -> tf.Tensor:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), elementwise.
 
     Args: compiled: as one piece that XLA compiles, and another one for its gradient, which reads x again: of a dozen

@@ -5,7 +5,7 @@ import tensorflow as tf
 from tfppo.ops.masking import masked_sum, zero_padding
 
 
-def discounted_returns(rewards, response_mask, gamma):
+def discounted_returns(rewards: tf.Tensor, response_mask: tf.Tensor, gamma: float) -> tf.Tensor:
     """G_t = r_t + gamma * G_{t+1}, with G = 0 after the last real token. [B, R] -> [B, R].
 
     A gap in the mask, tokens that the policy did not choose, is passed over, as if it were not there.
@@ -19,7 +19,9 @@ def discounted_returns(rewards, response_mask, gamma):
     return zero_padding(returns, response_mask)
 
 
-def gae(rewards, values, response_mask, *, gamma, gae_lambda):
+def gae(
+    rewards: tf.Tensor, values: tf.Tensor, response_mask: tf.Tensor, *, gamma: float, gae_lambda: float
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16); nothing is bootstrapped past the end.
 
     A gap in the mask, tokens that the policy did not choose, is passed over, as if it were not there.
@@ -44,7 +46,7 @@ def _scan_from_the_end(step, rows, initial):
     return tf.nest.map_structure(tf.transpose, tf.scan(step, columns, initializer=initial, reverse=True))
 
 
-def rloo(totals, group_size):
+def rloo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
     """Each response's total less the mean total of the others to the same prompt (Ahmadian et al. 2024).
 
     Args: totals [B], the responses to one prompt next to each other, `group_size` >= 2 of them. Returns [B].
@@ -54,7 +56,7 @@ def rloo(totals, group_size):
     return tf.reshape(groups - others, [-1])
 
 
-def grpo(totals, group_size):
+def grpo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
     """Each response's total, standardised within the responses to its prompt (Shao et al. 2024).
 
     The standard deviation divides by n - 1, and 1e-6 is added to it: a group of equal totals gets 0.
@@ -67,8 +69,17 @@ def grpo(totals, group_size):
 
 
 def estimate_advantages(
-    rewards, values, mask, *, estimator, gamma, gae_lambda, critic_gae_lambda=None, group_size=1, critic_mask=None
-):
+    rewards: tf.Tensor,
+    values: tf.Tensor,
+    mask: tf.Tensor,
+    *,
+    estimator: str,
+    gamma: float,
+    gae_lambda: float,
+    critic_gae_lambda: float | None = None,
+    group_size: int = 1,
+    critic_mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Advantages and the critic's targets by one of ESTIMATORS, both [B, R].
 
     Args:

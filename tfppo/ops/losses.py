@@ -6,12 +6,19 @@ from tfppo.config.choices import AGGREGATIONS
 from tfppo.ops.kl import MAX_LOG_RATIO
 
 
-def importance_ratio(logprobs, old_logprobs):
+def importance_ratio(logprobs: tf.Tensor, old_logprobs: tf.Tensor) -> tf.Tensor:
     """pi(token) / pi_old(token), with the log-ratio bounded so that nothing overflows. [...] -> [...]."""
     return tf.exp(tf.clip_by_value(logprobs - old_logprobs, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def clipped_surrogate_loss(ratio, advantages, *, clip_range, clip_range_high=None, dual_clip=None):
+def clipped_surrogate_loss(
+    ratio: tf.Tensor,
+    advantages: tf.Tensor,
+    *,
+    clip_range: float,
+    clip_range_high: float | None = None,
+    dual_clip: float | None = None,
+) -> tf.Tensor:
     """-min(ratio * A, clip(ratio, 1 - eps, 1 + eps) * A) (Schulman et al. 2017, equation 7). [...] -> [...].
 
     Args:
@@ -26,13 +33,17 @@ def clipped_surrogate_loss(ratio, advantages, *, clip_range, clip_range_high=Non
     return loss
 
 
-def is_clipped(ratio, advantages, *, clip_range, clip_range_high=None):
+def is_clipped(
+    ratio: tf.Tensor, advantages: tf.Tensor, *, clip_range: float, clip_range_high: float | None = None
+) -> tf.Tensor:
     """Whether the surrogate's clip has cut a token's gradient off: bool [...]."""
     high = clip_range if clip_range_high is None else clip_range_high
     return ((advantages > 0) & (ratio > 1.0 + high)) | ((advantages < 0) & (ratio < 1.0 - clip_range))
 
 
-def clipped_value_loss(values, old_values, returns, *, value_clip_range):
+def clipped_value_loss(
+    values: tf.Tensor, old_values: tf.Tensor, returns: tf.Tensor, *, value_clip_range: float | None
+) -> tf.Tensor:
     """Half the larger of the squared errors of the value and of the value kept near the old one. [...] -> [...].
 
     `value_clip_range` None takes the plain squared error.
@@ -44,7 +55,9 @@ def clipped_value_loss(values, old_values, returns, *, value_clip_range):
     return 0.5 * squared_error
 
 
-def is_value_clipped(values, old_values, returns, *, value_clip_range):
+def is_value_clipped(
+    values: tf.Tensor, old_values: tf.Tensor, returns: tf.Tensor, *, value_clip_range: float
+) -> tf.Tensor:
     """Whether the value loss is that of the value kept near the old one: bool [...]."""
     clipped = old_values + tf.clip_by_value(values - old_values, -value_clip_range, value_clip_range)
     # Inside the range `clipped` is the value up to rounding, which alone must not decide.
@@ -52,7 +65,7 @@ def is_value_clipped(values, old_values, returns, *, value_clip_range):
     return outside & (tf.square(clipped - returns) > tf.square(values - returns))
 
 
-def token_weights(mask, aggregation):
+def token_weights(mask: tf.Tensor, aggregation: str) -> tf.Tensor:
     """What each token of a whole minibatch counts in its loss: [M, R] -> [M, R], 0 at padding.
 
     token_mean: every token the same. sequence_mean: every sequence the same, and its tokens the same within it.
@@ -68,7 +81,7 @@ def token_weights(mask, aggregation):
     raise ValueError(f"aggregation is {aggregation!r}; choose one of {AGGREGATIONS}")
 
 
-def preference_loss(scores):
+def preference_loss(scores: tf.Tensor) -> tf.Tensor:
     """-log softmax of the first score, the chosen response's, among K: [B, K] -> [B].
 
     For K = 4 the best-of-4 cross entropy of Ziegler et al. 2019 (equation 1); for K = 2 it is -log sigmoid(chosen -

@@ -3,28 +3,28 @@
 import tensorflow as tf
 
 
-def zero_padding(values, mask):
+def zero_padding(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """The values where `mask` is above 0, and 0 elsewhere, whatever stands there (NaN too)."""
     return tf.where(mask > 0, values, tf.zeros_like(values))
 
 
-def masked_sum(values, mask, axis=None):
+def masked_sum(values: tf.Tensor, mask: tf.Tensor, axis: int | None = None) -> tf.Tensor:
     """Sum of values times mask over the positions where `mask` is above 0; the others are left out, NaN too."""
     return tf.reduce_sum(mask * zero_padding(values, mask), axis=axis)
 
 
-def masked_mean(values, mask, axis=None):
+def masked_mean(values: tf.Tensor, mask: tf.Tensor, axis: int | None = None) -> tf.Tensor:
     """Mean over the positions where `mask` is 1; 0 where there is none."""
     return tf.math.divide_no_nan(masked_sum(values, mask, axis), tf.reduce_sum(mask, axis=axis))
 
 
-def masked_moments(values, mask):
+def masked_moments(values: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and biased variance (divided by n, not n - 1) over the positions where `mask` is 1."""
     mean = masked_mean(values, mask)
     return mean, masked_mean(tf.square(values - mean), mask)
 
 
-def whiten(values, mask, *, shift_mean, unbiased=False):
+def whiten(values: tf.Tensor, mask: tf.Tensor, *, shift_mean: bool, unbiased: bool = False) -> tf.Tensor:
     """Scale to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean is kept.
 
     The variance is the biased one (Ziegler et al. 2019), or with `unbiased` divided by n - 1 (TRL); it enters as
@@ -42,7 +42,7 @@ def whiten(values, mask, *, shift_mean, unbiased=False):
     return zero_padding(whitened, mask)
 
 
-def positions_from_mask(mask):
+def positions_from_mask(mask: tf.Tensor) -> tf.Tensor:
     """Positions that padding does not shift: the number of real tokens before each one.
 
     Args: mask [B, T]. Returns int32 [B, T]; for two pads and three tokens 0, 0, 0, 1, 2.
@@ -51,7 +51,7 @@ def positions_from_mask(mask):
     return tf.cumsum(mask, axis=1) - mask
 
 
-def last_token_one_hot(mask):
+def last_token_one_hot(mask: tf.Tensor) -> tf.Tensor:
     """1 at the last real token of each row, 0 elsewhere; an empty row is all 0.
 
     Args: mask [B, R], padded on the right. Returns float32 [B, R].

@@ -6,14 +6,14 @@ from functools import lru_cache
 import numpy as np
 
 
-def seed_for(seed, purpose, step=0):
+def seed_for(seed: int, purpose: str, step: int = 0) -> np.ndarray:
     """A stateless seed, int32 [2], for one purpose ("sample", "shuffle", ...) at one step."""
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), step]).generate_state(2)
     return words.astype(np.int32)
 
 
 @lru_cache(maxsize=2)  # all batches of an epoch ask for one order, whose drawing takes 25 ms for a million things
-def permutation(seed, purpose, epoch, size):
+def permutation(seed: int, purpose: str, epoch: int, size: int) -> np.ndarray:
     """The order [size] in which an epoch visits `size` things; an array that can't be written to."""
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), epoch])
     order = np.random.default_rng(words).permutation(size)
@@ -21,7 +21,7 @@ def permutation(seed, purpose, epoch, size):
     return order
 
 
-def stream_indices(seed, purpose, start, count, size):
+def stream_indices(seed: int, purpose: str, start: int, count: int, size: int) -> np.ndarray:
     """Indices [count] at positions start, start + 1, ... of an endless stream that visits `size` things in a new order
     each epoch. The position is its whole state: a stream goes on exactly where it was left.
     """

@@ -6,12 +6,12 @@ from tfppo.config.choices import PLACEMENTS
 from tfppo.ops.masking import last_token_one_hot, zero_padding
 
 
-def mask_after_last(mask):
+def mask_after_last(mask: tf.Tensor) -> tf.Tensor:
     """The mask with one position more a row, where there is room: the state after the last token. [B, R] -> [B, R]."""
     return tf.concat([tf.ones_like(mask[:, :1]), mask[:, :-1]], axis=1)
 
 
-def place_scores(scores, mask, placement):
+def place_scores(scores: tf.Tensor, mask: tf.Tensor, placement: str) -> tf.Tensor:
     """Per-token scores [B, R] from one score a response [B]; scores that come per token [B, R] stay where they are.
 
     last_token: at the last real token. after_last: one position later, where there is room (TRL's convention).

@@ -4,7 +4,7 @@ import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 
-def write_slot(buffer, values, index, *, axis, compiled):
+def write_slot(buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int, compiled: bool) -> tf.Tensor:
     """The buffer with `values` at `index` of an axis; where the buffer is not needed again, it is written in place.
 
     Neither compiler knows the other's operation: XLA has no plain strided update, and plain graphs no dynamic one.

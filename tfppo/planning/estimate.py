@@ -4,6 +4,7 @@ The operations are those of `tfppo.planning.costs`; this module adds what is hel
 a device gets through it. docs/scaling.md explains the formulas and checks them against measured runs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tfppo.config import ModelConfig
@@ -53,12 +54,12 @@ class Memory:
     allocator: str
 
     @property
-    def largest_phase(self):
+    def largest_phase(self) -> str:
         """The name of the phase that needs most."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
-    def total(self):
+    def total(self) -> float:
         """Bytes at the fullest moment, under the device's allocator."""
         *blocks, optimizer = (sum(parts.values()) for parts in self.phases.values())
         if self.allocator == "growing":
@@ -89,28 +90,28 @@ class Estimate:
     all_reduce_could_hide: bool  # behind the backward pass of a step's last micro-batch, were it started early
 
     @property
-    def seconds(self):
+    def seconds(self) -> float:
         """Of the whole iteration; the reward functions are not counted."""
         return sum(span.seconds for span in self.spans)
 
-    def phase_seconds(self, phase):
+    def phase_seconds(self, phase: str) -> float:
         """Of one phase."""
         return sum(span.seconds for span in self.spans if span.phase == phase)
 
     @property
-    def tokens_per_second(self):
+    def tokens_per_second(self) -> float:
         """Sampled tokens, over the whole iteration."""
         return self.response_tokens / self.seconds
 
     @property
-    def limit(self):
+    def limit(self) -> str:
         """Memory, where it does not fit; else what most of the time is spent waiting for."""
         if not self.fits:
             return "memory"
         seconds = {span.limit: 0.0 for span in self.spans}
         for span in self.spans:
             seconds[span.limit] += span.seconds
-        return max(seconds, key=seconds.get)
+        return max(seconds, key=lambda limit: seconds[limit])
 
 
 def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate:
@@ -131,13 +132,13 @@ def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate
     )
 
 
-def critic_parameters(model: ModelConfig, workload: Workload):
+def critic_parameters(model: ModelConfig, workload: Workload) -> int:
     """Weights that the critic adds: a value head, and a trunk where it has its own, token embedding included."""
     head = model.hidden_dim + 1
     return head + (costs.num_parameters(model) if workload.critic == "separate" else 0)
 
 
-def trained_parameters(model: ModelConfig, workload: Workload):
+def trained_parameters(model: ModelConfig, workload: Workload) -> int:
     """Weights that have a gradient and two moments."""
     return costs.num_parameters(model) + critic_parameters(model, workload)
 
@@ -162,7 +163,7 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     }
     prompt_pass = _layer_bytes(model, rows=workload.rows, length=workload.prompt_length, compute=compute)
     reference_pass = _layer_bytes(model, rows=workload.rows, length=workload.length, compute=compute)
-    phases = {
+    phases: dict[str, dict[str, float]] = {
         "sampling": {
             "cast weights": cast * trained,
             "KV cache": compute * trunks * _cache_numbers(model, workload),
@@ -222,12 +223,12 @@ def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Spa
     )
 
 
-def all_reduce_seconds(size, num_replicas, interconnect_gb_s):
+def all_reduce_seconds(size: float, num_replicas: int, interconnect_gb_s: float) -> float:
     """Seconds to sum `size` bytes over a ring: each device sends every part twice, but for its own."""
     return 2 * (num_replicas - 1) / num_replicas * size / (interconnect_gb_s * GIGA)
 
 
-def _decoding(model, workload, device):
+def _decoding(model: ModelConfig, workload: Workload, device: Device) -> Iterator[Span]:
     """All steps of sampling but the first, whose token comes from the prompt pass.
 
     Weights and cache are read one after the other, so each waits for the slower of its own products and traffic. The
@@ -253,17 +254,17 @@ def _decoding(model, workload, device):
         )
 
 
-def _trunks(model, workload):
+def _trunks(model: ModelConfig, workload: Workload) -> list[ModelConfig]:
     """What runs while sampling: the actor and, without a vocabulary to make logits of, a separate critic."""
     return [model] if workload.critic == "shared" else [model, replace(model, vocabulary_size=0)]
 
 
-def _cache_numbers(model, workload):
+def _cache_numbers(model: ModelConfig, workload: Workload) -> int:
     """Keys and values of a replica's rows in all layers of one trunk."""
     return 2 * model.num_layers * workload.rows * workload.length * model.hidden_dim
 
 
-def _layer_bytes(model, *, rows, length, compute):
+def _layer_bytes(model: ModelConfig, *, rows: int, length: int, compute: int) -> int:
     """Bytes alive in a pass that keeps nothing: in the attention or in the MLP of one layer, whichever is more."""
     tokens = rows * length
     attention = compute * LAYER_WIDTHS * model.hidden_dim + FLOAT32_BYTES * LAYER_SCORES * model.num_heads * length
@@ -271,12 +272,12 @@ def _layer_bytes(model, *, rows, length, compute):
     return tokens * max(attention, mlp)
 
 
-def _cast_bytes(dtype):
+def _cast_bytes(dtype: str) -> int:
     """Bytes a weight: a dtype other than float32 reads a copy of the weights, cast once for each call."""
     return COMPUTE_BYTES[dtype] if dtype != "float32" else 0
 
 
-def _gradient_bytes(model, workload):
+def _gradient_bytes(model: ModelConfig, workload: Workload) -> int:
     """Bytes of a micro-batch's gradients: in the update's dtype those of the blocks' matrices, which are cast once.
 
     Those of embeddings, norms and value head are in float32. Biases count with these, though they are cast too.
@@ -286,7 +287,7 @@ def _gradient_bytes(model, workload):
     return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
 
 
-def _optimizer_parts(model, workload):
+def _optimizer_parts(model: ModelConfig, workload: Workload) -> dict[str, float]:
     """Bytes of the gradients of a whole minibatch, and of what is made of them on their way to the optimizer."""
     summed = FLOAT32_BYTES * trained_parameters(model, workload)
     if workload.num_replicas > 1:
@@ -298,7 +299,7 @@ def _optimizer_parts(model, workload):
     return {"gradients": gradients, "scaled copies": FLOAT32_BYTES * largest}  # one variable after the other
 
 
-def _kept_bytes(model, workload, device):
+def _kept_bytes(model: ModelConfig, workload: Workload, device: Device) -> int:
     """Bytes that one trunk keeps of a micro-batch for the backward pass."""
     compute, is_full = COMPUTE_BYTES[workload.dtype_of_update], workload.dtype_of_update == "float32"
     widths, mlp_widths = KEPT_WIDTHS, KEPT_MLP_WIDTHS

@@ -3,7 +3,9 @@
 The counts are bytes of bfloat16 (2) and float32 (4) numbers; rows of matrices have the operations' own padding.
 """
 
+from tfppo.config import ModelConfig
 from tfppo.planning import costs
+from tfppo.planning.workload import Workload
 
 # Of every position, in units of the width D, an MLP of 4 D apart: what a block keeps for its gradient. Float32: input,
 # and with attention added. Bfloat16: results of two norms, query, key, value, context. And of the MLP, before GELU.
@@ -20,12 +22,12 @@ ADAM_BYTES = 6 * 4  # a weight: weight and two moments, read and written
 PADDING = 32  # numbers: rows of bfloat16 matrices fill whole panels of so many, and one more
 
 
-def padded(width):
+def padded(width: int) -> int:
     """Numbers from one row to the next."""
     return -(-width // PADDING) * PADDING + PADDING
 
 
-def native_phases(model, workload, trained):
+def native_phases(model: ModelConfig, workload: Workload, trained: int) -> dict[str, dict[str, float]]:
     """{phase: {part: bytes}} of a Workload of one device. Args: trained: how many weights have a gradient."""
     trunks = 1 if workload.critic == "shared" else 2
     tokens, parts = workload.rows * workload.length, workload.micro_rows * workload.length
@@ -53,18 +55,18 @@ def native_phases(model, workload, trained):
     }
 
 
-def positions_bytes(model, widths, mlp_widths):
+def positions_bytes(model: ModelConfig, widths: int, mlp_widths: int) -> int:
     """Bytes of a position, of so many bytes a unit of the width and of the MLP's."""
     return widths * padded(model.hidden_dim) + mlp_widths * padded(model.intermediate_dim)
 
 
-def gradient_bytes(model, workload, trained):
+def gradient_bytes(model: ModelConfig, workload: Workload, trained: int) -> int:
     """Bytes of one part's gradients."""
     matrices = (1 if workload.critic == "shared" else 2) * costs.block_parameters(model)
     return GRADIENT_BYTES["matrices"] * matrices + GRADIENT_BYTES["others"] * (trained - matrices)
 
 
-def optimizer_traffic(model, workload, trained):
+def optimizer_traffic(model: ModelConfig, workload: Workload, trained: int) -> int:
     """Bytes that a step of the optimizer moves: the norm and Adam read the gradients, Adam all that it keeps."""
     read = gradient_bytes(model, workload, trained) if workload.accumulation_steps == 1 else 4 * trained
     return 2 * read + ADAM_BYTES * trained

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from tfppo.config.validation import require, require_one_of, require_positive, validate_dtype
 
@@ -22,7 +23,7 @@ class Workload:
     num_replicas: int = 1  # devices, each of which holds everything
     native: bool = False  # through the C++ operations, on one CPU
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raises UserError, naming field, value and remedy; returns itself."""
         counts = ("rollout_batch_size", "prompt_length", "response_length", "ppo_epochs")
         divisors = ("num_minibatches", "accumulation_steps", "num_replicas")
@@ -41,27 +42,27 @@ class Workload:
         return self
 
     @property
-    def dtype_of_update(self):
+    def dtype_of_update(self) -> str:
         """`update_dtype`, or where that is empty `dtype`."""
         return self.update_dtype or self.dtype
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """Episodes that a replica samples."""
         return self.rollout_batch_size // self.num_replicas
 
     @property
-    def micro_rows(self):
+    def micro_rows(self) -> int:
         """Episodes whose gradient a replica computes at once."""
         return self.rows // self.num_minibatches // self.accumulation_steps
 
     @property
-    def length(self):
+    def length(self) -> int:
         """Positions that are computed and cached: the last token's own is not."""
         return self.prompt_length + self.response_length - 1
 
     @property
-    def num_steps(self):
+    def num_steps(self) -> int:
         """Optimizer steps."""
         return self.ppo_epochs * self.num_minibatches
 
@@ -92,7 +93,7 @@ class Device:
     base_memory_gb: float = 1.0
     allocator: str = "pool"
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raises UserError, naming field, value and remedy; returns itself."""
         speeds = ("peak_tflops", "bandwidth_gb_s", "memory_gb", "interconnect_gb_s")
         given = () if self.update_peak_tflops is None else ("update_peak_tflops",)

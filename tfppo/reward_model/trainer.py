@@ -3,11 +3,14 @@
 import math
 import time
 from contextlib import closing
+from pathlib import Path
 
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
@@ -35,13 +38,13 @@ class RewardTrainer:
     def __init__(
         self,
         config: RewardModelConfig,
-        seed,
+        seed: int,
         model: RewardModel,
-        tokenizer,
+        tokenizer: Tokenizer,
         train: Comparisons,
         validation: Comparisons,
-        strategy,
-        folder,
+        strategy: tf.distribute.Strategy,
+        folder: Path,
     ):
         check_divides(strategy, "reward_model.batch_size", config.batch_size)
         self.config, self.seed, self.model = config, seed, model
@@ -74,7 +77,7 @@ class RewardTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self):
+    def train(self) -> None:
         """Runs to the last step, from the last checkpoint where there is one.
 
         Raises: Interrupted after a request to stop, with everything saved; UserError where a gradient is not finite.
@@ -108,7 +111,7 @@ class RewardTrainer:
                 if stop.requested:
                     raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
 
-    def check(self, scalars):
+    def check(self, scalars: dict[str, float]) -> None:
         """Raises UserError where a step had no finite gradient."""
         if not math.isfinite(scalars["reward_model/gradient_norm"]):
             raise UserError(
@@ -116,17 +119,17 @@ class RewardTrainer:
                 f"reward_model.learning_rate {self.config.learning_rate:g}; the last checkpoint is intact"
             )
 
-    def learning_rate(self, step):
+    def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` updates: linear to 0."""
         return scheduled_rate(step, self.num_steps, peak=self.config.learning_rate, schedule="linear")
 
-    def batch(self, step) -> Comparisons:
+    def batch(self, step: int) -> Comparisons:
         """The step-th batch of an endless stream of comparisons, in a new order each epoch."""
         size = self.config.batch_size
         indices = stream_indices(self.seed, "reward model", step * size, size, len(self.train_data.prompt_ids))
         return Comparisons(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics, bar, scalars):
+    def report(self, metrics: MetricsWriter, bar: tqdm, scalars: dict[str, float]) -> None:
         """Writes one step's figures."""
         metrics.write(self.done, scalars)
         bar.update()

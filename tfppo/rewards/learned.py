@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tfppo.models.reward_model import RewardModel
 from tfppo.rewards.scoring import Batch
 
 
@@ -11,7 +12,7 @@ class LearnedReward:
 
     name = "reward_model"
 
-    def __init__(self, model, jit_compile):
+    def __init__(self, model: RewardModel, jit_compile: bool):
         self.model = model
         self._scores = tf.function(model.response_scores, jit_compile=jit_compile)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tfppo.models.language_model import LanguageModel
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.rewards.scoring import Batch
 
@@ -12,7 +13,7 @@ class LikelihoodReward:
 
     name = "likelihood"
 
-    def __init__(self, scorer, jit_compile):
+    def __init__(self, scorer: LanguageModel, jit_compile: bool):
         self.model = scorer
 
         def log_likelihood(prompt_ids, prompt_mask, response_ids, response_mask):

@@ -2,8 +2,10 @@
 
 import inspect
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -35,6 +37,20 @@ class Batch:
         return [[self.tokenizer.decode([token]) for token in ids[:length]] for ids, length in rows]
 
 
+class Reward(Protocol):
+    """What scores a batch: a reward function, or a model."""
+
+    name: str
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """Scores [B], or dense ones [B, R]."""
+        ...
+
+
+# (prompts, responses, and tokens where it asks for them) -> one number a response, or one list of numbers a response.
+RewardFunction = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
+
+
 class TextReward:
     """A plain Python function (prompts, responses) -> scores, checked.
 
@@ -42,7 +58,7 @@ class TextReward:
     scores a response, one score a token (dense).
     """
 
-    def __init__(self, name, function):
+    def __init__(self, name: str, function: RewardFunction):
         self.name, self._function = name, function
         self._wants_tokens = "tokens" in inspect.signature(function).parameters
 
@@ -77,9 +93,9 @@ class TextReward:
         return _pad_right(rows, batch.response_mask.shape[1]) if dense else np.array(rows, np.float32)
 
 
-def name_apart(rewards):
+def name_apart(rewards: Sequence[Reward]) -> None:
     """Gives rewards of one name a number, from the second one on: each then is logged by itself."""
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for reward in rewards:
         name = reward.name
         seen[name] += 1
@@ -87,7 +103,9 @@ def name_apart(rewards):
             reward.name = f"{name}_{seen[name]}"
 
 
-def total_scores(rewards, weights, batch: Batch) -> tuple[np.ndarray, dict[str, float]]:
+def total_scores(
+    rewards: Sequence[Reward], weights: Sequence[float], batch: Batch
+) -> tuple[np.ndarray, dict[str, float]]:
     """The weighted sum of reward functions, and the mean of each.
 
     Returns: scores float32 [B], or [B, R] where a function gives dense ones (the others then stand at the last token);
@@ -100,8 +118,8 @@ def total_scores(rewards, weights, batch: Batch) -> tuple[np.ndarray, dict[str, 
         means[f"reward/{reward.name}"] = float(scores.reshape(len(scores), -1).sum(axis=1).mean())
     if any(scores.ndim == 2 for scores in parts):
         parts = [scores if scores.ndim == 2 else _at_last_token(scores, batch) for scores in parts]
-    total = sum(weight * scores for weight, scores in zip(weights, parts, strict=True))
-    return total.astype(np.float32), means
+    weighted = (weight * scores for weight, scores in zip(weights, parts, strict=True))
+    return sum(weighted, start=np.zeros_like(parts[0])).astype(np.float32), means
 
 
 def _pad_right(rows, length):

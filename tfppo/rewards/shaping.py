@@ -5,7 +5,7 @@ import numpy as np
 from tfppo.config import RewardConfig
 
 
-def merge_moments(count, mean, variance, scores):
+def merge_moments(count: float, mean: float, variance: float, scores: np.ndarray) -> tuple[float, float, float]:
     """Running count, mean and biased variance after more scores [N] (Chan et al. 1979)."""
     added, added_mean, added_variance = len(scores), float(scores.mean()), float(scores.var())
     total = count + added
@@ -14,7 +14,9 @@ def merge_moments(count, mean, variance, scores):
     return total, mean + gap * added / total, squares / total
 
 
-def penalise_missing_stop(scores, stopped, lengths, penalty, mode):
+def penalise_missing_stop(
+    scores: np.ndarray, stopped: np.ndarray, lengths: np.ndarray, penalty: float, mode: str
+) -> np.ndarray:
     """Scores of responses that ended without the stop token: replaced by `penalty` (Ziegler et al. 2019: -1), or
     lowered by it (TRL). Dense scores [B, R] take it at the last token.
 
@@ -37,7 +39,7 @@ class ScoreShaper:
         self._config = config
         self.state = {"score_count": 0.0, "score_mean": 0.0, "score_variance": 0.0}
 
-    def __call__(self, scores, stopped, lengths):
+    def __call__(self, scores: np.ndarray, stopped: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Scores as PPO sees them: normalised by all scores so far (these included), scaled, clipped, penalised.
 
         Args: scores float32 [B] or [B, R]; stopped bool [B]; lengths int [B]. Returns float32 of the same shape.
@@ -45,7 +47,8 @@ class ScoreShaper:
         config = self._config
         if config.normalize:
             whole = scores.reshape(len(scores), -1).sum(axis=1).astype(np.float64)
-            moments = merge_moments(*self.state.values(), whole)
+            count, mean, variance = self.state.values()
+            moments = merge_moments(count, mean, variance, whole)
             self.state = dict(zip(self.state, moments, strict=True))
             mean, deviation = moments[1], max(np.sqrt(moments[2]), 1e-8)
             # A dense score is one part of a response's: only its scale is normalised.

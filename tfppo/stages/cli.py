@@ -76,7 +76,7 @@ def run(
         logging.set_verbosity(logging.WARNING)
         try:
             with one_line_errors():
-                return main(config_flag.value, workdir.value, flags.FLAGS)
+                return main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
         except KeyboardInterrupt:
@@ -113,7 +113,7 @@ def _config_path(argv):
 
 def _check_overrides(argv):
     """Raises UserError, with the nearest name, where a --config.section.field is no field of Config."""
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    sections = _sections()
     fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
     fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
     for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
@@ -125,16 +125,20 @@ def _check_overrides(argv):
             raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
 
 
+def _sections():
+    """The dataclass of each section of Config, by name."""
+    return {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
+
+
 def _take_nones(argv):
     """The arguments without those that say None to a field that may be None, and the (section, field) of these.
 
     ml_collections knows no way to write None for a number.
     """
     optional = {
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Config)
-        if dataclasses.is_dataclass(section.type)
-        for field in dataclasses.fields(section.type)
+        f"{name}.{field.name}"
+        for name, section in _sections().items()
+        for field in dataclasses.fields(section)
         if type(None) in typing.get_args(field.type)
     }
     rest, nones = [], []

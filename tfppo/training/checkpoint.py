@@ -2,10 +2,13 @@
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
@@ -27,7 +30,17 @@ class CheckpointKeeper:
         identity: digests and settings, by name, of what the state goes with (a tokenizer, a reference); compared too.
     """
 
-    def __init__(self, folder, *, model, optimizer, scalars, keep, extras=None, identity=None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        model: keras.Layer,
+        optimizer: keras.optimizers.Optimizer,
+        scalars: Mapping[str, float],
+        keep: int,
+        extras: Mapping[str, keras.Layer] | None = None,
+        identity: Mapping[str, object] | None = None,
+    ):
         self._folder = Path(folder)
         self._model, self._identity = model, identity or {}
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
@@ -42,7 +55,7 @@ class CheckpointKeeper:
         """The numbers of the last save or restore."""
         return {name: float(variable.numpy()) for name, variable in self._scalars.items()}
 
-    def save(self, step: int, **scalars: float):
+    def save(self, step: int, **scalars: float) -> None:
         """Saves the state after `step` steps."""
         self._step.assign(step)
         for name, value in scalars.items():
@@ -88,7 +101,8 @@ class CheckpointKeeper:
     def _describe(self):
         # Paths are not unique, as every block has a qkv/kernel: the second one of a path is PATH#2. The model's own
         # name stays out: Keras numbers the models of a process.
-        shapes, seen = {}, Counter()
+        shapes: dict[str, list[int]] = {}
+        seen: Counter[str] = Counter()
         for variable in self._model.variables:
             path = variable.path.removeprefix(f"{self._model.name}/")
             seen[path] += 1
@@ -119,7 +133,7 @@ def digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def weights_digest(model) -> str:
+def weights_digest(model: keras.Layer) -> str:
     """A short fingerprint of a model's weights."""
     return digest(*(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
 

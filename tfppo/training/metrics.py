@@ -4,7 +4,9 @@
 """
 
 import json
+import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +72,7 @@ class MetricsWriter:
         resume_step: number of steps done; what an earlier, longer run wrote past it is dropped from both records.
     """
 
-    def __init__(self, folder, resume_step=0):
+    def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
         folder = Path(folder)
         self.path = folder.with_suffix(".jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,13 @@ class MetricsWriter:
         for path in old:
             path.unlink()
 
-    def write(self, step: int, scalars: dict, histograms=None, texts=None):
+    def write(
+        self,
+        step: int,
+        scalars: dict,
+        histograms: Mapping[str, np.ndarray] | None = None,
+        texts: Mapping[str, Sequence[Sequence[object]]] | None = None,
+    ) -> None:
         """One step's scalars {tag: number}, histograms {tag: array} and texts {tag: rows of cells}.
 
         Raises: KeyError for a scalar that TAGS does not explain.
@@ -108,18 +116,18 @@ class MetricsWriter:
         row = {"step": step, **{tag: float(value) for tag, value in scalars.items()}}
         self._file.write(json.dumps(row) + "\n")
 
-    def flush(self):
+    def flush(self) -> None:
         """Brings everything written so far to disk."""
         self._file.flush()
         self._events.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Flushes and closes both records."""
         self._file.close()
         self._events.close()
 
 
-def read_metrics(path) -> list[dict]:
+def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The rows of a JSONL record; a last line that was cut off is left out, and no file means no rows."""
     path = Path(path)
     rows = []

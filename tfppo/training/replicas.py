@@ -4,12 +4,19 @@ One code path for one device and many. Every replica sees the whole (small) roll
 what is computed does not depend on the number of replicas; only gradients and statistics are summed over them.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import tensorflow as tf
 
 from tfppo.errors import UserError
 
+# Nests of tensors, which come back as they are built.
+Rows = TypeVar("Rows")
+Results = TypeVar("Results")
 
-def make_strategy(num_replicas=0):
+
+def make_strategy(num_replicas: int = 0) -> tf.distribute.Strategy:
     """MirroredStrategy over the GPUs, or over logical CPU devices where there is none.
 
     Args: num_replicas: 0 takes every GPU, or one CPU.
@@ -29,7 +36,7 @@ def make_strategy(num_replicas=0):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 
-def share_of_replica(rows):
+def share_of_replica(rows: Rows) -> Rows:
     """This replica's equal, contiguous share of tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
 
     Call it inside `strategy.run`. N must divide B.
@@ -43,7 +50,7 @@ def share_of_replica(rows):
     return tf.nest.map_structure(share, rows)
 
 
-def map_rows(strategy, fn, *rows):
+def map_rows(strategy: tf.distribute.Strategy, fn: Callable[..., Results], *rows: tf.Tensor) -> Results:
     """fn over the rows of a batch, shared among the replicas and put together again, in the order of the rows.
 
     Call it inside a `tf.function`. Args: rows: tensors [B, ...]; fn maps [B/N, ...] to a nest of [B/N, ...].
@@ -53,7 +60,7 @@ def map_rows(strategy, fn, *rows):
     return tf.nest.map_structure(lambda *local: tf.concat(local, axis=0), *parts)
 
 
-def check_divides(strategy, name, value):
+def check_divides(strategy: tf.distribute.Strategy, name: str, value: int) -> None:
     """Raises UserError unless the number of replicas divides a batch size."""
     count = strategy.num_replicas_in_sync
     if value % count:

@@ -3,7 +3,9 @@
 import math
 
 
-def scheduled_rate(step, num_steps, *, peak, schedule, warmup=0, floor=0.0):
+def scheduled_rate(
+    step: int, num_steps: int, *, peak: float, schedule: str, warmup: int = 0, floor: float = 0.0
+) -> float:
     """The rate of the step-th of `num_steps` updates, counted from 0.
 
     Linear warmup to the peak; then linear or cosine decay towards `floor` times the peak, which the step after the last
