@@ -106,9 +106,9 @@ def main(argv):
     record = {
         **{flag.name: flag.value for flag in FLAGS_OF_A_RUN},
         "mean_response_length": length,
-        "sampled_in": benchmark.computation.rollout_dtype,
-        "sampled_by": benchmark.collector.sampler.computed_by,
-        "updated_in": benchmark.computation.update_dtype,
+        "sampled_in": benchmark.computation.sampling.engine.dtype,
+        "sampled_by": benchmark.collector.sampler.engine.name,
+        "updated_in": benchmark.computation.update.engine.dtype,
         "startup_seconds": startup,
         "first_call_seconds": {phase: timing.first for phase, timing in timings.items()},
         "seconds": {phase: timing.seconds for phase, timing in timings.items()},

@@ -14,16 +14,14 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.ppo.evaluation import format_figures
-    from tfppo.stages.experiment import Experiment
+    from tfppo.ppo.evaluation import format_figures, write_evaluation
+    from tfppo.stages.evaluation import evaluate_model
+    from tfppo.stages.workdir import language_model_folder, open_run
 
-    experiment = Experiment(config, workdir)
-    policy_folder = flags.model or experiment.folder / "policy"
-    columns = {
-        "before": experiment.evaluate(experiment.language_model_folder()).figures,
-        "after": experiment.evaluate(policy_folder).figures,
-    }
-    experiment.write_evaluation(columns)
+    folder, strategy = open_run(config, workdir)
+    models = {"before": language_model_folder(config, folder), "after": flags.model or folder / "policy"}
+    columns = {name: evaluate_model(config, folder, strategy, model).figures for name, model in models.items()}
+    write_evaluation(folder / "evaluation.json", columns)
     print(format_figures(columns))
 
 

@@ -13,10 +13,11 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.stages.experiment import Experiment
+    from tfppo.stages.generation import export_model
+    from tfppo.stages.workdir import open_run
 
-    experiment = Experiment(config, workdir)
-    print(f"SavedModel: {experiment.export(flags.model or experiment.folder / 'policy')}")
+    folder, _ = open_run(config, workdir)
+    print(f"SavedModel: {export_model(config, folder, flags.model or folder / 'policy')}")
 
 
 def define_flags(flags):

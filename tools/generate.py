@@ -13,11 +13,12 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.stages.experiment import Experiment
+    from tfppo.stages.generation import generate
+    from tfppo.stages.workdir import open_run
 
-    experiment = Experiment(config, workdir)
+    folder, _ = open_run(config, workdir)
     prompts = flags.prompt or [""]
-    for prompt, response in zip(prompts, experiment.generate(flags.model, prompts), strict=True):
+    for prompt, response in zip(prompts, generate(config, folder, flags.model, prompts), strict=True):
         print(f"{prompt}|{response}")
 
 

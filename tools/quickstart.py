@@ -16,31 +16,35 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 def main(config, workdir, flags):
     started = time.time()
-    from tfppo.ppo.evaluation import format_figures, format_samples
-    from tfppo.stages.experiment import Experiment
+    import tensorflow as tf
+
+    from tfppo.ppo.evaluation import format_figures, format_samples, write_evaluation
+    from tfppo.stages.evaluation import evaluate_model
+    from tfppo.stages.generation import export_model
+    from tfppo.stages.lm import train_language_model
+    from tfppo.stages.ppo import check_ppo, train_ppo
+    from tfppo.stages.workdir import language_model_folder, open_run
 
     def stage(title):
         print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)
 
-    experiment = Experiment(config, workdir)
-    experiment.check_ppo()
+    folder, strategy = open_run(config, workdir)
+    check_ppo(config, folder)
     stage("1/5 language model: byte-level BPE and a Transformer, from the texts")
-    experiment.train_lm()
+    train_language_model(config, folder, strategy)
     stage("2/5 PPO: towards the reward, near the language model")
-    experiment.train_ppo()
+    train_ppo(config, folder, strategy)
     stage("3/5 evaluation on held-out prompts")
-    before = experiment.evaluate(experiment.language_model_folder())
-    after = experiment.evaluate(experiment.folder / "policy")
+    before = evaluate_model(config, folder, strategy, language_model_folder(config, folder))
+    after = evaluate_model(config, folder, strategy, folder / "policy")
     columns = {"before PPO": before.figures, "after PPO": after.figures}
-    experiment.write_evaluation(columns)
+    write_evaluation(folder / "evaluation.json", columns)
     table = format_samples(before, after, rows=config.evaluation.num_samples)
-    (experiment.folder / "samples.md").write_text(f"{table}\n\n{format_figures(columns)}\n")
+    (folder / "samples.md").write_text(f"{table}\n\n{format_figures(columns)}\n")
     print(f"{table}\n\n{format_figures(columns)}")
     stage("4/5 export")
-    exported = experiment.export(experiment.folder / "policy")
+    exported = export_model(config, folder, folder / "policy")
     stage("5/5 the SavedModel continues a string")
-    import tensorflow as tf
-
     served = tf.saved_model.load(str(exported))
     prompt = before.prompts[0]
     completion = served.signatures["generate"](prompt=tf.constant([prompt]))["completion"].numpy()[0].decode()

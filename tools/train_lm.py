@@ -14,9 +14,10 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.stages.experiment import Experiment
+    from tfppo.stages.lm import train_language_model
+    from tfppo.stages.workdir import open_run
 
-    Experiment(config, workdir).train_lm()
+    train_language_model(config, *open_run(config, workdir))
     print(f"language model: {workdir}/lm")
 
 

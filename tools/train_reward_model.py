@@ -16,9 +16,10 @@ CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
 def main(config, workdir, flags):
-    from tfppo.stages.experiment import Experiment
+    from tfppo.stages.reward_model import train_reward_model
+    from tfppo.stages.workdir import open_run
 
-    Experiment(config, workdir).train_reward_model()
+    train_reward_model(config, *open_run(config, workdir))
     print(f"reward model: {workdir}/reward_model")
 
 

@@ -3,8 +3,9 @@
 import keras
 import tensorflow as tf
 
-from tfppo.models.precision import cast_matrices
-from tfppo.models.transformer import MASKED_SCORE, Transformer
+from tfppo.models.layers import MASKED_SCORE
+from tfppo.models.transformer import Transformer
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.shapes import size_of
 
 
@@ -40,7 +41,6 @@ class LanguageModel(keras.Model):
             name="trunk",
         )
         self.pad_id = pad_id
-        self.held_matrices = None  # see tfppo/models/precision.py: casting_once
         self.built = True
 
     @property
@@ -57,19 +57,20 @@ class LanguageModel(keras.Model):
         """Logits [B, R, V] of the states in which each response token was chosen; the arguments are the trunk's."""
         return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
 
-    def logits(self, hidden):
-        """Next-token logits [..., V] of hidden states [..., D], in the compute dtype that their product is made in."""
-        (embedding,) = cast_matrices(self)
-        flat = tf.reshape(tf.cast(hidden, self.compute_dtype), [-1, embedding.shape[1]])
+    def logits(self, hidden, arithmetic: Arithmetic | None = None):
+        """Next-token logits [..., V] of hidden states [..., D], in the dtype that their product is made in."""
+        arithmetic = arithmetic or self.trunk.arithmetic
+        embedding = arithmetic.read(self.trunk.token_embedding)
+        flat = tf.reshape(tf.cast(hidden, arithmetic.dtype), [-1, embedding.shape[1]])
         logits = tf.matmul(flat, embedding, transpose_b=True)
         pad_bias = MASKED_SCORE * tf.one_hot(self.pad_id, embedding.shape[0])
-        logits = tf.nn.bias_add(logits, tf.cast(pad_bias, self.compute_dtype))
+        logits = tf.nn.bias_add(logits, tf.cast(pad_bias, arithmetic.dtype))
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
 
-    def matrices(self):
-        """The variables that `cast_matrices` casts."""
-        return (self.trunk.token_embedding,)
+    def product_weights(self):
+        """The variables that enter products, whose copies an `Arithmetic` may hold."""
+        return [self.trunk.token_embedding, *self.trunk.product_weights()]
 
     def get_config(self):
         return {**super().get_config(), **self.trunk.sizes, "pad_id": self.pad_id}

@@ -7,6 +7,7 @@ from tfppo.config.validation import validate_trainable_blocks
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.lengths import at_places
 
 
@@ -65,27 +66,39 @@ class Policy(keras.Model):
         critic_hidden = self.critic(token_ids, padding_mask) if self.critic else hidden
         return tf.cast(self.language_model.logits(hidden), tf.float32), self.values_of(critic_hidden)
 
-    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
+    def response_outputs(self, *batch, trunk_coef=None, places=None, arithmetic: Arithmetic | None = None):
         """Logits [B, R, V] and values [B, R] of the states in which each response token was chosen.
 
         The arguments are those of `response_states`.
         """
-        hidden, values = self.response_states(
-            prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=trunk_coef, places=places
-        )
-        return self.language_model.logits(hidden), values
 
-    def response_states(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
+        def states_of(trunk, *batch):
+            return trunk.response_states(*batch, arithmetic)
+
+        hidden, values = self.response_states(*batch, trunk_coef=trunk_coef, places=places, states_of=states_of)
+        return self.language_model.logits(hidden, arithmetic), values
+
+    def response_states(
+        self,
+        prompt_ids,
+        prompt_mask,
+        response_ids,
+        response_mask,
+        trunk_coef=None,
+        places=None,
+        states_of=Transformer.response_states,
+    ):
         """Hidden states [B, R, D] in which each response token was chosen, and their values [B, R].
 
         Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R]; trunk_coef scales
             the gradient that flows from the values into a shared trunk (None: as it is); places int [N]: of which
-            of the B x R states, row after row, states [N, 1, D] and values [N, 1] are wanted (None: of all).
+            of the B x R states, row after row, states [N, 1, D] and values [N, 1] are wanted (None: of all);
+            states_of: a trunk and the four tensors -> its hidden states, for engines that compute these themselves.
         """
         batch = (prompt_ids, prompt_mask, response_ids, response_mask)
-        hidden = self.language_model.trunk.response_states(*batch)
+        hidden = states_of(self.language_model.trunk, *batch)
         if self.critic:
-            critic_hidden = self.critic.response_states(*batch)
+            critic_hidden = states_of(self.critic, *batch)
         elif trunk_coef is None:
             critic_hidden = hidden
         else:
@@ -94,6 +107,10 @@ class Policy(keras.Model):
         if places is not None:
             hidden, critic_hidden = at_places(hidden, places), at_places(critic_hidden, places)
         return hidden, self.values_of(critic_hidden)
+
+    def product_weights(self):
+        """The variables that enter products, whose copies an `Arithmetic` may hold."""
+        return [*self.language_model.product_weights(), *(self.critic.product_weights() if self.critic else [])]
 
     def critic_variables(self):
         """The variables that only the values depend on: the head, and a separate critic's trunk."""
@@ -127,23 +144,24 @@ class Policy(keras.Model):
         self.value_kernel.assign(reward_model.head_kernel)
         self.value_bias.assign(reward_model.head_bias)
 
-    def prefill(self, prompt_ids, prompt_mask, cache_length):
+    def prefill(self, prompt_ids, prompt_mask, cache_length, arithmetic: Arithmetic | None = None):
         """Logits [B, V] and values [B] after a prompt padded on the left, and the cache to go on from there."""
-        hidden, cache = self.language_model.trunk.prefill(prompt_ids, prompt_mask, cache_length)
-        critic_hidden, critic_cache = hidden, []
-        if self.critic:
-            critic_hidden, critic_cache = self.critic.prefill(prompt_ids, prompt_mask, cache_length)
-        return self.language_model.logits(hidden), self.values_of(critic_hidden), (cache, critic_cache)
+        prompts = (prompt_ids, prompt_mask, cache_length, arithmetic)
+        hidden, cache = self.language_model.trunk.prefill(*prompts)
+        critic_hidden, critic_cache = self.critic.prefill(*prompts) if self.critic else (hidden, [])
+        logits = self.language_model.logits(hidden, arithmetic)
+        return logits, self.values_of(critic_hidden), (cache, critic_cache)
 
-    def decode_step(self, token_ids, positions, index, visible, cache, compiled=False):
+    def decode_step(self, token_ids, positions, index, visible, cache, arithmetic: Arithmetic | None = None):
         """Logits [B, V] and values [B] after one more token a row; the arguments are the trunk's."""
         cache, critic_cache = cache
         step = (token_ids, positions, index, visible)
-        hidden, cache = self.language_model.trunk.decode_step(*step, cache, compiled)
+        hidden, cache = self.language_model.trunk.decode_step(*step, cache, arithmetic)
         critic_hidden = hidden
         if self.critic:
-            critic_hidden, critic_cache = self.critic.decode_step(*step, critic_cache, compiled)
-        return self.language_model.logits(hidden), self.values_of(critic_hidden), (cache, critic_cache)
+            critic_hidden, critic_cache = self.critic.decode_step(*step, critic_cache, arithmetic)
+        logits = self.language_model.logits(hidden, arithmetic)
+        return logits, self.values_of(critic_hidden), (cache, critic_cache)
 
     def values_of(self, hidden):
         """Values [...] of hidden states [..., D] of the critic, or of the shared trunk."""

@@ -42,6 +42,18 @@ def whiten(values: tf.Tensor, mask: tf.Tensor, *, shift_mean: bool, unbiased: bo
     return zero_padding(whitened, mask)
 
 
+def causal_mask(segment_ids: tf.Tensor) -> tf.Tensor:
+    """Which position may see which: earlier or equal ones of the same segment.
+
+    Args: segment_ids int [B, T]; a padding mask is the special case of segments 0 and 1.
+    Returns: bool [B, 1, T, T].
+    """
+    length = tf.shape(segment_ids)[1]
+    causal = tf.linalg.band_part(tf.ones([length, length], tf.bool), -1, 0)
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    return (same & causal[None])[:, None]
+
+
 def positions_from_mask(mask: tf.Tensor) -> tf.Tensor:
     """Positions that padding does not shift: the number of real tokens before each one.
 

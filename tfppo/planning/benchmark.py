@@ -13,8 +13,8 @@ import statistics
 import numpy as np
 import tensorflow as tf
 
+from tfppo.computation.choice import choose_computation
 from tfppo.computation.modes import seconds_of
-from tfppo.computation.native.building import resolve_computation
 from tfppo.config import Config
 from tfppo.data.prompts import Prompts
 from tfppo.data.tokenizer import Tokenizer
@@ -23,8 +23,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
 from tfppo.planning.costs import decode_bytes, decode_flops, forward_flops, prefill_flops, update_flops
-from tfppo.ppo.learner import Learner
-from tfppo.ppo.rollout import RolloutCollector
+from tfppo.ppo.assembly import assemble
 from tfppo.ppo.targets import prepare_targets
 from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
@@ -115,27 +114,18 @@ class Benchmark:
                 stop_at_random(reference, tokenizer.eos_id, 1.0 / mean_length)
             actor = copy_language_model(reference, ppo.dtype)
             policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp")
-        self.computation = resolve_computation(ppo, config.sampling, config.model.hidden_dim)
+        self.computation = choose_computation(ppo, config.sampling, width=config.model.hidden_dim)
         reward = TextReward("sentiment", load_reward(config.reward.functions[0]))
-        self.collector = RolloutCollector(
+        self.collector, self.learner = assemble(
             policy,
             reference,
-            config.sampling,
-            config.reward,
+            ppo=ppo,
+            sampling=config.sampling,
+            reward=config.reward,
+            computation=self.computation,
             tokenizer=tokenizer,
             rewards=[reward],
             strategy=strategy,
-            dtype=self.computation.rollout_dtype,
-            native=self.computation.native,
-        )
-        self.learner = Learner(
-            policy,
-            ppo,
-            config.reward,
-            strategy,
-            dtype=self.computation.update_dtype,
-            lengths_vary=config.sampling.stop_at_eos,
-            native=self.computation.native,
         )
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))
@@ -161,7 +151,8 @@ class Benchmark:
 
     def reference(self):
         """Log-probabilities of the last batch under the reference."""
-        self.collector.reference_of(self.prompts, self._samples.response_ids, self._samples.response_mask).numpy()
+        responses = self._samples.response_ids, self._samples.response_mask
+        self.collector.teacher_forcing.ref_logprobs(self.prompts, *responses).numpy()
 
     def advantages(self):
         """Of the last rollout."""
@@ -224,8 +215,11 @@ def seconds_needed(benchmark: Benchmark, ceilings):
     config, prompt_length = benchmark.config, benchmark.prompt_length
     model, rows, length = config.model, config.ppo.rollout_batch_size, config.sampling.response_length
     flops = {dtype: ceilings[f"{dtype.removeprefix('mixed_')}_gflops"] * 1e9 for dtype in ("float32", "mixed_bfloat16")}
-    sampling_flops, bandwidth = flops[benchmark.computation.rollout_dtype], ceilings["copy_gb_per_second"] * 1e9
-    weight_bytes = 4 if benchmark.computation.rollout_dtype == "float32" else 2
+    rollout_dtype, update_dtype = (
+        part.engine.dtype for part in (benchmark.computation.sampling, benchmark.computation.update)
+    )
+    sampling_flops, bandwidth = flops[rollout_dtype], ceilings["copy_gb_per_second"] * 1e9
+    weight_bytes = 4 if rollout_dtype == "float32" else 2
     decoding = sum(
         max(
             decode_bytes(model, rows=rows, context=context, bytes_per_weight=weight_bytes) / bandwidth,
@@ -245,5 +239,5 @@ def seconds_needed(benchmark: Benchmark, ceilings):
     return {
         "sampling": reading + decoding,
         "reference": scoring / sampling_flops,
-        "update": learning / flops[benchmark.computation.update_dtype],
+        "update": learning / flops[update_dtype],
     }

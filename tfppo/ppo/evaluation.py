@@ -8,13 +8,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfppo.computation.choice import choose_sampling
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 from tfppo.ops.seeds import seed_for
-from tfppo.ppo.rollout import Sampler, scored_part
+from tfppo.ppo.sampler import Sampler
+from tfppo.ppo.scored_part import scored_part
 from tfppo.rewards.scoring import Batch, total_scores
 from tfppo.training.replicas import check_divides
 
@@ -55,7 +57,8 @@ def evaluate(
     Raises: UserError where the reward function errs.
     """
     check_divides(strategy, "evaluation.batch_size", batch_size)
-    sampler = Sampler(policy, sampling, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
+    engines = choose_sampling(sampling, policy.dtype_policy.name).engines
+    sampler = Sampler(policy, sampling, engines, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
     temperature = sampling.temperature or 1.0
 
     @tf.function

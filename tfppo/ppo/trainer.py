@@ -27,14 +27,24 @@ class PpoTrainer:
 
     The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
     Its state: policy, optimizer, moving average, iterations done, KL coefficient, running moments of the scores, and
-    whether XLA compiles the sampling where that was measured.
+    which engine samples where that was measured.
+
+    Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
     """
 
     def __init__(
-        self, config: Config, collector: RolloutCollector, learner: Learner, prompts: PromptSet, folder, ema=None
+        self,
+        config: Config,
+        collector: RolloutCollector,
+        learner: Learner,
+        prompts: PromptSet,
+        folder,
+        *,
+        ratio_tolerance,
+        ema=None,
     ):
         self.config, self.collector, self.learner, self.prompts = config, collector, learner, prompts
-        self.folder, self.ema = folder, ema
+        self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
         self.num_iterations = config.ppo.total_episodes // config.ppo.rollout_batch_size
         self.diagnostics = Diagnostics(
             has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=config.sampling.stop_at_eos
@@ -72,17 +82,13 @@ class PpoTrainer:
                 collected = self.collect(done)
                 clock.append(time.perf_counter())
 
-                self.learner.optimizer.learning_rate.assign(self.learning_rate(done))
-                seed = seed_for(self.config.seed, "shuffle", done)
-                # As tensors: a Python number would be traced anew whenever it changes.
-                coefs = tf.constant(kl_coef, tf.float32), tf.constant(self.policy_coef(done))
-                statistics = self.learner.update(collected.rollout, seed, *coefs)
-                scalars = {tag: float(value) for tag, value in statistics.items()}
+                statistics = self.improve(collected.rollout, done, kl_coef)
                 clock.append(time.perf_counter())
-                self.check(scalars)
+                self.check(statistics)
                 self.average()
 
-                self.report(metrics, bar, done, scalars, collected, clock)
+                scalars = {**statistics, **self.figures(done, collected, clock)}
+                self.report(metrics, bar, done, scalars, collected)
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1
                 finished = self.is_finished(done, scalars["objective/score"])
@@ -106,6 +112,15 @@ class PpoTrainer:
             responses = self.prompts.continuations(step, ppo.rollout_batch_size, sampling.response_length)
             return self.collector.replay(prompts, *responses)
         return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step))
+
+    def improve(self, rollout, step, kl_coef):
+        """Improves the policy by a rollout. Returns: the statistics of the update, as numbers."""
+        self.learner.optimizer.learning_rate.assign(self.learning_rate(step))
+        seed = seed_for(self.config.seed, "shuffle", step)
+        # As tensors: a Python number would be traced anew whenever it changes.
+        coefs = tf.constant(kl_coef, tf.float32), tf.constant(self.policy_coef(step))
+        statistics = self.learner.update(rollout, seed, *coefs)
+        return {tag: float(value) for tag, value in statistics.items()}
 
     def learning_rate(self, step):
         """The rate of the update after `step` updates."""
@@ -149,14 +164,12 @@ class PpoTrainer:
     def check(self, scalars):
         """Raises UserError where the update cannot be trusted: a first ratio away from 1, or no finite gradient."""
         ppo = self.config.ppo
-        is_exact = ppo.dtype == self.learner.dtype == "float32"
-        tolerance = ppo.ratio_tolerance or (1e-4 if is_exact else 0.2)
         error = scalars["policy/first_ratio_error"]
-        if not error <= tolerance:
+        if not error <= self.ratio_tolerance:
             raise UserError(
                 f"the probability ratio on the first minibatch is off by {error:.2g}, more than ppo.ratio_tolerance "
-                f"{tolerance:g}: sampling and training disagree about the log-probabilities. Look for weights that "
-                f"changed between the two, diverged weights, or a precision too low for the model (ppo.dtype, "
+                f"{self.ratio_tolerance:g}: sampling and training disagree about the log-probabilities. Look for weights "
+                f"that changed between the two, diverged weights, or a precision too low for the model (ppo.dtype, "
                 f"ppo.update_dtype)"
             )
         if not math.isfinite(scalars["policy/gradient_norm"]):
@@ -165,15 +178,20 @@ class PpoTrainer:
                 f"ppo.learning_rate {ppo.learning_rate:g} or look at the rewards; the last checkpoint is intact"
             )
 
-    def report(self, metrics, bar, step, scalars, collected, clock):
-        """Writes one iteration's figures, and now and then a table of samples."""
+    def figures(self, step, collected, clock) -> dict[str, float]:
+        """What an iteration's figures are besides the update's statistics; the score is the raw one, unshaped."""
         started, sampled, updated = clock
-        rollout = collected.rollout
-        lengths = rollout.response_mask.numpy().sum(axis=1)
-        scalars["objective/score"] = float(collected.raw_scores.mean())
-        scalars["policy/learning_rate"] = self.learning_rate(step)
-        scalars["time/rollout"], scalars["time/update"] = sampled - started, updated - sampled
-        scalars["time/tokens_per_second"] = lengths.sum() / (updated - started)
+        num_tokens = response_lengths(collected).sum()
+        return {
+            "objective/score": float(collected.raw_scores.mean()),
+            "policy/learning_rate": self.learning_rate(step),
+            "time/rollout": sampled - started,
+            "time/update": updated - sampled,
+            "time/tokens_per_second": num_tokens / (updated - started),
+        }
+
+    def report(self, metrics, bar, step, scalars, collected):
+        """Writes one iteration's figures, and now and then a table of samples."""
         every = self.config.evaluation.samples_every
         shown = {}
         if every and step % every == 0:
@@ -183,7 +201,7 @@ class PpoTrainer:
             shown["samples"] = [("prompt", "response", "score"), *rows]
         for warning in self.diagnostics.update(scalars):
             bar.write(warning)
-        histograms = {"rewards": collected.raw_scores, "response_lengths": lengths}
+        histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
         bar.update()
         bar.set_postfix(
@@ -191,6 +209,11 @@ class PpoTrainer:
             kl=f"{scalars['objective/kl']:.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )
+
+
+def response_lengths(collected):
+    """Real tokens of each response: [B]."""
+    return collected.rollout.response_mask.numpy().sum(axis=1)
 
 
 @tf.function

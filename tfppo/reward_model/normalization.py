@@ -6,13 +6,15 @@ A comparison says nothing about where the scores lie; PPO's KL coefficient is ch
 import numpy as np
 import tensorflow as tf
 
+from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config
 from tfppo.data.preferences import Comparisons
 from tfppo.data.prompts import Prompts
 from tfppo.errors import UserError
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for, stream_indices
-from tfppo.ppo.rollout import Sampler, scored_part
+from tfppo.ppo.sampler import Sampler
+from tfppo.ppo.scored_part import scored_part
 from tfppo.reward_model.comparison import ComparisonScorer
 
 
@@ -62,6 +64,7 @@ def sample_responses(language_model, train: Comparisons, tokenizer, config: Conf
     sampler = Sampler(
         Policy(language_model),
         config.sampling,
+        choose_sampling(config.sampling, language_model.dtype_policy.name).engines,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         strategy=tf.distribute.get_strategy(),

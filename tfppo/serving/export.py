@@ -12,10 +12,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.computation.graph import GraphEngine
 from tfppo.config import SamplingConfig
 from tfppo.errors import UserError
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.ppo.sampling import draw_uniforms, sample
+from tfppo.ppo.drawing import draw_uniforms
+from tfppo.ppo.sampling import sample
 
 
 class ServedPolicy(tf.Module):
@@ -31,6 +33,7 @@ class ServedPolicy(tf.Module):
         self._tokenizer = tokenizer.graph_tokenizer()
         self._eos_id, self._pad_id = tokenizer.eos_id, tokenizer.pad_id
         self._sampling = sampling
+        self._engine = GraphEngine(policy.dtype_policy.name, compiled=False)
         positions = policy.language_model.max_sequence_length
         self._max_prompt = positions - sampling.response_length
         if self._max_prompt < 1:
@@ -106,6 +109,7 @@ class ServedPolicy(tf.Module):
             prompt_ids,
             prompt_mask,
             uniforms,
+            engine=self._engine,
             stop_id=self._eos_id if sampling.stop_at_eos else None,
             pad_id=self._pad_id,
             temperature=sampling.temperature,

@@ -9,8 +9,7 @@ import math
 import keras
 import tensorflow as tf
 
-from tfppo.computation.native.embedding import add_rows
-from tfppo.computation.native.optimizer import apply_adam, squared_norms
+from tfppo.computation.differentiation import dense_gradients
 
 
 class _Scaling:
@@ -26,11 +25,11 @@ class _Scaling:
 class _FusedAdam:
     """Adam's step as one pass over a variable and its moments, of gradients that are summed over replicas already.
 
-    Keras would sum them a second time, and make a dozen passes. Some variables may learn at another rate. With
-    `native_ops` (of `training_ops`), one operation makes the step of all variables.
+    Keras would sum them a second time, and make a dozen passes. Some variables may learn at another rate. With an
+    engine's `kernels`, one operation makes the step of all variables.
     """
 
-    native_ops = None
+    kernels = None
     _rate_scales = None
     _scaling = None
 
@@ -43,7 +42,7 @@ class _FusedAdam:
         """Applies gradients, of any float dtype, times scales (None: as they are), one variable after the other.
 
         So of a gradient's float32 copy there is at most one at a time, and it is still in the processor's cache when
-        Adam reads it. On one replica only, but for `native_ops`.
+        Adam reads it. On one replica only, but for `kernels`.
         """
         self._scaling = _Scaling(scales)
         try:
@@ -79,8 +78,8 @@ class _FusedAdam:
             scaling.last = (applied,)
 
     def _backend_update_step(self, gradients, variables, learning_rate):
-        """The steps of all variables; through the native operation at once, on every replica by itself."""
-        if self.native_ops is None:
+        """The steps of all variables; through the kernel at once, on every replica by itself."""
+        if self.kernels is None:
             super()._backend_update_step(gradients, variables, learning_rate)
             return
         scales = self._scaling.scales if self._scaling else [None] * len(variables)
@@ -89,8 +88,7 @@ class _FusedAdam:
         decays = [self.weight_decay if self._decays(variable) else 0.0 for variable in variables]
         step = tf.cast(self.iterations + 1, tf.float32)
         corrections = [_bias_correction(beta, step) for beta in (self.beta_1, self.beta_2)]
-        apply_adam(
-            self.native_ops,
+        self.kernels.apply_adam(
             gradients,
             [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
             [self._momentums[index].value for index in indices],
@@ -141,13 +139,17 @@ class AdamW(_FusedAdam, keras.optimizers.AdamW):
         return self.epsilon * tf.sqrt(correction)
 
 
-def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, weight_decay):
-    """An optimizer by name ("adam" or "adamw"), built for the variables; decay leaves vectors and scalars alone."""
+def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, weight_decay, kernels=None):
+    """An optimizer by name ("adam" or "adamw"), built for the variables; decay leaves vectors and scalars alone.
+
+    Args: kernels: of the engine that makes the gradients; None: TensorFlow's own operations.
+    """
     if name == "adam":
         optimizer = Adam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
     else:
         optimizer = AdamW(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay)
         optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
+    optimizer.kernels = kernels
     optimizer.build(variables)
     return optimizer
 
@@ -158,13 +160,13 @@ def scaled(gradient, scale):
     return gradient if scale is None else gradient * scale
 
 
-def squared_norms_of(gradients, native_ops=None):
+def squared_norms_of(gradients, kernels=None):
     """The sum of squares of each gradient, in float32 whatever their dtype: a list of scalars or a tensor of them.
 
-    Args: native_ops: of `training_ops`, which make no copies; None: TensorFlow's own.
+    Args: kernels: of an engine, which make no copies; None: TensorFlow's own.
     """
-    if native_ops is not None:
-        return squared_norms(native_ops, gradients)
+    if kernels is not None:
+        return kernels.squared_norms(gradients)
     halves = []
     for gradient in gradients:
         with tf.control_dependencies(halves[-1:]):  # one after the other: few float32 copies at a time
@@ -172,15 +174,15 @@ def squared_norms_of(gradients, native_ops=None):
     return 2.0 * tf.stack(halves)
 
 
-def clipping_scales(gradients, max_norm, groups=None, native_ops=None):
+def clipping_scales(gradients, max_norm, groups=None, kernels=None):
     """What to multiply gradients by, so that the common norm of each group is at most `max_norm`.
 
     Args: max_norm: 0 leaves them as they are; groups: lists of indices of gradients; None: all are one group;
-        native_ops: as of `squared_norms_of`.
+        kernels: as of `squared_norms_of`.
     Returns: a scalar or None for each gradient, and the norm of all of them.
     """
     groups = groups or [list(range(len(gradients)))]
-    squares = squared_norms_of(gradients, native_ops)
+    squares = squared_norms_of(gradients, kernels)
     norms = [tf.sqrt(tf.reduce_sum(tf.gather(squares, group))) for group in groups]
     scales = [None] * len(gradients)
     if max_norm:
@@ -197,44 +199,28 @@ def clip_by_global_norm(gradients, max_norm, groups=None):
     return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
 
 
-def dense_gradients(tape, target, variables, output_gradients=None, copies=(), native_ops=None):
-    """Gradients as plain tensors, zeros where a variable has no part in the target.
-
-    Args: copies: for each variable, a copy of it that stands for it in some uses, or None; a gradient of the copy alone
-        keeps the copy's dtype.
-        native_ops: of `training_ops`, which add up the gradients of embeddings; None: TensorFlow's own do.
-    """
-    copies = list(copies) or [None] * len(variables)
-    held = [copy for copy in copies if copy is not None]
-    *gradients, of_copies = tape.gradient(target, [*variables, held], output_gradients)
-    of_copies = iter(of_copies)
-    return [
-        _dense(variable, gradient, None if copy is None else next(of_copies), native_ops)
-        for variable, gradient, copy in zip(variables, gradients, copies, strict=True)
-    ]
-
-
-def _dense(variable, gradient, of_copy, native_ops):
-    """The sum of a variable's gradient and its copy's, either of which may be missing."""
-    is_of_rows = isinstance(gradient, tf.IndexedSlices)
-    if is_of_rows and native_ops is not None:
-        others = tf.zeros_like(variable) if of_copy is None else of_copy
-        return add_rows(native_ops, others, gradient.values, gradient.indices)
-    if of_copy is None:
-        return tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
-    if gradient is None:
-        return of_copy
-    of_copy = tf.cast(of_copy, gradient.dtype)
-    if is_of_rows:  # in place: the embedding's is the largest of all
-        return tf.tensor_scatter_nd_add(of_copy, gradient.indices[:, None], gradient.values)
-    return of_copy + gradient
-
-
 def gradients_of(loss_fn, variables):
     """Dense gradients of a loss and its statistics: loss_fn() -> (loss, statistics) to (gradients, statistics)."""
     with tf.GradientTape() as tape:
         loss, statistics = loss_fn()
     return dense_gradients(tape, loss, variables), statistics
+
+
+def sum_over_parts(of_part, num_parts):
+    """Gradients and statistics of parts of a batch, added up; the largest errors among them.
+
+    Args: of_part: number -> (gradients, (sums, largest error)).
+    """
+    gradients, (sums, error) = of_part(0)
+    for number in range(1, num_parts):
+        with tf.control_dependencies(gradients):  # one after the other: together they would need all the memory
+            more, (more_sums, more_error) = of_part(number)
+        gradients = [
+            tf.cast(total, tf.float32) + tf.cast(gradient, tf.float32)
+            for total, gradient in zip(gradients, more, strict=True)
+        ]
+        sums, error = sums + more_sums, tf.maximum(error, more_error)
+    return gradients, (sums, error)
 
 
 def optimize(
@@ -252,9 +238,9 @@ def optimize(
         `stop_when` said.
     """
 
-    native_ops = optimizer.native_ops
+    kernels = optimizer.kernels
     alone = strategy.num_replicas_in_sync == 1
-    scaled_when_applied = alone or native_ops is not None
+    scaled_when_applied = alone or kernels is not None
 
     def reduced(*args):
         context = tf.distribute.get_replica_context()
@@ -263,7 +249,7 @@ def optimize(
             gradients = [tf.cast(gradient, tf.float32) for gradient in gradients]
         gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, (gradients, statistics))
         if scaled_when_applied:
-            scales, norm = clipping_scales(gradients, max_grad_norm, groups, native_ops)
+            scales, norm = clipping_scales(gradients, max_grad_norm, groups, kernels)
         else:
             (gradients, norm), scales = clip_by_global_norm(gradients, max_grad_norm, groups), None
         return gradients, scales, statistics, norm

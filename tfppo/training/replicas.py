@@ -65,3 +65,9 @@ def check_divides(strategy: tf.distribute.Strategy, name: str, value: int) -> No
     count = strategy.num_replicas_in_sync
     if value % count:
         raise UserError(f"{name} is {value}; the number of replicas, {count}, must divide it")
+
+
+def slot_of_replica(value: tf.Tensor) -> tf.Tensor:
+    """A scalar as a vector with a slot a replica, so that every one survives the sum over replicas: [N]."""
+    context = tf.distribute.get_replica_context()
+    return value * tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfppo.models.transformer import LAYER_NORM_EPSILON, MASKED_SCORE
+from tfppo.models.layers import LAYER_NORM_EPSILON, MASKED_SCORE
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.shapes import size_of
 
@@ -63,12 +63,12 @@ class _Bfloat16:
 class NativePolicy:
     """What `sample` needs of a policy, computed by the native operations. Make it where the weights are to be read.
 
-    Args: policy: of dtype policy float32, or mixed_bfloat16 where `ops`, of `native_ops`, have it.
+    Args: ops: of `native_ops`; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops` have it.
     """
 
-    def __init__(self, policy, ops):
+    def __init__(self, policy, ops, dtype):
         self._policy = policy
-        self._ops = _Float32(ops) if policy.dtype_policy.name == "float32" else _Bfloat16(ops)
+        self._ops = _Float32(ops) if dtype == "float32" else _Bfloat16(ops)
         self._trunks = [policy.language_model.trunk, *([policy.critic] if policy.critic else [])]
         self._weights = [self._ops.weights_of(trunk) for trunk in self._trunks]
         embedding = tf.convert_to_tensor(policy.language_model.trunk.token_embedding)
@@ -79,9 +79,8 @@ class NativePolicy:
         real = tf.pad(tf.cast(prompt_mask, tf.bool), [[0, 0], [0, cache_length - size_of(prompt_ids, 1)]])
         return self._step(prompt_ids, positions_from_mask(prompt_mask), 0, real, [[] for _ in self._trunks])
 
-    def decode_step(self, token_ids, positions, index, visible, cache, compiled=False):
-        """As `Policy.decode_step`; nothing here can be compiled."""
-        assert not compiled
+    def decode_step(self, token_ids, positions, index, visible, cache):
+        """As `Policy.decode_step`."""
         return self._step(token_ids[:, None], positions[:, None], index, visible, cache)
 
     def _step(self, *step_and_caches):

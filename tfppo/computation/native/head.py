@@ -5,20 +5,18 @@ Logits are float32 sums of products of bfloat16 numbers; for the gradient, float
 
 import tensorflow as tf
 
-from tfppo.models.transformer import MASKED_SCORE
+from tfppo.models.layers import MASKED_SCORE
 
 
-def logprobs_and_entropies(ops, language_model, hidden, token_ids, temperature, with_gradient=True):
-    """As `token_logprobs` and `entropy` of the language model's logits: two float32 [...].
+def logprobs_and_entropies(ops, embedding, hidden, token_ids, *, temperature, pad_id, with_gradient=True):
+    """As `token_logprobs` and `entropy` of a language model's logits: two float32 [...].
 
-    The embedding is that which `casting_once` holds in float32, or the variable itself, and so is its gradient.
-
-    Args: ops: of `training_ops`; hidden [..., D]; token_ids int32 [...]; with_gradient: False keeps nothing for it.
+    Args: ops: of `training_ops`; embedding [V, D] float32; hidden [..., D]; token_ids int32 [...]; with_gradient: False
+        keeps nothing for it.
     """
-    (embedding,) = language_model.held_matrices or language_model.matrices()
     embedding = tf.convert_to_tensor(embedding)
     tokens = tf.reshape(token_ids, [-1])
-    attributes = dict(temperature=temperature, masked=language_model.pad_id, penalty=MASKED_SCORE)
+    attributes = dict(temperature=temperature, masked=pad_id, penalty=MASKED_SCORE)
 
     @tf.custom_gradient
     def head(hidden, embedding):

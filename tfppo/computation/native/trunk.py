@@ -3,13 +3,13 @@
 import tensorflow as tf
 
 from tfppo.computation.native.decoder import trunk_weights
-from tfppo.models.transformer import LAYER_NORM_EPSILON
+from tfppo.models.layers import LAYER_NORM_EPSILON
 
 
 def hidden_states(ops, trunk, token_ids, padding_mask, positions, start, with_gradient=True):
-    """As the trunk's `call`: hidden states [B, T - start, D] in float32, which are 0 where the mask is.
+    """As the trunk's `hidden_states`: [B, T - start, D] in float32, which are 0 where the mask is.
 
-    The gradients of the blocks' matrices are bfloat16, as those of `casting_once`'s copies.
+    The gradients of the blocks' matrices are bfloat16.
 
     Args: ops: of `training_ops`; with_gradient: False keeps nothing for it.
     """

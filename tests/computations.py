@@ -1,0 +1,54 @@
+"""Engines, collectors and learners for tests, which name what they are about and leave the rest to the settings."""
+
+from tfppo.computation.choice import choose_sampling
+from tfppo.computation.computation import Chosen, Computation
+from tfppo.computation.devices import resolve_jit_compile
+from tfppo.computation.graph import GraphEngine
+from tfppo.computation.native.engine import NativeEngine
+from tfppo.ppo.learner import Learner
+from tfppo.ppo.rollout import RolloutCollector
+from tfppo.ppo.sampler import Sampler
+
+
+def update_engine(ppo, dtype, native=None):
+    """What the settings say of a dtype: TensorFlow's own operations, or C++ where `native` has its operations."""
+    if native is not None:
+        return NativeEngine(native, dtype)
+    return GraphEngine(dtype, resolve_jit_compile(ppo.jit_compile, dtype), recomputes=ppo.gradient_checkpointing)
+
+
+def make_learner(policy, ppo, reward, strategy, temperature=1.0, dtype=None, lengths_vary=False, native=None):
+    """A learner in the policy's own dtype, if nothing else is said."""
+    engine = update_engine(ppo, dtype or policy.dtype_policy.name, native)
+    return Learner(policy, ppo, reward, strategy, temperature=temperature, engine=engine, lengths_vary=lengths_vary)
+
+
+def make_computation(sampling, dtype="float32", native=None, measures=True):
+    """What the settings of the sampling say of rollouts in a dtype; `native`: operations that score, too."""
+    sampled = choose_sampling(sampling, dtype, measures=measures)
+    if native is not None and dtype == "mixed_bfloat16":
+        engine = NativeEngine(native, dtype)
+    else:
+        engine = GraphEngine(dtype, resolve_jit_compile(sampling.jit_compile, dtype))
+    chosen = Chosen(engines=(engine,), reason="the test's")
+    return Computation(sampling=sampled, scoring=chosen, update=chosen)
+
+
+def make_collector(policy, ref_model, sampling, reward, *, tokenizer, rewards, strategy, dtype=None, native=None):
+    """A collector in the policy's own dtype, if nothing else is said."""
+    return RolloutCollector(
+        policy,
+        ref_model,
+        sampling=sampling,
+        reward=reward,
+        computation=make_computation(sampling, dtype or policy.dtype_policy.name, native),
+        tokenizer=tokenizer,
+        rewards=rewards,
+        strategy=strategy,
+    )
+
+
+def make_sampler(policy, sampling, *, eos_id, pad_id, strategy, measures=False):
+    """A sampler in the policy's own dtype."""
+    engines = choose_sampling(sampling, policy.dtype_policy.name, measures=measures).engines
+    return Sampler(policy, sampling, engines, eos_id=eos_id, pad_id=pad_id, strategy=strategy)

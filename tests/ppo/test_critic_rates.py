@@ -1,0 +1,92 @@
+"""The critic's own update: its start, its warm-up, and learning rates of its own and of the embeddings."""
+
+import math
+
+import numpy as np
+import pytest
+from ppo_cases import largest_change, make_learner, make_rollout, run, targets_of
+from ppo_reference import naive_gradients, naive_targets
+
+
+def test_separate_critic_starts_at_zero_and_learns():
+    learner = make_learner("separate", value_head=False, ppo_epochs=1, num_minibatches=1)
+    rollout, policy = make_rollout(), learner.policy
+    policy.set_weights(learner.start)
+    _, values = policy.response_outputs(*rollout[:4])
+    np.testing.assert_array_equal(values, np.zeros(rollout.values.shape))
+    rollout = rollout._replace(values=values)
+    _, returns = naive_targets(rollout, learner.config, 0.1)
+    weights, statistics = run(learner, rollout)
+    real = rollout.response_mask.numpy() == 1
+    np.testing.assert_allclose(statistics["loss/value"], 0.5 * np.mean(returns[real] ** 2), rtol=1e-4)
+    assert statistics["policy/first_ratio_error"] < 1e-4
+    policy.set_weights(weights)
+    _, values = policy.response_outputs(*rollout[:4])
+    assert np.mean((values.numpy() - returns)[real] ** 2) < np.mean(returns[real] ** 2)
+    # Behind a head of zeros the critic's trunk moves with the second step; the actor's moves with the first.
+    critic = policy.critic.get_weights()
+    run(learner, rollout, num_updates=2)
+    assert largest_change(policy.critic.get_weights(), critic) > 1e-3
+
+
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_the_critic_alone_learns_while_it_warms_up(critic):
+    learner, rollout = make_learner(critic), make_rollout()
+    _, statistics = run(learner, rollout, num_updates=2, policy_coef=0.0)
+    policy = learner.policy
+    critics = [policy.value_kernel, policy.value_bias, *(policy.critic.variables if policy.critic else [])]
+    for variable, before in zip(policy.variables, learner.start, strict=True):
+        change = np.abs(variable.numpy() - before).max()
+        if any(variable is own for own in critics):
+            assert change > 1e-4, variable.path
+        else:
+            assert change == 0.0, variable.path  # to the last bit
+    np.testing.assert_allclose(
+        statistics["loss/total"], learner.config.value_coef * statistics["loss/value"], rtol=1e-5
+    )
+    assert statistics["policy/gradient_norm"] > 0
+
+
+def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
+    """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
+    settings = dict(ppo_epochs=1, num_minibatches=1, value_coef=50.0, optimizer="adamw", adam_epsilon=10.0)
+    rates = dict(learning_rate=10.0, critic_learning_rate=20.0, max_grad_norm=0.05)
+    learner, rollout = make_learner("separate", **settings, **rates), make_rollout()
+    policy, config = learner.policy, learner.config
+    policy.set_weights(learner.start)
+    batch = targets_of(rollout, *naive_targets(rollout, config, 0.1))
+    _, gradients = naive_gradients(policy, batch, config)
+    start = [variable.numpy() for variable in policy.trainable_variables]
+    _, statistics = run(learner, rollout)
+    critics = [policy.value_kernel, policy.value_bias, *policy.critic.variables]
+    is_critic = [any(variable is own for own in critics) for variable in policy.trainable_variables]
+    norms = [
+        math.sqrt(sum((g**2).sum() for g, own in zip(gradients, is_critic, strict=True) if own == part))
+        for part in (False, True)
+    ]
+    assert norms[0] > 0.05 and norms[1] > 50 * norms[0]  # clipped together, the policy would hardly move
+    np.testing.assert_allclose(statistics["policy/gradient_norm"], math.hypot(*norms), rtol=1e-4)
+    for variable, before, gradient, own in zip(policy.trainable_variables, start, gradients, is_critic, strict=True):
+        gradient = gradient * 0.05 / norms[own]
+        step = rates["critic_learning_rate" if own else "learning_rate"] * gradient / (np.abs(gradient) + 10.0)
+        np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)
+
+
+@pytest.mark.parametrize("rate", [20.0, 0.0])
+@pytest.mark.parametrize("critic", ["shared", "separate"])
+def test_embeddings_learn_at_a_rate_of_their_own(critic, rate):
+    """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
+    settings = dict(ppo_epochs=1, num_minibatches=1, optimizer="adamw", adam_epsilon=10.0, max_grad_norm=0.0)
+    learner = make_learner(critic, **settings, learning_rate=10.0, embedding_learning_rate=rate)
+    policy, rollout = learner.policy, make_rollout()
+    policy.set_weights(learner.start)
+    _, gradients = naive_gradients(
+        policy, targets_of(rollout, *naive_targets(rollout, learner.config, 0.1)), learner.config
+    )
+    start = [variable.numpy() for variable in policy.trainable_variables]
+    run(learner, rollout)
+    trunk = policy.language_model.trunk
+    for variable, before, gradient in zip(policy.trainable_variables, start, gradients, strict=True):
+        is_embedding = variable is trunk.token_embedding or variable is trunk.position_embedding
+        step = (rate if is_embedding else 10.0) * gradient / (np.abs(gradient) + 10.0)
+        np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)

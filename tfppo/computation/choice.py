@@ -1,0 +1,126 @@
+"""The choice among engines: the one place where settings, devices and what each engine can compute meet.
+
+C++ is taken on CPUs where it can be built and computes the model; else XLA, but for bfloat16 on CPUs, whose products
+are fast outside of XLA only. A setting that insists on what cannot be had is an error.
+"""
+
+import tensorflow as tf
+
+from tfppo.computation.computation import Chosen, Computation
+from tfppo.computation.devices import has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
+from tfppo.computation.graph import GraphEngine
+from tfppo.computation.native.availability import BFLOAT16_SAMPLING, BFLOAT16_TRAINING, find_operations
+from tfppo.computation.native.engine import ARCHITECTURES, NativeEngine
+from tfppo.config import PpoConfig, SamplingConfig
+from tfppo.errors import UserError
+
+
+def choose_computation(
+    ppo: PpoConfig, sampling: SamplingConfig, *, width: int, architecture: str = "gpt2"
+) -> Computation:
+    """What PPO computes a model of some width and architecture with.
+
+    Rollouts are computed as the update is where "auto" is theirs and C++ does both: what is sampled from then is what
+    learns, to less than a number of bfloat16 tells.
+
+    Raises: UserError where a setting insists on what cannot be had.
+    """
+    update_dtype = resolve_update_dtype(ppo.update_dtype, width, ppo.dtype)
+    update = _choose_update(ppo, update_dtype, _why_dtype(ppo, width, update_dtype), architecture)
+    rollout_dtype = ppo.rollout_dtype
+    trains_natively = isinstance(update.engine, NativeEngine)
+    if rollout_dtype == "auto":
+        rollout_dtype = update_dtype if trains_natively and sampling.native is not False else ppo.dtype
+    if trains_natively and rollout_dtype == "mixed_bfloat16":
+        scoring = Chosen(engines=(update.engine,), reason="as the update")
+    else:
+        scoring = _choose_graph(sampling.jit_compile, rollout_dtype, "sampling.jit_compile")
+    return Computation(
+        sampling=choose_sampling(sampling, rollout_dtype, architecture=architecture, measures=True),
+        scoring=scoring,
+        update=update,
+    )
+
+
+def choose_sampling(
+    sampling: SamplingConfig, dtype: str, *, architecture: str = "gpt2", measures: bool = False
+) -> Chosen:
+    """What samples in a Keras dtype policy.
+
+    Args: measures: whether, where no setting and no C++ decides it, the first call is to find the faster of XLA and the
+        plain graph.
+    Raises: UserError where `sampling.native` insists on what cannot be had.
+    """
+    _check_architecture("sampling.native", sampling.native, architecture)
+    is_fast = dtype == "float32" or has_fast_bfloat16()
+    ops, reason = find_operations(
+        "sampling.native",
+        sampling.native,
+        refusal=_refusal(architecture) or (None if is_fast else "bfloat16 is not fast on this processor"),
+        needs=None if dtype == "float32" else BFLOAT16_SAMPLING,
+    )
+    if ops is not None:
+        compiles_filters = sampling.jit_compile is not False
+        return Chosen(engines=(NativeEngine(ops, dtype, compiles_filters),), reason=reason)
+    chosen = _choose_graph(sampling.jit_compile, dtype, "sampling.jit_compile")
+    if not measures or sampling.jit_compile is not None:
+        return Chosen(engines=chosen.engines, reason=f"{chosen.reason}; no C++: {reason}")
+    other = GraphEngine(dtype, not chosen.engine.compiled)
+    return Chosen(engines=(chosen.engine, other), reason=f"the faster one by the first batch; no C++: {reason}")
+
+
+def _choose_update(ppo, dtype, why_dtype, architecture):
+    _check_architecture("ppo.native", ppo.native, architecture)
+    refusal = _refusal(architecture) or _refusal_of_update(ppo, dtype)
+    ops, reason = find_operations("ppo.native", ppo.native, refusal=refusal, needs=BFLOAT16_TRAINING)
+    if ops is not None:
+        return Chosen(engines=(NativeEngine(ops, dtype),), reason=f"{reason}; {why_dtype}")
+    compiled = resolve_jit_compile(ppo.jit_compile, dtype)
+    engine = GraphEngine(dtype, compiled, recomputes=ppo.gradient_checkpointing)
+    why = "ppo.jit_compile says so" if ppo.jit_compile is not None else _rule_of(engine)
+    return Chosen(engines=(engine,), reason=f"{why}; {why_dtype}; no C++: {reason}")
+
+
+def _choose_graph(jit_compile, dtype, setting):
+    engine = GraphEngine(dtype, resolve_jit_compile(jit_compile, dtype))
+    reason = f"{setting} says so" if jit_compile is not None else _rule_of(engine)
+    return Chosen(engines=(engine,), reason=reason)
+
+
+def _rule_of(engine):
+    return "XLA is the rule" if engine.compiled else "bfloat16 on a CPU is faster outside of XLA"
+
+
+def _why_dtype(ppo, width, dtype):
+    if ppo.update_dtype != "auto":
+        return "ppo.update_dtype says the dtype"
+    if dtype == "mixed_bfloat16" != ppo.dtype:
+        return "bfloat16 is fast here"
+    return f"bfloat16 does not pay at width {width}" if has_fast_bfloat16() else "bfloat16 is not fast here"
+
+
+def _check_architecture(field, setting, architecture):
+    if setting and architecture not in ARCHITECTURES:
+        raise UserError(
+            f"{field} is True, but C++ computes {', '.join(ARCHITECTURES)}, and the model is {architecture}; "
+            f"set {field} to None"
+        )
+
+
+def _refusal(architecture):
+    """Why C++ is no use for a model, or on these devices; None where it may be."""
+    if architecture not in ARCHITECTURES:
+        return f"it computes {', '.join(ARCHITECTURES)}, not {architecture}"
+    return "there is a GPU" if tf.config.list_physical_devices("GPU") else None
+
+
+def _refusal_of_update(ppo, dtype):
+    if dtype != "mixed_bfloat16":
+        return "it updates in bfloat16 only"
+    if ppo.trainable_blocks is not None:
+        return "it updates all blocks, and ppo.trainable_blocks wants some"
+    if ppo.gradient_checkpointing:
+        return "it does not recompute blocks (ppo.gradient_checkpointing)"
+    if ppo.jit_compile:
+        return "ppo.jit_compile asks for XLA"
+    return None if has_fast_bfloat16() else "this processor does not multiply bfloat16 numbers"

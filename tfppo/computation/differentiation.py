@@ -1,0 +1,53 @@
+"""Gradients in two steps, through the outputs of a model, as plain tensors."""
+
+import tensorflow as tf
+
+
+def output_gradients(loss_of, outputs, *, compiled):
+    """Gradients of a loss with respect to the outputs that it is of, and its statistics.
+
+    Args: loss_of: (*outputs) -> (loss, statistics); outputs: tensors; compiled: whether XLA compiles it.
+    """
+
+    @tf.function(jit_compile=compiled)
+    def differentiated(*outputs):
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            loss, statistics = loss_of(*outputs)
+        return tape.gradient(loss, outputs, unconnected_gradients="zero"), statistics
+
+    return differentiated(*outputs)
+
+
+def dense_gradients(tape, target, variables, upstream=None, copies=(), add_rows=None):
+    """Gradients as plain tensors, zeros where a variable has no part in the target.
+
+    Args: copies: for each variable, a copy of it that stands for it in some uses, or None; a gradient of the copy alone
+        keeps the copy's dtype.
+        add_rows: (matrix, rows, places) -> the matrix with rows added, for the gradients of embeddings; None:
+            TensorFlow's own.
+    """
+    copies = list(copies) or [None] * len(variables)
+    held = [copy for copy in copies if copy is not None]
+    *gradients, of_copies = tape.gradient(target, [*variables, held], upstream)
+    of_copies = iter(of_copies)
+    return [
+        _dense(variable, gradient, None if copy is None else next(of_copies), add_rows)
+        for variable, gradient, copy in zip(variables, gradients, copies, strict=True)
+    ]
+
+
+def _dense(variable, gradient, of_copy, add_rows):
+    """The sum of a variable's gradient and its copy's, either of which may be missing."""
+    is_of_rows = isinstance(gradient, tf.IndexedSlices)
+    if is_of_rows and add_rows is not None:
+        others = tf.zeros_like(variable) if of_copy is None else of_copy
+        return add_rows(others, gradient.values, gradient.indices)
+    if of_copy is None:
+        return tf.zeros_like(variable) if gradient is None else tf.convert_to_tensor(gradient)
+    if gradient is None:
+        return of_copy
+    of_copy = tf.cast(of_copy, gradient.dtype)
+    if is_of_rows:  # in place: the embedding's is the largest of all
+        return tf.tensor_scatter_nd_add(of_copy, gradient.indices[:, None], gradient.values)
+    return of_copy + gradient

@@ -1,0 +1,87 @@
+"""What an engine does: everything that depends on how a model is computed, and nothing that depends on the algorithm.
+
+Sampler, collector and learner are handed an engine and never ask which one. There are two classes: `GraphEngine`
+(TensorFlow's plain graph, or XLA) and `NativeEngine` (C++ for CPUs). docs/architecture.md says how to add a third.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import tensorflow as tf
+
+from tfppo.ops.logprobs import entropy, token_logprobs
+
+
+class Loss(NamedTuple):
+    """A loss of chosen tokens, to be differentiated by an engine.
+
+    Args:
+        of_tokens: log-probabilities, entropies and values, float32 [b, R] each -> (loss, statistics).
+        token_ids: int32 [b, R], the tokens that were chosen.
+        temperature: divides the logits.
+        entropy_learns: whether the entropies have a part in the loss's gradient.
+    """
+
+    of_tokens: Callable
+    token_ids: tf.Tensor
+    temperature: float
+    entropy_learns: bool
+
+    def of_logits(self, logits, values):
+        """The loss and the statistics, from logits [b, R, V] and values [b, R]."""
+        logprobs = token_logprobs(logits, self.token_ids, self.temperature)
+        entropies = entropy(logits if self.entropy_learns else tf.stop_gradient(logits), self.temperature)
+        return self.of_tokens(logprobs, entropies, values)
+
+
+class Decoder(Protocol):
+    """A policy whose weights are read, ready to continue prompts token by token."""
+
+    def prefill(self, prompt_ids, prompt_mask, cache_length):
+        """Logits [B, V] and values [B] after prompts padded on the left, and the cache to go on from there."""
+
+    def decode_step(self, token_ids, positions, index, visible, cache):
+        """Logits [B, V] and values [B] after one more token a row, and the cache with it at slot `index`."""
+
+
+class Engine(Protocol):
+    """One way to compute a model, in one dtype."""
+
+    name: str  # "C++", "XLA" or "graph"
+    dtype: str  # Keras dtype policy
+    compiled: bool  # whether XLA compiles what goes through `piece` and `function`
+    skips_padding: bool  # whether padded positions of a batch cost nothing: else the caller cuts it to its longest row
+    kernels: object  # norms, Adam and sums of rows for `training.optimization`; None: TensorFlow's own
+
+    # Sampling
+
+    def decoder(self, policy) -> Decoder:
+        """The policy with its weights as they are now."""
+
+    def piece(self, function: Callable) -> Callable:
+        """A part of the sampling loop, compiled where this engine compiles."""
+
+    def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
+        """What draws tokens: `draw` (logits [B, V], uniforms [B]) -> (tokens, logprobs), or something faster and equal.
+
+        Args: temperature: that `draw` divides by, 0 for the likeliest token; filtered: whether it masks tokens first.
+        """
+
+    # Teacher forcing, without gradients
+
+    def function(self, function: Callable) -> Callable:
+        """A `tf.function` of a pass over whole sequences, compiled where this engine compiles."""
+
+    def response_states(self, trunk, *batch):
+        """As `Transformer.response_states`."""
+
+    def token_logprobs(self, language_model, hidden, token_ids, temperature):
+        """Log-probabilities [B, R] of tokens in hidden states [B, R, D]."""
+
+    # The update
+
+    def gradients(self, policy, variables, batch, loss: Loss, *, trunk_coef, places):
+        """Gradients of a loss with respect to variables, and its statistics.
+
+        Args: batch, trunk_coef, places: as of `Policy.response_states`.
+        """

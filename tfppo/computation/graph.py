@@ -1,0 +1,91 @@
+"""The engine of TensorFlow's own operations: compiled by XLA, or as a plain graph."""
+
+from dataclasses import replace
+
+import keras
+import tensorflow as tf
+
+from tfppo.computation.differentiation import dense_gradients, output_gradients
+from tfppo.computation.engine import Loss
+from tfppo.ops.arithmetic import Arithmetic
+from tfppo.ops.logprobs import token_logprobs
+
+
+class GraphEngine:
+    """Computes every architecture, in every dtype, on every device.
+
+    Args:
+        dtype: Keras dtype policy of products; weights stay what they are, float32.
+        compiled: whether XLA compiles.
+        recomputes: whether the update keeps each block's input alone, and computes the rest again for the gradient.
+    """
+
+    skips_padding = False
+    kernels = None
+
+    def __init__(self, dtype, compiled, recomputes=False):
+        self.dtype, self.compiled = dtype, compiled
+        self.name = "XLA" if compiled else "graph"
+        self._arithmetic = Arithmetic(dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled)
+        # Activations in one piece inside a plain graph; where XLA compiles all of it, that changes nothing.
+        self._of_update = replace(self._arithmetic, fuses_activations=True, recomputes=recomputes)
+
+    def decoder(self, policy):
+        """See `Engine`. In a plain graph the weights are cast here, once for all steps; XLA does that by itself."""
+        return _Decoder(
+            policy, self._arithmetic if self.compiled else self._arithmetic.holding(policy.product_weights())
+        )
+
+    def piece(self, function):
+        """See `Engine`."""
+        return tf.function(function, jit_compile=True) if self.compiled else function
+
+    def drawer(self, draw, *, temperature, filtered):
+        """See `Engine`."""
+        del temperature, filtered
+        return draw
+
+    def function(self, function):
+        """See `Engine`."""
+        return tf.function(function, jit_compile=self.compiled)
+
+    def response_states(self, trunk, *batch):
+        """See `Engine`."""
+        return trunk.response_states(*batch, self._arithmetic)
+
+    def token_logprobs(self, language_model, hidden, token_ids, temperature):
+        """See `Engine`."""
+
+        @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
+        def of_logits(logits, token_ids):
+            return token_logprobs(logits, token_ids, temperature)
+
+        return of_logits(language_model.logits(hidden, self._arithmetic), token_ids)
+
+    def gradients(self, policy, variables, batch, loss: Loss, *, trunk_coef, places):
+        """See `Engine`."""
+        arithmetic = self._of_update.holding(policy.product_weights())
+        copies = [arithmetic.copies.get(id(variable)) for variable in variables]
+        values = [variable.value for variable in variables]
+        # Nothing else is watched: so the backward pass ends at the lowest block that learns.
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*values, *(copy for copy in copies if copy is not None)])
+            outputs = policy.response_outputs(*batch, trunk_coef=trunk_coef, places=places, arithmetic=arithmetic)
+
+        # Compiled even in a plain graph: XLA makes one pass of the logits, the largest array of the step, and keeps no
+        # float32 copy of them.
+        upstream, statistics = output_gradients(loss.of_logits, outputs, compiled=True)
+        return dense_gradients(tape, outputs, values, upstream, copies), statistics
+
+
+class _Decoder:
+    """A policy that computes with one `Arithmetic`."""
+
+    def __init__(self, policy, arithmetic):
+        self._policy, self._arithmetic = policy, arithmetic
+
+    def prefill(self, prompt_ids, prompt_mask, cache_length):
+        return self._policy.prefill(prompt_ids, prompt_mask, cache_length, self._arithmetic)
+
+    def decode_step(self, token_ids, positions, index, visible, cache):
+        return self._policy.decode_step(token_ids, positions, index, visible, cache, self._arithmetic)

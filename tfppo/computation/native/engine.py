@@ -1,0 +1,106 @@
+"""The engine of the C++ operations, for CPUs: see `Engine`."""
+
+from functools import partial
+
+import tensorflow as tf
+
+from tfppo.computation.differentiation import dense_gradients, output_gradients
+from tfppo.computation.engine import Loss
+from tfppo.computation.native.decoder import NativePolicy, draw_natively
+from tfppo.computation.native.embedding import add_rows
+from tfppo.computation.native.head import logprobs_and_entropies
+from tfppo.computation.native.optimizer import apply_adam, squared_norms
+from tfppo.computation.native.trunk import hidden_states
+from tfppo.ops.masking import positions_from_mask
+from tfppo.ops.sequences import teacher_forced
+
+ARCHITECTURES = ("gpt2",)
+
+
+class NativeEngine:
+    """Samples in float32 and, where the processor has AVX512_BF16, does everything in mixed_bfloat16.
+
+    Args:
+        ops: the loaded operations.
+        dtype: Keras dtype policy to compute in.
+        compiles_filters: whether XLA compiles the drawing of a token among filtered ones, which no operation does.
+    """
+
+    name = "C++"
+    compiled = False
+    skips_padding = True
+
+    def __init__(self, ops, dtype, compiles_filters=True):
+        self._ops, self.dtype, self._compiles_filters = ops, dtype, compiles_filters
+        self.kernels = _Kernels(ops)
+
+    def decoder(self, policy):
+        """See `Engine`."""
+        return NativePolicy(policy, self._ops, self.dtype)
+
+    def piece(self, function):
+        """See `Engine`; nothing here can be compiled."""
+        return function
+
+    def drawer(self, draw, *, temperature, filtered):
+        """See `Engine`."""
+        if temperature and not filtered:
+            return partial(draw_natively, self._ops, temperature)
+        return tf.function(draw, jit_compile=True) if self._compiles_filters else draw
+
+    def function(self, function):
+        """See `Engine`; nothing here can be compiled."""
+        return tf.function(function)
+
+    def response_states(self, trunk, *batch, with_gradient=False):
+        """See `Engine`."""
+        token_ids, mask, start = teacher_forced(*batch)
+        return hidden_states(self._ops, trunk, token_ids, mask, positions_from_mask(mask), start, with_gradient)
+
+    def token_logprobs(self, language_model, hidden, token_ids, temperature):
+        """See `Engine`."""
+        logprobs, _ = logprobs_and_entropies(
+            self._ops,
+            language_model.trunk.token_embedding,
+            hidden,
+            token_ids,
+            temperature=temperature,
+            pad_id=language_model.pad_id,
+            with_gradient=False,
+        )
+        return logprobs
+
+    def gradients(self, policy, variables, batch, loss: Loss, *, trunk_coef, places):
+        """See `Engine`."""
+        language_model = policy.language_model
+        output_matrix = language_model.trunk.token_embedding
+        # A copy: so its gradient as the output matrix, which is dense, comes apart from that of the rows looked up.
+        copy = tf.cast(output_matrix, tf.float32)
+        copies = [copy if variable is output_matrix else None for variable in variables]
+        values = [variable.value for variable in variables]
+        states_of = partial(self.response_states, with_gradient=True)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([*values, *(copy for copy in copies if copy is not None)])
+            hidden, state_values = policy.response_states(
+                *batch, trunk_coef=trunk_coef, places=places, states_of=states_of
+            )
+            tokens = logprobs_and_entropies(
+                self._ops,
+                copy,
+                hidden,
+                loss.token_ids,
+                temperature=loss.temperature,
+                pad_id=language_model.pad_id,
+            )
+            outputs = (*tokens, state_values)
+        upstream, statistics = output_gradients(loss.of_tokens, outputs, compiled=False)
+        return dense_gradients(tape, outputs, values, upstream, copies, self.kernels.add_rows), statistics
+
+
+class _Kernels:
+    """Norms of gradients, Adam's step and sums of rows, each in one pass over memory."""
+
+    def __init__(self, ops):
+        self.squared_norms = partial(squared_norms, ops)
+        self.apply_adam = partial(apply_adam, ops)
+        self.add_rows = partial(add_rows, ops)

@@ -1,0 +1,147 @@
+"""The layers of a GPT-2-style Transformer (Radford et al. 2019): weights, and the equations that they stand in.
+
+Every equation takes an `Arithmetic`, which says in which dtype and pieces it computes.
+"""
+
+import keras
+import tensorflow as tf
+
+from tfppo.ops.arithmetic import Arithmetic
+from tfppo.ops.shapes import size_of
+
+LAYER_NORM_EPSILON = 1e-5
+MASKED_SCORE = -1e9
+
+
+def dropout(x, rate, seed):
+    """x with a share of its numbers set to 0 and the others scaled up; as it is where the seed is None."""
+    if seed is None or rate == 0.0:
+        return x
+    return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
+
+
+def fold(seed, number):
+    """A seed of its own for the number-th use of a seed; None stays None."""
+    return None if seed is None else seed + tf.constant([0, number], seed.dtype)
+
+
+@keras.saving.register_keras_serializable(package="tfppo")
+class LayerNorm(keras.layers.Layer):
+    """Layer normalisation over the last axis, computed in float32 whatever the dtype of products."""
+
+    def __init__(self, hidden_dim, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.gamma = self.add_weight(shape=[hidden_dim], initializer="ones", name="gamma", autocast=False)
+        self.beta = self.add_weight(shape=[hidden_dim], initializer="zeros", name="beta", autocast=False)
+        self.built = True
+
+    def normalize(self, x, arithmetic: Arithmetic):
+        """x [..., D] with mean 0 and variance 1 in each row, scaled and shifted: in the dtype of products."""
+        x32 = tf.cast(x, tf.float32)
+        mean = tf.reduce_mean(x32, axis=-1, keepdims=True)
+        centred = x32 - mean
+        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+        normed = centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
+        return tf.cast(normed * self.gamma + self.beta, arithmetic.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "hidden_dim": self.hidden_dim}
+
+
+@keras.saving.register_keras_serializable(package="tfppo")
+class Projection(keras.layers.Layer):
+    """x @ kernel + bias over the last axis, as one two-dimensional product whatever the rank of x."""
+
+    def __init__(self, input_dim, output_dim, stddev=0.02, **kwargs):
+        super().__init__(**kwargs)
+        self.input_dim, self.output_dim, self.stddev = input_dim, output_dim, stddev
+        normal = keras.initializers.RandomNormal(stddev=stddev)
+        self.kernel = self.add_weight(shape=[input_dim, output_dim], initializer=normal, name="kernel")
+        self.bias = self.add_weight(shape=[output_dim], initializer="zeros", name="bias")
+        self.built = True
+
+    def project(self, x, arithmetic: Arithmetic):
+        """x [..., input_dim] to [..., output_dim], in the dtype of products."""
+        x2d = tf.reshape(tf.cast(x, arithmetic.dtype), [-1, self.input_dim])
+        y = tf.nn.bias_add(tf.matmul(x2d, arithmetic.read(self.kernel)), arithmetic.read(self.bias))
+        return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
+
+    def get_config(self):
+        sizes = {"input_dim": self.input_dim, "output_dim": self.output_dim, "stddev": self.stddev}
+        return {**super().get_config(), **sizes}
+
+
+@keras.saving.register_keras_serializable(package="tfppo")
+class TransformerBlock(keras.layers.Layer):
+    """Layer norm, self-attention and residual; layer norm, MLP and residual."""
+
+    def __init__(self, hidden_dim, num_heads, intermediate_dim, dropout=0.0, residual_stddev=0.02, **kwargs):
+        super().__init__(**kwargs)
+        self.hidden_dim, self.num_heads, self.intermediate_dim = hidden_dim, num_heads, intermediate_dim
+        self.dropout, self.residual_stddev = dropout, residual_stddev
+        self.head_dim = hidden_dim // num_heads
+        policy = self.dtype_policy
+        self.attention_norm = LayerNorm(hidden_dim, dtype=policy, name="attention_norm")
+        self.qkv = Projection(hidden_dim, 3 * hidden_dim, dtype=policy, name="qkv")
+        self.attention_out = Projection(
+            hidden_dim, hidden_dim, stddev=residual_stddev, dtype=policy, name="attention_out"
+        )
+        self.mlp_norm = LayerNorm(hidden_dim, dtype=policy, name="mlp_norm")
+        self.mlp_in = Projection(hidden_dim, intermediate_dim, dtype=policy, name="mlp_in")
+        self.mlp_out = Projection(intermediate_dim, hidden_dim, stddev=residual_stddev, dtype=policy, name="mlp_out")
+        self.built = True
+
+    def product_weights(self):
+        """The variables that enter products, whose copies an `Arithmetic` may hold."""
+        projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
+        return [variable for projection in projections for variable in (projection.kernel, projection.bias)]
+
+    def states(self, x, attention_mask, arithmetic: Arithmetic, dropout_seed=None, start=0):
+        """x [B, T, D], attention_mask bool [B, 1, T, T] -> [B, T - start, D], of the positions from `start` on."""
+
+        def block(x, arithmetic):
+            return self.with_cache(x, attention_mask, arithmetic, dropout_seed, start)[0]
+
+        return arithmetic.block(block, x, self.product_weights())
+
+    def with_cache(self, x, attention_mask, arithmetic: Arithmetic, dropout_seed=None, start=0):
+        """As `states`, and the keys and values [B, T, H, D/H] that it computed."""
+        query, key, value = self._queries_keys_values(x, arithmetic)
+        x, query, attention_mask = x[:, start:], query[:, start:], attention_mask[:, :, start:]
+        scores = tf.einsum("bqhd,bkhd->bhqk", query, key)
+        context = tf.einsum("bhqk,bkhd->bqhd", _softmax(scores, attention_mask, arithmetic), value)
+        return self._residuals(x, context, arithmetic, dropout_seed), (key, value)
+
+    def decode_step(self, x, cache, index, visible, arithmetic: Arithmetic):
+        """x [B, D], cache of [B, H, C, D/H], visible bool [B, 1, 1, C] -> [B, D] and the cache with one slot more."""
+        query, key, value = self._queries_keys_values(x, arithmetic)
+        keys, values = (
+            arithmetic.write_slot(old, new, index, axis=2) for old, new in zip(cache, (key, value), strict=True)
+        )
+        scores = tf.matmul(query[:, :, None], keys, transpose_b=True)
+        context = tf.matmul(_softmax(scores, visible, arithmetic), values)
+        return self._residuals(x, context, arithmetic, None), (keys, values)
+
+    def _queries_keys_values(self, x, arithmetic):
+        qkv = self.qkv.project(self.attention_norm.normalize(x, arithmetic), arithmetic)
+        leading = [size_of(qkv, axis) for axis in range(len(qkv.shape) - 1)]
+        query, key, value = tf.unstack(tf.reshape(qkv, [*leading, 3, self.num_heads, self.head_dim]), num=3, axis=-3)
+        return query * tf.cast(self.head_dim**-0.5, query.dtype), key, value
+
+    def _residuals(self, x, context, arithmetic, dropout_seed):
+        context = tf.reshape(context, tf.shape(x))
+        x += dropout(self.attention_out.project(context, arithmetic), self.dropout, fold(dropout_seed, 0))
+        hidden = self.mlp_in.project(self.mlp_norm.normalize(x, arithmetic), arithmetic)
+        hidden = self.mlp_out.project(arithmetic.activation(hidden), arithmetic)
+        return x + dropout(hidden, self.dropout, fold(dropout_seed, 1))
+
+    def get_config(self):
+        sizes = dict(hidden_dim=self.hidden_dim, num_heads=self.num_heads, intermediate_dim=self.intermediate_dim)
+        rest = dict(dropout=self.dropout, residual_stddev=self.residual_stddev)
+        return {**super().get_config(), **sizes, **rest}
+
+
+def _softmax(scores, mask, arithmetic):
+    scores = tf.where(mask, tf.cast(scores, tf.float32), MASKED_SCORE)
+    return tf.cast(tf.nn.softmax(scores), arithmetic.dtype)

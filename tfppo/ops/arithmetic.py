@@ -1,0 +1,65 @@
+"""The operations that a model's equations are made of, and how they compute: in which dtype, in which pieces.
+
+A model says what it computes and asks an `Arithmetic` for each step of it. So the same weights and equations compute in
+another dtype, inside or outside of XLA, with or without recomputation, and no layer is changed for that.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import tensorflow as tf
+
+from tfppo.ops.activations import gelu
+from tfppo.ops.recomputing import recomputed
+from tfppo.ops.slots import write_slot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arithmetic:
+    """How the products, activations and buffers of a model compute.
+
+    Args:
+        dtype: of products and what goes into them; norms and softmax are in float32 under each.
+        compiled: whether XLA compiles the graph around.
+        fuses_activations: whether XLA compiles each activation as one piece, where the graph around is a plain one.
+        recomputes: whether each block keeps only its input for the gradient (Chen et al. 2016).
+        copies: of weights, by the identity of their variable, that stand for them in products; see `holding`.
+    """
+
+    dtype: str = "float32"
+    compiled: bool = False
+    fuses_activations: bool = False
+    recomputes: bool = False
+    copies: Mapping[int, tf.Tensor] = field(default_factory=dict)
+
+    def read(self, variable: tf.Variable) -> tf.Tensor:
+        """A weight as products read it: its copy where one is held, else cast to the dtype here."""
+        copy = self.copies.get(id(variable))
+        return tf.cast(variable, self.dtype) if copy is None else copy
+
+    def holding(self, variables: Iterable, dtype: str | None = None) -> "Arithmetic":
+        """The same with weights cast once, here, for all later uses, such as the steps of a loop.
+
+        XLA does that by itself; a plain graph would cast every weight anew at every step. Gradients with respect to the
+        copies can be had in their dtype (None: that of products).
+        """
+        return replace(self, copies={id(v): tf.cast(v, dtype or self.dtype) for v in variables})
+
+    def activation(self, x: tf.Tensor) -> tf.Tensor:
+        """GELU, elementwise."""
+        return gelu(x, compiled=self.fuses_activations)
+
+    def write_slot(self, buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int) -> tf.Tensor:
+        """The buffer with `values` at `index` of an axis, in place where nobody else needs it."""
+        return write_slot(buffer, values, index, axis=axis, compiled=self.compiled)
+
+    def block(self, function: Callable, x: tf.Tensor, variables: list) -> tf.Tensor:
+        """function(x, arithmetic) of a block with these weights in its products; recomputed for gradients if asked."""
+        if not self.recomputes:
+            return function(x, self)
+
+        def of_copies(x, copies):  # as arguments: what it only captured would have no gradient
+            held = {id(variable): copy for variable, copy in zip(variables, copies, strict=True)}
+            return function(x, replace(self, recomputes=False, copies=held))
+
+        return recomputed(of_copies, x, [self.read(variable) for variable in variables], compiled=self.compiled)

@@ -1,0 +1,44 @@
+"""Rows that have stopped leave the batch: the others go on in one of half the size, and so on."""
+
+import tensorflow as tf
+
+_FEWEST_ROWS = 4  # smaller batches are not made: their steps take hardly less time
+
+
+def enough_of(size, rows_leave):
+    """How many of `size` rows may still need tokens when the others leave: 0 where none ever leave.
+
+    Args: size: None where it is known only when the graph runs; rows_leave: whether rows can stop early at all.
+    """
+    can_shrink = rows_leave and size is not None and size % 2 == 0 and size >= 2 * _FEWEST_ROWS
+    return size // 2 if can_shrink else 0
+
+
+def go_on_in_smaller_batches(rows, go_on, rows_leave):
+    """The rows when all have the tokens that they need.
+
+    Args:
+        rows: `sampling.Rows`, of which no more than `enough_of` their number still need tokens.
+        go_on: (rows, enough) -> rows after as many steps as leave no more than `enough` in need.
+    """
+    size = rows.tokens.shape[0]
+    if not enough_of(size, rows_leave):
+        return rows
+    response_length = rows.uniforms.shape[1]
+
+    def rest():
+        kept = tf.argsort(tf.cast(rows.valued, tf.int32), direction="DESCENDING", stable=True)[: size // 2]
+        half = tf.nest.map_structure(lambda tensor: tf.gather(tensor, kept) if tensor.shape.rank else tensor, rows)
+        longer = go_on_in_smaller_batches(go_on(half, tf.constant(enough_of(size // 2, rows_leave))), go_on, rows_leave)
+        return tuple(
+            tf.tensor_scatter_nd_update(all_rows, kept[:, None], of_longer)
+            for all_rows, of_longer in zip(_results(rows), _results(longer), strict=True)
+        )
+
+    in_need = (rows.step < response_length) & tf.reduce_any(rows.valued)
+    *buffers, alive = tf.cond(in_need, rest, lambda: _results(rows))
+    return rows._replace(buffers=tuple(buffers), alive=alive)
+
+
+def _results(rows):
+    return (*rows.buffers, rows.alive)

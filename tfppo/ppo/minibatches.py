@@ -1,0 +1,138 @@
+"""How a rollout is cut: into minibatches in a new order each epoch, and a minibatch into parts that fit in memory.
+
+Parts only share a sum: any cut gives the same gradients. So rows of like length share a part, which then is hardly
+padded; or, where the engine skips padding by itself, the states that count are picked out of all.
+"""
+
+import math
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from tfppo.config import PpoConfig
+from tfppo.ops.lengths import LENGTH_PARTS, at_places, bucket_of
+from tfppo.ops.losses import token_weights
+from tfppo.ppo.types import Targets
+from tfppo.training.replicas import share_of_replica
+
+_LENGTH_BUCKETS = 8  # lengths that parts are cut to: each one is compiled when it first comes up
+
+
+def shuffled_minibatches(seed, config: PpoConfig):
+    """Row numbers of every minibatch of every epoch, a new order each epoch: int32 [epochs * minibatches, M]."""
+    rows = tf.range(config.rollout_batch_size)
+    orders = [
+        tf.random.experimental.stateless_shuffle(rows, seed + tf.constant([0, epoch]))
+        for epoch in range(config.ppo_epochs)
+    ]
+    return tf.reshape(tf.stack(orders), [config.ppo_epochs * config.num_minibatches, -1])
+
+
+class Division(NamedTuple):
+    """This replica's rows of a minibatch, by part."""
+
+    rows: tf.Tensor  # int [parts, b], of the rollout
+    weights: tuple  # three [parts, b, R]: of the policy's losses, of the statistics, of the critic's loss
+    lengths: tf.Tensor  # int [parts, b], of responses, the state after the last token included where it has a value
+
+
+class Part(NamedTuple):
+    """Some rows of a minibatch, whose gradients are computed at once."""
+
+    targets: Targets  # [b, ...]
+    weights: tuple  # three [b, R], as of Division
+    places: tf.Tensor | None  # int [N], which of the b x R states count, row after row; None: all of them
+
+
+class Cutter:
+    """Cuts this replica's share of a minibatch into parts.
+
+    Args:
+        lengths_vary: whether responses may be shorter than R.
+        skips_padding: whether the engine does; see `Engine`.
+    """
+
+    def __init__(self, config: PpoConfig, *, lengths_vary, skips_padding):
+        self._config = config
+        self._by_length = lengths_vary and not skips_padding
+        self._by_place = lengths_vary and skips_padding
+
+    def divide(self, targets: Targets, rows) -> Division:
+        """The rows [M] of a minibatch that this replica computes, by part. Call it inside `strategy.run`.
+
+        Each token enters with its weight in the whole minibatch, however that is cut.
+        """
+        mask = tf.gather(targets.response_mask, rows)
+        critic_mask = tf.gather(targets.critic_mask, rows)
+        weights = (
+            token_weights(mask, self._config.loss_aggregation),
+            token_weights(mask, "token_mean"),
+            token_weights(critic_mask, "token_mean"),
+        )
+        mine = share_of_replica((rows, weights, last_position(mask, critic_mask) + 1))
+        num_parts = self._config.accumulation_steps
+        if self._by_length:
+            order = tf.argsort(mine[2], stable=True)
+            mine = tf.nest.map_structure(lambda tensor: tf.gather(tensor, order), mine)
+            num_parts *= math.gcd(mine[0].shape[0] // num_parts, LENGTH_PARTS)
+
+        def by_part(tensor):
+            return tf.reshape(tensor, [num_parts, -1, *tensor.shape[1:]])
+
+        return Division(*tf.nest.map_structure(by_part, mine))
+
+    def part(self, targets: Targets, division: Division, number) -> Part:
+        """One part, without the padding that costs something."""
+        batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, division.rows[number]), targets)
+        weights = tuple(tensor[number] for tensor in division.weights)
+        if self._by_length:
+            batch, weights = cut_responses((batch, weights), tf.reduce_max(division.lengths[number]), _LENGTH_BUCKETS)
+        places = None
+        if self._by_place:
+            places = places_of(batch.response_mask, batch.critic_mask, buckets=_LENGTH_BUCKETS)
+        return Part(batch, weights, places)
+
+
+def at_places_of(part: Part):
+    """Targets and weights of the states that count alone, [N, 1]; the prompts stay what they are."""
+    if part.places is None:
+        return part.targets, part.weights
+    prompts, responses = part.targets[:2], part.targets[2:]
+    picked, weights = tf.nest.map_structure(
+        lambda tensor: at_places(tensor, part.places), (tuple(responses), part.weights)
+    )
+    return Targets(*prompts, *picked), weights
+
+
+def last_position(*masks):
+    """Of each row, the last position that is 1 in one of the masks [B, R]; -1 where there is none: int32 [B]."""
+    position = tf.range(masks[0].shape[1])
+    return tf.reduce_max(tf.stack([tf.where(mask > 0, position, -1) for mask in masks]), axis=[0, 2])
+
+
+def places_of(*masks, buckets):
+    """Which states of [B, R], row after row, one of the masks is 1 for; some others too, so that few counts come up.
+
+    Args: buckets: how many counts. Returns: int32 [N].
+    """
+    is_real = tf.reduce_any(tf.stack(masks) > 0, axis=0)
+    flat = tf.reshape(is_real, [-1])
+    places = tf.cast(tf.where(flat)[:, 0], tf.int32)
+    count = tf.minimum(bucket_of(tf.maximum(tf.size(places), 1), tf.size(flat), buckets), tf.size(flat))
+    other = tf.argmin(tf.cast(flat, tf.int32), output_type=tf.int32)  # there is one where there is room for it
+    return tf.concat([places, tf.fill([count - tf.size(places)], other)], axis=0)
+
+
+def cut_responses(batch, length, buckets):
+    """A Targets and weights with responses cut to `length` tokens, rounded up so that there are few different lengths.
+
+    Args: batch: a nest of a Targets of [b, P] prompts and [b, R] others, and of [b, R]; buckets: how many lengths.
+    """
+    targets, weights = batch
+    length = bucket_of(tf.maximum(length, 1), targets.response_ids.shape[1], buckets)
+
+    def cut(tensor):
+        return tensor[:, :length]
+
+    prompts = dict(prompt_ids=targets.prompt_ids, prompt_mask=targets.prompt_mask)
+    return tf.nest.map_structure(cut, targets)._replace(**prompts), tf.nest.map_structure(cut, weights)

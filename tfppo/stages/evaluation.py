@@ -1,0 +1,39 @@
+"""The stage that measures a model on held-out prompts."""
+
+from pathlib import Path
+
+from tfppo.config import Config
+from tfppo.lm.likelihood import HeldOutLoss
+from tfppo.models.folder import load_language_model, load_policy
+from tfppo.ppo.evaluation import Evaluation, evaluate
+from tfppo.stages.fitting import check_positions
+from tfppo.stages.rewards import load_rewards
+from tfppo.stages.texts import load_packed, load_prompts
+from tfppo.stages.workdir import language_model_folder
+
+
+def evaluate_model(config: Config, folder: Path, strategy, model_folder) -> Evaluation:
+    """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
+
+    `text_perplexity` is the model's own, a token, on the held-out texts themselves.
+    """
+    policy, tokenizer = load_policy(model_folder)
+    reference = language_model_folder(config, folder)
+    ref_model, _ = load_language_model(reference)
+    check_positions(config, ref_model, reference)
+    evaluation = evaluate(
+        policy,
+        ref_model,
+        load_prompts(config.data, "test", tokenizer, config.seed).sample(config.evaluation.num_prompts),
+        config.sampling,
+        tokenizer=tokenizer,
+        rewards=load_rewards(config, folder, tokenizer),
+        reward=config.reward,
+        strategy=strategy,
+        seed=config.seed,
+        batch_size=config.evaluation.batch_size,
+    )
+    texts = load_packed(config.data, "test", tokenizer, ref_model.max_sequence_length)
+    held_out = HeldOutLoss(policy.language_model, *texts, config.evaluation.batch_size)()
+    evaluation.figures["text_perplexity"] = held_out["perplexity"]
+    return evaluation

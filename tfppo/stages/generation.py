@@ -1,0 +1,55 @@
+"""The stages that use a trained model: continue prompts, and export."""
+
+from pathlib import Path
+
+import tensorflow as tf
+from absl import logging
+
+from tfppo.computation.choice import choose_sampling
+from tfppo.config import Config
+from tfppo.data.prompts import pad_left
+from tfppo.errors import UserError
+from tfppo.models.folder import load_policy
+from tfppo.ops.seeds import seed_for
+from tfppo.ppo.sampler import Sampler
+from tfppo.serving.export import export_policy
+from tfppo.stages.workdir import language_model_folder
+
+
+def generate(config: Config, folder: Path, model_folder, prompts: list[str]) -> list[str]:
+    """One continuation a prompt, by the model in a folder (None: the policy, or the language model before PPO).
+
+    Raises: UserError where there is no model, or a prompt is longer than the model has room for.
+    """
+    sampling = config.sampling
+    if model_folder is None:
+        policy_folder = folder / "policy"
+        model_folder = policy_folder if policy_folder.exists() else language_model_folder(config, folder)
+    policy, tokenizer = load_policy(model_folder)
+    rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
+    room = policy.language_model.max_sequence_length - sampling.response_length
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) > room:
+            raise UserError(
+                f"the prompt {prompt!r:.120} has {len(row) - 1} tokens; beside sampling.response_length "
+                f"{sampling.response_length} the model has room for {room - 1}; shorten one of them"
+            )
+    sampler = Sampler(
+        policy,
+        sampling,
+        choose_sampling(sampling, policy.dtype_policy.name).engines,
+        eos_id=tokenizer.eos_id,
+        pad_id=tokenizer.pad_id,
+        strategy=tf.distribute.get_strategy(),
+    )
+    batch = pad_left(rows, tokenizer.pad_id, max(map(len, rows)))
+    samples = sampler(batch, seed_for(config.seed, "generate"))
+    return tokenizer.decode_batch(samples.response_ids.numpy())
+
+
+def export_model(config: Config, folder: Path, model_folder) -> Path:
+    """Exports the model in a folder as the next version under WORKDIR/export."""
+    policy, tokenizer = load_policy(model_folder)
+    path = export_policy(policy, tokenizer, config.sampling, folder / "export")
+    logging.info("exported to %s", path)
+    return path

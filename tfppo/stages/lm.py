@@ -1,0 +1,44 @@
+"""The stage that trains a tokenizer and a language model."""
+
+import dataclasses
+from pathlib import Path
+
+import keras
+
+from tfppo.computation.devices import has_fast_bfloat16
+from tfppo.config import Config
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.lm.trainer import LmTrainer
+from tfppo.models.folder import load_language_model
+from tfppo.models.language_model import LanguageModel
+from tfppo.stages.texts import load_packed, load_texts
+from tfppo.stages.workdir import write_config
+
+
+def train_language_model(config: Config, folder: Path, strategy) -> None:
+    """Trains on the texts; WORKDIR/lm holds the best language model afterwards.
+
+    Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
+    """
+    with strategy.scope():
+        model, tokenizer = _start(config)
+    length = model.max_sequence_length
+    train, _ = load_packed(config.data, "train", tokenizer, length)
+    validation, num_words = load_packed(config.data, "validation", tokenizer, length)
+    trainer = LmTrainer(config.lm, config.seed, model, tokenizer, train, validation, num_words, strategy, folder)
+    write_config(config, folder)
+    trainer.train()
+
+
+def _start(config):
+    """The model to train, and its tokenizer."""
+    dtype = config.lm.dtype
+    if dtype == "auto":
+        dtype = "mixed_bfloat16" if has_fast_bfloat16() else "float32"
+    if config.language_model:
+        return load_language_model(config.language_model, dtype)
+    texts = [f"{example.prompt or ''}{example.text}" for example in load_texts(config.data, "train")]
+    tokenizer = Tokenizer.train(texts, config.model.vocabulary_size)
+    sizes = {**dataclasses.asdict(config.model), "vocabulary_size": tokenizer.vocabulary_size}
+    keras.utils.set_random_seed(config.seed)  # preparing a dataset draws numbers too, the first time
+    return LanguageModel(**sizes, pad_id=tokenizer.pad_id, dtype=dtype), tokenizer

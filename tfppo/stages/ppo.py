@@ -1,0 +1,106 @@
+"""The stage that fine-tunes a language model with PPO."""
+
+from pathlib import Path
+
+from tfppo.computation.choice import choose_computation
+from tfppo.computation.computation import Computation
+from tfppo.config import Config, PpoConfig
+from tfppo.config.validation import validate_for_ppo, validate_trainable_blocks
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.models.folder import (
+    check_model,
+    copy_language_model,
+    copy_policy,
+    load_language_model,
+    load_reward_model,
+    save_model,
+)
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
+from tfppo.models.transformer import Transformer
+from tfppo.ops.seeds import seed_for
+from tfppo.ppo.assembly import assemble
+from tfppo.ppo.charts import plot_reward_over_kl
+from tfppo.ppo.trainer import PpoTrainer
+from tfppo.stages.fitting import check_positions, check_tokenizer
+from tfppo.stages.rewards import check_rewards, load_rewards
+from tfppo.stages.seeding import set_keras_seed
+from tfppo.stages.texts import load_prompts
+from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.training.metrics import read_metrics
+
+
+def check_ppo(config: Config, folder: Path) -> None:
+    """Raises UserError for what PPO would refuse, before anything else is trained for it."""
+    validate_for_ppo(config)
+    model_folder = language_model_folder(config, folder)
+    if config.language_model:
+        check_model(config.language_model, "train_lm.py")
+    elif not model_folder.exists():  # it is trained first, of these sizes
+        validate_trainable_blocks(config.ppo.trainable_blocks, config.model.num_layers)
+    choose_computation(config.ppo, config.sampling, width=config.model.hidden_dim)
+    check_rewards(config, folder)
+    if config.ppo.critic_folder():
+        check_model(config.ppo.critic_folder(), "train_reward_model.py")
+
+
+def train_ppo(config: Config, folder: Path, strategy) -> None:
+    """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
+    ppo, model_folder = config.ppo, language_model_folder(config, folder)
+    check_ppo(config, folder)
+    with strategy.scope():
+        ref_model, tokenizer = load_language_model(model_folder, ppo.dtype)
+        ref_model.trainable = False
+        policy = new_policy(ppo, config.seed, ref_model, tokenizer)
+        average = copy_policy(policy) if ppo.ema_decay else None
+    check_positions(config, ref_model, model_folder)
+    computation = computation_of(config, ref_model)
+    collector, learner = assemble(
+        policy,
+        ref_model,
+        ppo=ppo,
+        sampling=config.sampling,
+        reward=config.reward,
+        computation=computation,
+        tokenizer=tokenizer,
+        rewards=load_rewards(config, folder, tokenizer),
+        strategy=strategy,
+    )
+    trainer = PpoTrainer(
+        config,
+        collector,
+        learner,
+        load_prompts(config.data, "train", tokenizer, config.seed),
+        folder,
+        ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
+        ema=average,
+    )
+    write_config(config, folder)
+    print(computation.describe(), flush=True)
+    trainer.train()
+    save_model(policy, tokenizer, folder / "policy")
+    if average is not None:
+        save_model(average, tokenizer, folder / "policy_average")
+    plot_reward_over_kl(read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png")
+
+
+def computation_of(config: Config, model: LanguageModel) -> Computation:
+    """What PPO computes this model with."""
+    trunk = model.trunk
+    return choose_computation(
+        config.ppo, config.sampling, width=trunk.sizes["hidden_dim"], architecture=trunk.architecture
+    )
+
+
+def new_policy(ppo: PpoConfig, seed: int, language_model: LanguageModel, tokenizer: Tokenizer) -> Policy:
+    """A policy over a copy of the language model, with the critic that the settings ask for."""
+    actor = copy_language_model(language_model, ppo.dtype)
+    policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed_for(seed, "value_head"))
+    if ppo.critic_init == "scratch":
+        set_keras_seed(seed, "critic")
+        policy.critic.set_weights(Transformer.from_config(policy.critic.get_config()).get_weights())
+    elif ppo.critic_folder():
+        reward_model, its_tokenizer = load_reward_model(ppo.critic_init)
+        check_tokenizer(f"ppo.critic_init is {ppo.critic_init!r}", ppo.critic_init, its_tokenizer, tokenizer)
+        policy.copy_critic(reward_model)
+    return policy

@@ -1,0 +1,36 @@
+"""The stage that trains a reward model on comparisons."""
+
+from pathlib import Path
+
+from tfppo.config import Config
+from tfppo.data.preferences import encode_preferences, load_preferences
+from tfppo.models.folder import load_language_model, save_model
+from tfppo.models.reward_model import RewardModel
+from tfppo.reward_model.normalization import normalize
+from tfppo.reward_model.trainer import RewardTrainer
+from tfppo.stages.fitting import check_positions
+from tfppo.stages.seeding import set_keras_seed
+from tfppo.stages.workdir import language_model_folder, write_config
+
+
+def train_reward_model(config: Config, folder: Path, strategy) -> None:
+    """Trains a reward model, from the language model; WORKDIR/reward_model holds it afterwards, normalised."""
+    settings = config.reward_model
+    preferences = load_preferences(settings.source)
+    model_folder = language_model_folder(config, folder)
+    language_model, tokenizer = load_language_model(model_folder)
+    responses = ["reward_model.max_response_tokens"]
+    responses += ["sampling.response_length"] if settings.normalize == "samples" else []
+    for response in responses:
+        check_positions(config, language_model, model_folder, "reward_model.max_prompt_tokens", response)
+    train, validation = (
+        encode_preferences(preferences[split], tokenizer, settings) for split in ("train", "validation")
+    )
+    set_keras_seed(config.seed, "reward_model")
+    with strategy.scope():
+        model = RewardModel.from_language_model(language_model)
+    trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, strategy, folder)
+    write_config(config, folder)
+    trainer.train()
+    normalize(model, language_model, train, tokenizer, config)
+    save_model(model, tokenizer, folder / "reward_model")
