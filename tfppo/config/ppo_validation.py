@@ -1,11 +1,11 @@
-"""What the settings of PPO must hold, each by itself and together."""
+"""Rules for the settings of PPO, for each value and for their combinations."""
 
 from typing import TYPE_CHECKING
 
 from tfppo.config.choices import AGGREGATIONS, CRITIC_FREE, ESTIMATORS, GROUPED, KL_ESTIMATORS
 from tfppo.config.validation import require, require_one_of, require_positive, validate_dtype
 
-if TYPE_CHECKING:  # it calls what is here
+if TYPE_CHECKING:  # settings.py imports this module
     from tfppo.config.settings import PpoConfig
 
 

@@ -1,4 +1,4 @@
-"""What settings must hold; an error names the field, its value and the remedy."""
+"""Rules for settings. An error names the field, its value and the remedy."""
 
 import math
 import operator
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tfppo.errors import UserError
 
-if TYPE_CHECKING:  # they call what is here
+if TYPE_CHECKING:  # settings.py imports this module
     from tfppo.config.settings import Config
 
 
@@ -50,7 +50,7 @@ def validate_sizes(
     dropout: float,
     section: str = "model",
 ) -> None:
-    """Raises UserError for sizes that make no Transformer; `section` is where the settings of these names are."""
+    """Raises UserError for impossible sizes of a Transformer; `section` prefixes the names in the error."""
     sizes = dict(
         vocabulary_size=vocabulary_size,
         num_layers=num_layers,
@@ -71,7 +71,7 @@ def validate_sizes(
 
 
 def positions_needed(prompt_tokens: int, response_tokens: int) -> int:
-    """How many positions an episode takes: the start token is one more."""
+    """The number of positions of an episode: start token, prompt and response."""
     return 1 + prompt_tokens + response_tokens
 
 
@@ -83,11 +83,11 @@ def validate_positions(
     response: str = "sampling.response_length",
     folder: str | os.PathLike | None = None,
 ) -> None:
-    """Raises UserError where an episode, as long as two settings allow, needs more positions than a model has.
+    """Raises UserError where the longest episode that two settings allow needs more positions than a model has.
 
     Args:
         available: the positions of the model.
-        prompt, response: the two settings.
+        prompt, response: the names of the two settings, as section.field.
         folder: where the model is; None: it is the one that `config.model` describes.
     """
     prompt_tokens, response_tokens = (operator.attrgetter(name)(config) for name in (prompt, response))
@@ -106,7 +106,7 @@ def validate_positions(
 
 
 def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> None:
-    """Raises UserError where more blocks are to learn than a model of `num_layers` blocks has."""
+    """Raises UserError where more blocks are to be trained than the `num_layers` of the model."""
     require(
         trainable_blocks is None or trainable_blocks <= num_layers,
         "ppo.trainable_blocks",
@@ -116,7 +116,7 @@ def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> 
 
 
 def validate_for_ppo(config: "Config") -> None:
-    """Raises UserError for settings, each right by itself, that PPO cannot run with together."""
+    """Raises UserError for combinations of valid settings that PPO cannot run with."""
     sampling, reward, ppo = config.sampling, config.reward, config.ppo
     require(
         sampling.top_k == 0 and sampling.top_p == 1.0,
