@@ -1,7 +1,7 @@
 """Packs documents into sequences of one length for language-model training.
 
-Documents of different lengths stand side by side in a sequence; each has a segment number and positions of its own, so
-that none sees another and every document is trained exactly as it will be sampled: from its own first position on.
+A sequence holds several documents. Each has its own segment number, so that documents do not attend to each other, and
+its own positions from 0 on, as in sampling.
 """
 
 from typing import NamedTuple
@@ -26,9 +26,9 @@ class PackedSequences(NamedTuple):
 
 
 def encode_documents(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
-    """Each example as (token ids between start token and EOS, number of leading targets that do not count).
+    """Each example as (token ids with start token and EOS, number of leading targets of weight 0).
 
-    Where the data has prompts, only the response's tokens count (supervised fine-tuning).
+    Where the data has prompts, only tokens of the response have weight (supervised fine-tuning).
     """
     texts = tokenizer.encode_batch([example.text for example in examples])
     prompts = tokenizer.encode_batch([example.prompt or "" for example in examples])
@@ -37,7 +37,7 @@ def encode_documents(examples: list[Example], tokenizer: Tokenizer) -> list[tupl
 
 
 def pack(documents: list[tuple[list[int], int]], length: int) -> PackedSequences:
-    """Packs documents into as few sequences as first-fit, longest first, finds.
+    """Packs documents into sequences by first-fit decreasing.
 
     A document of more than `length` tokens is cut into pieces; each piece starts at position 0.
     """

@@ -1,4 +1,4 @@
-"""Comparisons for reward models: a prompt, the response that was chosen, and those that were rejected."""
+"""Comparisons for reward models: a prompt, its chosen response, and its rejected responses."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,10 +34,12 @@ class Comparisons(NamedTuple):
 
 
 def load_preferences(source: str) -> dict[str, list[Preference]]:
-    """The comparisons of a .jsonl file by split, cut by prompt: all of a prompt are in the same one.
+    """The comparisons of a .jsonl file by split; all comparisons of a prompt are in the same split.
 
-    Each line is an object with the strings `prompt` and `chosen`, and `rejected`, a string or a list of strings, of one
-    length in every line. Raises: UserError for a file that is missing or malformed, or has a split without comparisons.
+    Each line is an object with the strings `prompt` and `chosen`, and with `rejected`, a string or a list of strings
+    of the same length in every line.
+
+    Raises: UserError for a file that is missing or malformed, or has a split without comparisons.
     """
     if not source.endswith(".jsonl"):
         raise UserError(f"reward_model.source is {source!r}; name a .jsonl file of objects with {', '.join(_FIELDS)}")
@@ -77,10 +79,10 @@ def _preference(record, where):
 
 
 def encode_preferences(preferences: list[Preference], tokenizer: Tokenizer, config: RewardModelConfig) -> Comparisons:
-    """Comparisons as tokens: the prompt behind the start token (EOS, which ends the text before), responses before EOS.
+    """Comparisons as tokens: EOS as start token before each prompt, and EOS at the end of each response.
 
-    One with a longer prompt or response than the configuration allows is left out, and their number logged: a response
-    that is cut has another end than the one that was compared. Raises: UserError where none is left.
+    Comparisons with a longer prompt or response than the configuration allows are left out and counted in the log. They
+    are not truncated, since people compared the whole responses. Raises: UserError where none is left.
     """
     prompts = tokenizer.encode_batch([preference.prompt for preference in preferences])
     size = len(preferences[0].responses)

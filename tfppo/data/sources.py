@@ -1,4 +1,4 @@
-"""Turns one string, the source, into examples: a TFDS dataset, a .txt file or a .jsonl file."""
+"""Loads examples from a source: a TFDS dataset, a .txt file or a .jsonl file."""
 
 import json
 import os

@@ -178,7 +178,7 @@ class Tokenizer:
 
 def _encoder(vocabulary: dict[str, int], merges: list[tuple[str, str]]):
     """The `tokenizers` library's encoder. Special tokens stay unknown to it, so none is parsed."""
-    # Imported here because most of the package does without it, and programs start faster so.
+    # Imported here, as most of the package does not need it and programs start faster without it.
     from tokenizers import Regex, models, pre_tokenizers
     from tokenizers import Tokenizer as Encoder
 

@@ -1,4 +1,4 @@
-"""Per-token estimates of the KL divergence, and the controller of its coefficient."""
+"""Per-token estimates of the KL divergence, and the adaptive KL coefficient."""
 
 import tensorflow as tf
 
@@ -29,7 +29,7 @@ def kl_estimate(log_ratio: tf.Tensor, estimator: str) -> tf.Tensor:
 
 
 def kl_exact(logits: tf.Tensor, ref_logits: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
-    """KL(policy || reference) in nats of the two next-token distributions, over the whole vocabulary.
+    """KL(policy || reference) of two next-token distributions, summed over the vocabulary, in nats.
 
     Args: logits, ref_logits [..., V]. Returns float32 [...].
     """
@@ -41,9 +41,10 @@ def kl_exact(logits: tf.Tensor, ref_logits: tf.Tensor, temperature: float = 1.0)
 def adaptive_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: int, num_episodes: int) -> float:
     """The next KL coefficient: raised while the measured KL is above target, lowered while below.
 
-    Ziegler et al. 2019, section 2.2: the relative error is clipped to 0.2, the gain is episodes over horizon.
+    Ziegler et al. 2019, section 2.2: the relative error is clipped to [-0.2, 0.2], the gain is num_episodes / horizon.
 
-    Args: kl: mean over the batch of the KL summed over each response, in nats; target: in the same unit.
+    Args: kl: the KL summed over each response, mean over the batch, in nats; target: in the same unit; horizon: in
+        episodes.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * num_episodes / horizon)

@@ -1,15 +1,15 @@
-"""Masked statistics, whitening and positions. Padding never enters a sum."""
+"""Masks, masked statistics, whitening and positions. Sums leave padding out, even if it is NaN."""
 
 import tensorflow as tf
 
 
 def zero_padding(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """The values where `mask` is above 0, and 0 elsewhere, whatever stands there (NaN too)."""
+    """The values where `mask` is above 0, and 0 elsewhere, even where they are NaN. [...] -> [...]."""
     return tf.where(mask > 0, values, tf.zeros_like(values))
 
 
 def masked_sum(values: tf.Tensor, mask: tf.Tensor, axis: int | None = None) -> tf.Tensor:
-    """Sum of values times mask over the positions where `mask` is above 0; the others are left out, NaN too."""
+    """Sum of values times mask over the positions where `mask` is above 0; NaN elsewhere does not matter."""
     return tf.reduce_sum(mask * zero_padding(values, mask), axis=axis)
 
 
@@ -25,9 +25,9 @@ def masked_moments(values: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Te
 
 
 def whiten(values: tf.Tensor, mask: tf.Tensor, *, shift_mean: bool, unbiased: bool = False) -> tf.Tensor:
-    """Scale to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean is kept.
+    """Scales values to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean stays.
 
-    The variance is the biased one (Ziegler et al. 2019), or with `unbiased` divided by n - 1 (TRL); it enters as
+    The variance is divided by n (Ziegler et al. 2019), with `unbiased` by n - 1 (TRL); the factor is
     rsqrt(variance + 1e-8). Padding becomes 0.
 
     Args: values [B, R]; mask [B, R]. Returns [B, R].
@@ -43,7 +43,7 @@ def whiten(values: tf.Tensor, mask: tf.Tensor, *, shift_mean: bool, unbiased: bo
 
 
 def causal_mask(segment_ids: tf.Tensor) -> tf.Tensor:
-    """Which position may see which: earlier or equal ones of the same segment.
+    """Which position may attend to which: itself and earlier ones of the same segment.
 
     Args: segment_ids int [B, T]; a padding mask is the special case of segments 0 and 1.
     Returns: bool [B, 1, T, T].
@@ -55,7 +55,7 @@ def causal_mask(segment_ids: tf.Tensor) -> tf.Tensor:
 
 
 def positions_from_mask(mask: tf.Tensor) -> tf.Tensor:
-    """Positions that padding does not shift: the number of real tokens before each one.
+    """Positions that do not count padding: the number of real tokens before each position.
 
     Args: mask [B, T]. Returns int32 [B, T]; for two pads and three tokens 0, 0, 0, 1, 2.
     """
