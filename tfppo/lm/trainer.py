@@ -27,12 +27,14 @@ from tfppo.training.schedules import scheduled_rate
 class LmTrainer:
     """Trains a language model and keeps the best one, by held-out loss, in a model folder.
 
-    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
+    The constructor restores the last checkpoint, where there is one.
 
     Args:
-        model: built in the strategy's scope.
-        num_words: of the held-out texts; the perplexity a word is taken over them.
-        folder: of the run: checkpoints, metrics, and `lm`, the best model with its tokenizer.
+        model: built in the scope of the strategy.
+        num_words: number of words in the held-out texts, for the perplexity a word.
+        folder: the folder of the run, for checkpoints, metrics, and `lm`, the best model with its tokenizer.
+
+    Raises: UserError where the checkpoint belongs to another model or tokenizer.
     """
 
     def __init__(
@@ -74,9 +76,9 @@ class LmTrainer:
         self.done = self.keeper.restore()
 
     def train(self) -> None:
-        """Runs to the last step or the early stop, from the last checkpoint where there is one.
+        """Trains from the last checkpoint to the last step, or until the held-out loss stops falling.
 
-        Raises: Interrupted after a request to stop, with everything saved.
+        Raises: Interrupted after a request to stop, once the state is saved.
         """
         config = self.config
         done = self.done
@@ -128,7 +130,7 @@ class LmTrainer:
         return PackedSequences(*(array[indices] for array in self.train_data))
 
     def report(self, metrics: MetricsWriter, bar: tqdm, finished: int, scalars: dict[str, float]) -> None:
-        """Writes one step's figures."""
+        """Writes the metrics of one step and updates the progress bar."""
         metrics.write(finished, scalars)
         bar.update()
         shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
@@ -151,7 +153,7 @@ class LmTrainer:
         return loss, norm
 
     def _replica_gradients(self, batch, num_tokens, dropout_seed):
-        # Replicas drop out different units.
+        # Each replica has its own dropout mask.
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = dropout_seed + tf.stack([tf.cast(replica, tf.int32), 0])
         return self._gradients(share_of_replica(batch), num_tokens, seed)

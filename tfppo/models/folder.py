@@ -18,14 +18,14 @@ _MODEL_FILE = "model.keras"
 
 
 def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-    """Writes a model of tfppo with its tokenizer; a folder that was there is replaced as a whole.
+    """Saves a model with its tokenizer in a folder, which replaces an existing one as a whole.
 
-    The folder holds the old or the new model wherever the process is killed: see `_finish_swap`.
+    If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
     """
     folder = Path(folder)
     _finish_swap(folder)
     fresh, old = _beside(folder)
-    # The old one first: beside it, a `.saving` is taken for complete.
+    # In this order: a `.saving` beside an `.old` is taken for complete.
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -41,7 +41,7 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
 
 
 def model_exists(folder: str | os.PathLike) -> bool:
-    """Whether there is a model folder. Raises: UserError where an interrupted save cannot be finished."""
+    """Whether a model folder is there. Raises: UserError where an interrupted save cannot be finished."""
     _finish_swap(Path(folder))
     return Path(folder).exists()
 
@@ -54,14 +54,14 @@ def check_model(folder: str | os.PathLike, made_by: str) -> None:
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where a new model is written, and where the old one waits until the new one has its name."""
+    """Where the new model is written, and where the old one is kept until the new one has its name."""
     return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
 
 
 def _finish_swap(folder: Path) -> None:
-    """Gives the new model its name where a kill came between the two renames of `save_model`.
+    """Finishes a `save_model` that was killed between its two renames.
 
-    Only then are there both folders but not the one of that name, and what is in `.saving` is complete.
+    Only then are `.saving` and `.old` there but not the folder itself, and `.saving` is complete.
     """
     if folder.exists():
         return
@@ -80,13 +80,13 @@ def _finish_swap(folder: Path) -> None:
 def _take_name(fresh: Path, folder: Path) -> None:
     try:
         fresh.rename(folder)
-    except FileNotFoundError:  # another process, that was to read the model, was faster
+    except FileNotFoundError:  # a process that reads the model has finished the swap
         if not folder.exists():
             raise
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file, or the list of a folder's files, is on the disk."""
+    """Waits until a file, or the directory entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

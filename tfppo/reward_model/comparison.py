@@ -1,4 +1,4 @@
-"""How a reward model judges comparisons: its scores, and the held-out figures of its training."""
+"""Scores of comparisons under a reward model, and the held-out loss and accuracy."""
 
 import numpy as np
 import tensorflow as tf
@@ -17,7 +17,7 @@ def comparison_scores(model: RewardModel, batch: Comparisons) -> tf.Tensor:
 
 
 def ranks_chosen_first(scores: tf.Tensor) -> tf.Tensor:
-    """Whether the chosen response, the first one, has a higher score than each other: [B, K] -> bool [B]."""
+    """Whether the chosen response, the first one, has the highest score: [B, K] -> bool [B]."""
     return tf.reduce_all(scores[:, :1] > scores[:, 1:], axis=1)
 
 
@@ -32,13 +32,15 @@ class ComparisonScorer:
         """Scores [N, K]."""
         count, size, parts = len(comparisons.prompt_ids), self._batch_size, []
         for start in range(0, count, size):
-            rows = np.arange(start, start + size) % count  # the last part is filled up: nothing is traced twice
+            rows = (
+                np.arange(start, start + size) % count
+            )  # the last batch is filled up, as another size would be traced again
             parts.append(self._scores(Comparisons(*(array[rows] for array in comparisons))).numpy())
         return np.concatenate(parts)[:count]
 
 
 def held_out_figures(scores: np.ndarray) -> dict[str, float]:
-    """Mean loss of scores [N, K], and accuracy: the share of comparisons whose chosen response has the highest."""
+    """Mean loss of scores [N, K], and accuracy: how often the chosen response has the highest score."""
     return {
         "loss": float(tf.reduce_mean(preference_loss(scores))),
         "accuracy": float(np.mean(ranks_chosen_first(scores))),

@@ -1,4 +1,4 @@
-"""The likelihood reward: R = sum over the response of log P(token) under a frozen language model."""
+"""The likelihood reward: the log-probability of the response under a frozen language model."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,7 +9,7 @@ from tfppo.rewards.scoring import Batch
 
 
 class LikelihoodReward:
-    """Scores a response by its summed log-probability, in nats, under a frozen scorer."""
+    """Scores responses by their summed log-probability, in nats, under a frozen language model."""
 
     name = "likelihood"
 

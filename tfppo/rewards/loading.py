@@ -19,7 +19,7 @@ from tfppo.rewards.scoring import Reward, RewardFunction
 
 
 class ModelReward(NamedTuple):
-    """A kind of reward that a model in a folder gives, named `KIND:FOLDER`."""
+    """A kind of reward that is computed by the model in a folder; settings name it `KIND:FOLDER`."""
 
     load: Callable[[Path], tuple[LanguageModel | RewardModel, Tokenizer]]  # from a folder
     make: Callable[[Any, bool], Reward]  # from what `load` gives, and whether XLA compiles it
@@ -51,10 +51,10 @@ def load_reward(name: str) -> RewardFunction:
 
 
 def _load_file(path: str) -> ModuleType:
-    # Dataclasses, and other things that look their own module up, need it to be in sys.modules; under a name of its
-    # own, so that a file called json.py hides nothing.
+    # Dataclasses, for example, look their module up in sys.modules. The prefix keeps a file called json.py from hiding
+    # another module.
     spec = importlib.util.spec_from_file_location(f"tfppo_reward_{Path(path).stem}", path)
-    assert spec and spec.loader  # as for every name that ends in .py
+    assert spec and spec.loader  # always there for a name that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

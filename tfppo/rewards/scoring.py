@@ -16,7 +16,7 @@ from tfppo.errors import UserError
 
 @dataclass
 class Batch:
-    """A batch of B responses as reward functions see it: as texts, and as tokens."""
+    """A batch of B responses as reward functions see it: as texts and as tokens."""
 
     texts: list[str]  # the prompts
     responses: list[str]
@@ -38,7 +38,7 @@ class Batch:
 
 
 class Reward(Protocol):
-    """What scores a batch: a reward function, or a model."""
+    """What scores a batch of responses: a Python function or a model."""
 
     name: str
 
@@ -52,10 +52,10 @@ RewardFunction = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
 
 
 class TextReward:
-    """A plain Python function (prompts, responses) -> scores, checked.
+    """A Python function (prompts, responses) -> scores, whose results are checked.
 
-    A function that has a parameter `tokens` gets the texts of every response's tokens there, and may return one list of
-    scores a response, one score a token (dense).
+    A function with a parameter `tokens` also gets the text of every token of each response. It may return dense scores:
+    for each response a list with one score for each token.
     """
 
     def __init__(self, name: str, function: RewardFunction):
@@ -94,7 +94,7 @@ class TextReward:
 
 
 def name_apart(rewards: Sequence[Reward]) -> None:
-    """Gives rewards of one name a number, from the second one on: each then is logged by itself."""
+    """Numbers rewards that have the same name, from the second one on, so that each is logged separately."""
     seen: Counter[str] = Counter()
     for reward in rewards:
         name = reward.name

@@ -1,4 +1,4 @@
-"""From what reward functions return to what PPO sees: normalised, scaled, clipped, penalised."""
+"""Shapes the scores of reward functions for PPO: normalised, scaled, clipped, penalised."""
 
 import numpy as np
 
@@ -17,8 +17,10 @@ def merge_moments(count: float, mean: float, variance: float, scores: np.ndarray
 def penalise_missing_stop(
     scores: np.ndarray, stopped: np.ndarray, lengths: np.ndarray, penalty: float, mode: str
 ) -> np.ndarray:
-    """Scores of responses that ended without the stop token: replaced by `penalty` (Ziegler et al. 2019: -1), or
-    lowered by it (TRL). Dense scores [B, R] take it at the last token.
+    """Penalises responses without the stop token.
+
+    Their score is replaced by `penalty` (mode "replace"; Ziegler et al. 2019: -1), or `penalty` is subtracted from it
+    (TRL). Dense scores [B, R] take the penalty at the last token.
 
     Args: scores [B] or [B, R]; stopped bool [B]; lengths int [B]. Returns scores of the same shape.
     """
@@ -33,14 +35,14 @@ def penalise_missing_stop(
 
 
 class ScoreShaper:
-    """Applies a RewardConfig to scores; its state is the running count, mean and variance of them."""
+    """Applies a RewardConfig to scores. `state` holds the running count, mean and variance of all scores."""
 
     def __init__(self, config: RewardConfig):
         self._config = config
         self.state = {"score_count": 0.0, "score_mean": 0.0, "score_variance": 0.0}
 
     def __call__(self, scores: np.ndarray, stopped: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Scores as PPO sees them: normalised by all scores so far (these included), scaled, clipped, penalised.
+        """Scores for PPO: normalised by all scores so far, these included, then scaled, clipped and penalised.
 
         Args: scores float32 [B] or [B, R]; stopped bool [B]; lengths int [B]. Returns float32 of the same shape.
         """
@@ -51,7 +53,7 @@ class ScoreShaper:
             moments = merge_moments(count, mean, variance, whole)
             self.state = dict(zip(self.state, moments, strict=True))
             mean, deviation = moments[1], max(np.sqrt(moments[2]), 1e-8)
-            # A dense score is one part of a response's: only its scale is normalised.
+            # Dense scores sum to the score of a response, so only their scale can be normalised.
             scores = (scores - mean) / deviation if scores.ndim == 1 else scores / deviation
         scores = scores * config.scale
         if config.clip is not None:

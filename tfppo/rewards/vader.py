@@ -12,5 +12,5 @@ def _analyzer():
 
 
 def vader_sentiment(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """Compound sentiment of each response, from -1 (most negative) to 1 (most positive); prompts do not count."""
+    """Compound sentiment of each response, from -1 (most negative) to 1 (most positive); prompts are ignored."""
     return [_analyzer().polarity_scores(response)["compound"] for response in responses]

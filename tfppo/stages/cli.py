@@ -1,6 +1,7 @@
-"""What every binary has in common: flags, one-line errors, exit codes.
+"""What all binaries share: flags, one-line errors, exit codes.
 
-Exit codes: 0 done; 1 the user's mistake, told in one line; 130 stopped on request, state saved.
+Exit codes: 0 for success; 1 for a mistake of the user, reported in one line; 130 for a run that was stopped by a
+signal, once its state is saved.
 """
 
 import dataclasses
@@ -34,21 +35,21 @@ def run(
 ) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
-    TensorFlow is not imported before that, so that a mistake on the command line is told at once.
+    TensorFlow is imported after that, so that a mistake on the command line is reported at once.
 
-    Args: define_flags: gets `absl.flags`, to define what the binary has besides.
+    Args: define_flags: defines further flags of the binary; it is called with the module `absl.flags`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    flags.disclaim_key_flags()  # they belong to the binary, whose --help lists them
+    flags.disclaim_key_flags()  # the flags defined here count as flags of the binary, so that its --help lists them
     with one_line_errors():
         path = _config_path(sys.argv) or default_config
         _check_overrides(sys.argv)
         sys.argv, nones = _take_nones(sys.argv)
-    # Without --config, the default is loaded, and overridden, as soon as the flag is defined.
+    # Without --config, the default is loaded and overridden as soon as the flag is defined.
     with one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
             "config", default_config, "Experiment: a file of configs/; --config.section.field=value changes a field."
@@ -87,7 +88,7 @@ def run(
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags and returns the other arguments; --help ends the process with exit code 0, where absl has 1.
+    """Parses the flags and returns the other arguments. --help exits with 0; absl alone would exit with 1.
 
     Raises: absl.flags.Error for a mistake; see `one_line_errors`.
     """
@@ -95,12 +96,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
     try:
         return flags.FLAGS(argv)
-    except SystemExit:  # only the flags that print help leave like this
+    except SystemExit:  # only the help flags exit while parsing
         sys.exit(0)
 
 
 def _config_path(argv):
-    """The file that --config names, None without the flag. Raises: UserError where it is not there."""
+    """The file that --config names; None without the flag. Raises: UserError where the file is missing."""
     path = None
     for position, argument in enumerate(argv):
         match = _CONFIG_FLAG.fullmatch(argument)
@@ -112,7 +113,7 @@ def _config_path(argv):
 
 
 def _check_overrides(argv):
-    """Raises UserError, with the nearest name, where a --config.section.field is no field of Config."""
+    """Raises UserError, with the most similar name, where --config.section.field is not a field of Config."""
     sections = _sections()
     fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
     fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
@@ -131,9 +132,9 @@ def _sections():
 
 
 def _take_nones(argv):
-    """The arguments without those that say None to a field that may be None, and the (section, field) of these.
+    """Removes the arguments that set an optional field to none; returns the rest and their (section, field) pairs.
 
-    ml_collections knows no way to write None for a number.
+    ml_collections has no syntax that sets a number to None.
     """
     optional = {
         f"{name}.{field.name}"
@@ -152,14 +153,14 @@ def _take_nones(argv):
 
 
 def _nearest(name, fields):
-    """The field that is most like a name; the right field in the wrong section counts too."""
+    """The most similar field, first among those of this name in other sections; None where none is similar."""
     same = [field for field in fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
     return next(iter(difflib.get_close_matches(name, same or fields, n=1, cutoff=0.0 if same else 0.6)), None)
 
 
 @contextmanager
 def _config_errors(path: str) -> Iterator[None]:
-    """Names the config file and the reason where it cannot be loaded; absl's own errors pass."""
+    """Turns an error while a config file is loaded into a UserError with the reason; errors of absl pass."""
     from absl.flags import Error
 
     try:
@@ -174,7 +175,7 @@ def _config_errors(path: str) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turns the user's mistakes into one line and exit code 1."""
+    """Reports a mistake of the user in one line and exits with code 1."""
     from absl.flags import Error
 
     try:

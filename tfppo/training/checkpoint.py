@@ -1,4 +1,4 @@
-"""Checkpoints of a run: saved atomically, found again by running the same command, refused where they do not fit."""
+"""Checkpoints of a run, saved atomically; one that belongs to another model or dataset is refused."""
 
 import hashlib
 import json
@@ -15,19 +15,21 @@ from absl import logging
 
 from tfppo.errors import UserError
 
-# What damaged files raise: see the error classes of TensorFlow's checkpoint reader.
+# What the checkpoint reader of TensorFlow raises for damaged files.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
 
 
 class CheckpointKeeper:
-    """Saves and restores a model, its optimizer and a few scalars.
+    """Saves and restores a model, its optimizer and a few numbers.
 
     Args:
-        folder: where the checkpoints go.
-        model: its variables' names and shapes are kept beside each checkpoint, and compared before it is read.
-        scalars: names and first values of the numbers that belong to the state; see `scalars`.
-        extras: other models of the state, by name.
-        identity: digests and settings, by name, of what the state goes with (a tokenizer, a reference); compared too.
+        folder: where the checkpoints are.
+        model: names and shapes of its variables are in a manifest beside each checkpoint, and compared on restoring.
+        scalars: names and initial values of the numbers; see the property `scalars`.
+        keep: how many checkpoints are kept.
+        extras: further models to save, by name.
+        identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
+            model; also in the manifest and compared.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class CheckpointKeeper:
         self._model, self._identity = model, identity or {}
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
-        # Variables one by one: what a Keras layer keeps in a list, TensorFlow does not find, and would not save.
+        # Variables one by one: TensorFlow does not find, nor save, what a Keras layer keeps in a list.
         models = {name: [v.value for v in part.variables] for name, part in {"model": model, **(extras or {})}.items()}
         self._checkpoint = tf.train.Checkpoint(optimizer=optimizer, step=self._step, **models, **self._scalars)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
@@ -61,7 +63,7 @@ class CheckpointKeeper:
         for name, value in scalars.items():
             self._scalars[name].assign(value)
         self._folder.mkdir(parents=True, exist_ok=True)
-        # First the manifest, whole or not at all: so there is no checkpoint without one.
+        # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
         fresh = self._folder / "manifest.tmp"
         fresh.write_text(json.dumps(self._describe(), indent=1))
         fresh.replace(self._manifest(step))
@@ -99,8 +101,8 @@ class CheckpointKeeper:
         return self._folder / f"ckpt-{step}.json"
 
     def _describe(self):
-        # Paths are not unique, as every block has a qkv/kernel: the second one of a path is PATH#2. The model's own
-        # name stays out: Keras numbers the models of a process.
+        # Paths are not unique, as every block has a qkv/kernel: the second one is PATH#2. The name of the model is left
+        # out, as Keras numbers the models of a process.
         shapes: dict[str, list[int]] = {}
         seen: Counter[str] = Counter()
         for variable in self._model.variables:

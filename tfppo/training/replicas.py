@@ -1,7 +1,7 @@
 """Replicas: which devices to use, and how rows of a batch are shared among them.
 
-One code path for one device and many. Every replica sees the whole (small) rollout and takes its own rows of it, so
-what is computed does not depend on the number of replicas; only gradients and statistics are summed over them.
+One code path serves one device and several. Every replica holds the whole rollout, which is small, and computes its own
+rows of it. Gradients and statistics are summed over replicas, so results do not depend on their number.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfppo.errors import UserError
 
-# Nests of tensors, which come back as they are built.
+# Nests of tensors: the result has the structure of the argument.
 Rows = TypeVar("Rows")
 Results = TypeVar("Results")
 
@@ -37,7 +37,7 @@ def make_strategy(num_replicas: int = 0) -> tf.distribute.Strategy:
 
 
 def share_of_replica(rows: Rows) -> Rows:
-    """This replica's equal, contiguous share of tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
+    """The contiguous rows of this replica, from tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
 
     Call it inside `strategy.run`. N must divide B.
     """
@@ -51,7 +51,7 @@ def share_of_replica(rows: Rows) -> Rows:
 
 
 def map_rows(strategy: tf.distribute.Strategy, fn: Callable[..., Results], *rows: tf.Tensor) -> Results:
-    """fn over the rows of a batch, shared among the replicas and put together again, in the order of the rows.
+    """Maps the rows of a batch on all replicas, a share on each, and concatenates the results in order.
 
     Call it inside a `tf.function`. Args: rows: tensors [B, ...]; fn maps [B/N, ...] to a nest of [B/N, ...].
     """
@@ -68,6 +68,6 @@ def check_divides(strategy: tf.distribute.Strategy, name: str, value: int) -> No
 
 
 def slot_of_replica(value: tf.Tensor) -> tf.Tensor:
-    """A scalar as a vector with a slot a replica, so that every one survives the sum over replicas: [N]."""
+    """A vector [N] with a scalar in the slot of this replica, so that the sum over replicas keeps every scalar."""
     context = tf.distribute.get_replica_context()
     return value * tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)
