@@ -1,4 +1,4 @@
-"""The whole road in about five minutes: text, language model, PPO, evaluation, SavedModel.
+"""Trains a language model, fine-tunes it with PPO, evaluates and exports it, in about five minutes.
 
     python tools/quickstart.py --workdir=runs/quickstart
 
