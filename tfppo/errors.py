@@ -1,5 +1,5 @@
-"""The one exception for mistakes that a user can mend."""
+"""The exception for mistakes that the user can correct."""
 
 
 class UserError(ValueError):
-    """Bad input: the message names the field, the value and the remedy. Binaries print it as one line."""
+    """Invalid input. The message names the field, its value and the remedy; the binaries print it as one line."""

@@ -7,13 +7,17 @@ distinct-1/2, length, perplexity under the reference) and writes it to WORKDIR/e
 """
 
 from pathlib import Path
+from types import ModuleType
 
+from absl.flags import FlagValues
+
+from tfppo.config import Config
 from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
-def main(config, workdir, flags):
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.ppo.evaluation import format_figures, write_evaluation
     from tfppo.stages.evaluate import evaluate_model
     from tfppo.stages.workdir import language_model_folder, open_run
@@ -25,7 +29,7 @@ def main(config, workdir, flags):
     print(format_figures(columns))
 
 
-def define_flags(flags):
+def define_flags(flags: ModuleType) -> None:
     flags.DEFINE_string("model", None, "Folder of the model to evaluate; default WORKDIR/policy.")
 
 

@@ -6,13 +6,17 @@ Writes WORKDIR/export/1, and the next number at every further call.
 """
 
 from pathlib import Path
+from types import ModuleType
 
+from absl.flags import FlagValues
+
+from tfppo.config import Config
 from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
-def main(config, workdir, flags):
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.export import export_model
     from tfppo.stages.workdir import open_run
 
@@ -20,7 +24,7 @@ def main(config, workdir, flags):
     print(f"SavedModel: {export_model(config, folder, flags.model or folder / 'policy')}")
 
 
-def define_flags(flags):
+def define_flags(flags: ModuleType) -> None:
     flags.DEFINE_string("model", None, "Folder of the model to export; default WORKDIR/policy.")
 
 

@@ -6,13 +6,17 @@ Prints one continuation a prompt; the same --config.seed gives the same text.
 """
 
 from pathlib import Path
+from types import ModuleType
 
+from absl.flags import FlagValues
+
+from tfppo.config import Config
 from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
-def main(config, workdir, flags):
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.generate import generate
     from tfppo.stages.workdir import open_run
 
@@ -22,7 +26,7 @@ def main(config, workdir, flags):
         print(f"{prompt}|{response}")
 
 
-def define_flags(flags):
+def define_flags(flags: ModuleType) -> None:
     flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
     flags.DEFINE_string("model", None, "Folder of the model; default WORKDIR/policy, or WORKDIR/lm before PPO.")
 

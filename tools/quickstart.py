@@ -1,4 +1,4 @@
-"""The whole road in about five minutes: text, language model, PPO, evaluation, SavedModel.
+"""Trains a language model, fine-tunes it with PPO, evaluates and exports it, in about five minutes.
 
     python tools/quickstart.py --workdir=runs/quickstart
 
@@ -9,12 +9,15 @@ samples.md, the picture reward_over_kl.png, evaluation.json and the SavedModel e
 import time
 from pathlib import Path
 
+from absl.flags import FlagValues
+
+from tfppo.config import Config
 from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
-def main(config, workdir, flags):
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
     started = time.time()
     import tensorflow as tf
 

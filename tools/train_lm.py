@@ -8,12 +8,15 @@ loss, in WORKDIR/lm. Run the same command again to go on after an interruption.
 
 from pathlib import Path
 
+from absl.flags import FlagValues
+
+from tfppo.config import Config
 from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
-def main(config, workdir, flags):
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.workdir import open_run
 

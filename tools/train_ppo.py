@@ -8,12 +8,15 @@ WORKDIR/reward_over_kl.png. Run the same command again to go on after an interru
 
 from pathlib import Path
 
+from absl.flags import FlagValues
+
+from tfppo.config import Config
 from tfppo.stages import cli
 
 CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
 
 
-def main(config, workdir, flags):
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.ppo import train_ppo
     from tfppo.stages.workdir import open_run
 

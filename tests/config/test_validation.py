@@ -1,12 +1,13 @@
 """Every rule of the configuration names field, value and remedy."""
 
+import dataclasses
 import math
 
 import pytest
 from config_cases import configured
 
 from tfppo.config import Config
-from tfppo.config.validation import validate_for_ppo
+from tfppo.config.validation import validate_for_ppo, validate_positions, validate_sizes
 from tfppo.errors import UserError
 
 
@@ -258,7 +259,6 @@ def test_value_at_the_edge_is_good(settings):
 STOPS, TRUNCATES = {"sampling__stop_at_eos": True}, {"reward__truncate_at_eos": True}
 # Each right by itself; the same columns as BAD.
 BAD_TOGETHER = [
-    ({"sampling__native": True, "ppo__dtype": "mixed_bfloat16"}, "sampling.native", "True", "ppo.dtype=float32"),
     ({"sampling__top_k": 5}, "sampling.top_k, sampling.top_p", "(5, 1.0)", "PPO needs 0 and 1"),
     ({"sampling__top_p": 0.9}, "sampling.top_k, sampling.top_p", "(0, 0.9)", "PPO needs 0 and 1"),
     ({"sampling__temperature": 0.0}, "sampling.temperature", "0.0", "PPO needs it above 0"),
@@ -307,8 +307,34 @@ def test_what_ppo_cannot_run_with(settings, field, value, remedy):
         {"reward__placement": "after_last", "reward__missing_stop_penalty": -1.0, **STOPS},
         {"reward__placement": "after_last", "ppo__estimator": "monte_carlo", **STOPS},
         {"ppo__trajectories": "dataset", **STOPS},
+        {"sampling__native": True, "ppo__dtype": "mixed_bfloat16"},
     ],
     ids=str,
 )
 def test_what_ppo_can_run_with(settings):
     validate_for_ppo(configured(**settings).validate())
+
+
+def test_sizes_are_named_in_the_section_that_they_stand_in():
+    sizes = dataclasses.asdict(Config().model)
+    with pytest.raises(UserError, match=r"^critic\.num_heads is 3; it must divide critic\.hidden_dim 256$"):
+        validate_sizes(**{**sizes, "num_heads": 3}, section="critic")
+    with pytest.raises(UserError, match=r"^critic\.hidden_dim is -4; it must be above 0 and finite$"):
+        validate_sizes(**{**sizes, "hidden_dim": -4}, section="critic")
+
+
+def test_positions_of_the_model_in_a_folder():
+    # One start token, 8 of the prompt, 24 of the response: 33 positions.
+    config = configured(sampling__response_length=24)
+    validate_positions(config, 33, folder="runs/lm")
+    with pytest.raises(UserError) as error:
+        validate_positions(config, 32, folder="runs/lm")
+    assert str(error.value) == (
+        "sampling.response_length is 24: with a start token and data.max_prompt_tokens 8 that is 33 positions, and the "
+        "model in 'runs/lm' has 32; lower one of them"
+    )
+    settings = {"prompt": "reward_model.max_prompt_tokens", "response": "reward_model.max_response_tokens"}
+    with pytest.raises(
+        UserError, match=r"^reward_model\.max_response_tokens is 32: .*max_prompt_tokens 31 that is 64 "
+    ):
+        validate_positions(config, 63, folder="runs/lm", **settings)

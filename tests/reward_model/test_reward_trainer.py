@@ -167,7 +167,12 @@ def weights_of(tmp_path_factory):
     """Weights after training and normalising, on each replica [replicas, weights], by number of replicas."""
     folder = tmp_path_factory.mktemp("replicas")
     source = write_comparisons(folder / "c.jsonl", 200, rejected=3)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
     for count in (1, 2):
         subprocess.run(
             [sys.executable, __file__, str(count), str(folder), source], env=environment, check=True, timeout=300

@@ -1,4 +1,4 @@
-"""Settings of an experiment: what there is, what it must hold, and recipes by name."""
+"""Settings of an experiment, the rules for them, and named recipes."""
 
 from tfppo.config.settings import (
     Config,

@@ -1,4 +1,4 @@
-"""The names that settings choose from; apart from `ops`, so that reading a config does not start TensorFlow."""
+"""The names that settings choose from. They are not in `ops`, so that reading a config does not import TensorFlow."""
 
 ESTIMATORS = ("gae", "monte_carlo", "rloo", "grpo", "reinforce_pp")
 CRITIC_FREE = ("rloo", "grpo", "reinforce_pp")

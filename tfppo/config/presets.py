@@ -1,8 +1,8 @@
-"""Whole recipes by name: the settings of other systems, so that a user who moves over finds the same behaviour.
+"""Recipes by name: the settings of other PPO systems.
 
-Each returns a Config of the quickstart's data and model with the recipe's sampling, reward and PPO settings. Where a
-recipe speaks of a reward model, name your reward in `reward.functions`; where its critic starts from one, name its
-folder in `ppo.critic_init`.
+Each function returns a Config with the data and model of the quickstart, and the sampling, reward and PPO settings of
+the recipe. Where a recipe has a reward model, name yours in `reward.functions`; where its critic starts from the reward
+model, name that folder in `ppo.critic_init`.
 """
 
 from tfppo.config import Config, PpoConfig, RewardConfig, SamplingConfig

@@ -1,4 +1,4 @@
-"""Every setting of an experiment, typed. Defaults live here and nowhere else; `validate` names what does not fit.
+"""Every setting of an experiment, with its type and default. `validate` reports values that do not work.
 
 A file in `configs/` returns a `Config`; a binary's `--config.section.field=value` assigns to one of its fields.
 """
@@ -6,9 +6,18 @@ A file in `configs/` returns a `Config`; a binary's `--config.section.field=valu
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from typing import Self
 
 from tfppo.config.choices import PLACEMENTS
-from tfppo.config.validation import require, require_one_of, require_positive, validate_dtype, validate_ppo
+from tfppo.config.ppo_validation import validate_ppo
+from tfppo.config.validation import (
+    require,
+    require_one_of,
+    require_positive,
+    validate_dtype,
+    validate_positions,
+    validate_sizes,
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -18,11 +27,11 @@ class DataConfig:
     source: str = "tfds:movie_snippets"  # tfds:NAME, or the path of a .txt or .jsonl file
     text_feature: str = "text"
     prompt_feature: str = "prompt"
-    data_dir: str | None = None  # TFDS's folder; None: TFDS's own default
-    min_prompt_tokens: int = 4  # a prompt cut from the start of a text has this many tokens at the least,
-    max_prompt_tokens: int = 8  # and this many at the most; no prompt may be longer
+    data_dir: str | None = None  # where TFDS keeps its datasets; None: the default of TFDS
+    min_prompt_tokens: int = 4  # fewest tokens of a prompt that is cut from the start of a text
+    max_prompt_tokens: int = 8  # most tokens of any prompt
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require(bool(self.source), "data.source", self.source, "name tfds:NAME or a .txt or .jsonl file")
         require_positive("data", self, "min_prompt_tokens", "max_prompt_tokens")
@@ -38,15 +47,15 @@ class DataConfig:
 class ModelConfig:
     """Sizes of the Transformer, in the terms of KerasHub."""
 
-    vocabulary_size: int = 4096  # asked of the tokenizer's training; a small corpus may yield fewer
+    vocabulary_size: int = 4096  # requested when the tokenizer is trained; a small corpus may yield fewer
     num_layers: int = 4
     num_heads: int = 4
     hidden_dim: int = 256
     intermediate_dim: int = 1024
     max_sequence_length: int = 64
-    dropout: float = 0.1  # in language-model training only; PPO never drops out
+    dropout: float = 0.1  # in language-model training only; PPO uses no dropout
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for sizes that make no Transformer."""
         require(
             self.vocabulary_size >= 258,
@@ -54,16 +63,7 @@ class ModelConfig:
             self.vocabulary_size,
             "it must be at least 258 (256 bytes and 2 special tokens)",
         )
-        require_positive(
-            "model", self, "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length"
-        )
-        require(
-            self.hidden_dim % self.num_heads == 0,
-            "model.num_heads",
-            self.num_heads,
-            f"it must divide model.hidden_dim {self.hidden_dim}",
-        )
-        require(0 <= self.dropout < 1, "model.dropout", self.dropout, "it must be at least 0 and below 1")
+        validate_sizes(**dataclasses.asdict(self))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -74,17 +74,17 @@ class LmConfig:
     batch_size: int = 32  # sequences of model.max_sequence_length tokens
     learning_rate: float = 2e-3
     warmup_steps: int = 50
-    schedule: str = "cosine"  # or "linear"; both end at 0
+    schedule: str = "cosine"  # or "linear"; both decay to 0
     weight_decay: float = 0.1
     adam_beta2: float = 0.95
     max_grad_norm: float = 1.0  # 0: no clipping
     eval_every: int = 100  # steps between held-out perplexities
     patience: int = 3  # evaluations without improvement before training stops; 0: never
-    dtype: str = "auto"  # Keras dtype policy: mixed_bfloat16 where that is fast, else float32 (weights are in either)
+    dtype: str = "auto"  # Keras dtype policy; auto: mixed_bfloat16 where it is fast, else float32
     jit_compile: bool = False
     keep_checkpoints: int = 2
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("lm", self, "num_steps", "batch_size", "learning_rate", "eval_every", "keep_checkpoints")
         require(self.warmup_steps >= 0, "lm.warmup_steps", self.warmup_steps, "it must not be negative")
@@ -111,12 +111,12 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stop_at_eos: bool = False  # whether EOS ends a response
-    # Compile sampling and reference with XLA. None: unless their dtype is faster without; but where PPO samples without
-    # C++, it measures both modes and takes the faster one.
+    # Compile sampling and the reference model with XLA. None: yes, unless their dtype is faster without XLA; where PPO
+    # samples without C++, it times both on the first batch and keeps the faster one.
     jit_compile: bool | None = None
-    native: bool | None = None  # sample with C++ built for this CPU; None: in float32, where it can be built
+    native: bool | None = None  # sample with C++ built for this CPU; None: where it can be built and is faster
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("sampling", self, "response_length")
         require(self.temperature >= 0, "sampling.temperature", self.temperature, "it must not be negative")
@@ -126,24 +126,24 @@ class SamplingConfig:
 
 @dataclass(kw_only=True, slots=True)
 class RewardConfig:
-    """What a response is worth: reward functions, and how their scores become per-token rewards."""
+    """Reward functions, and how their scores become per-token rewards."""
 
     # module:function or path/file.py:function, each (prompts, responses) -> scores; or likelihood:FOLDER, the summed
     # log-probability of the response under the language model in a folder (likelihood: alone, the reference); or
     # reward_model:FOLDER, the score of the reward model in a folder (reward_model: alone, WORKDIR/reward_model).
     functions: tuple[str, ...] = ("tfppo.rewards.vader:vader_sentiment",)
-    weights: tuple[float, ...] = (1.0,)  # one a function
+    weights: tuple[float, ...] = (1.0,)  # one for each function
     placement: str = "last_token"  # or "after_last" (TRL), "last_position" (Ziegler et al. 2019)
-    missing_stop_penalty: float | None = None  # for responses without EOS; None: none
-    missing_stop_mode: str = "subtract"  # the penalty from the score, or "replace" the score by the penalty
-    truncate_at_eos: bool = False  # the functions see a response up to its first EOS, though sampling goes on
-    truncate_after: int = 0  # tokens before which an EOS does not count for truncate_at_eos
-    clip: float | None = None  # scores are kept within +-clip; None: as they are
-    scale: float = 1.0  # scores are multiplied by it
-    normalize: bool = False  # by the running mean and standard deviation of all scores so far
-    whiten: bool = False  # per-token rewards (KL penalty included) to variance 1, mean kept
+    missing_stop_penalty: float | None = None  # for responses without EOS; None: no penalty
+    missing_stop_mode: str = "subtract"  # subtract the penalty from the score, or "replace" the score by the penalty
+    truncate_at_eos: bool = False  # reward functions see a response up to its first EOS, although sampling continues
+    truncate_after: int = 0  # truncate_at_eos ignores an EOS among this many first tokens
+    clip: float | None = None  # scores are clipped to [-clip, clip]; None: no clipping
+    scale: float = 1.0  # factor of the scores
+    normalize: bool = False  # scores by the running mean and standard deviation of all scores so far
+    whiten: bool = False  # scale per-token rewards (KL penalty included) to variance 1; their mean stays
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require(bool(self.functions), "reward.functions", self.functions, "name at least one function")
         for name in self.functions:
@@ -177,21 +177,21 @@ class RewardModelConfig:
     """Training of a reward model on comparisons; the defaults are those of Ziegler et al. 2019."""
 
     source: str = ""  # a .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list)
-    max_prompt_tokens: int = 31  # comparisons with a longer prompt are left out,
-    max_response_tokens: int = 32  # and those with a longer response, its EOS included
+    max_prompt_tokens: int = 31  # comparisons with a longer prompt are left out
+    max_response_tokens: int = 32  # comparisons with a longer response, EOS included, are left out
     num_epochs: int = 1
     batch_size: int = 32  # comparisons
-    learning_rate: float = 5e-5  # linear to 0 over the run
-    adam_epsilon: float = 1e-5  # of TensorFlow's form of Adam
+    learning_rate: float = 5e-5  # decays linearly to 0 over the run
+    adam_epsilon: float = 1e-5  # in the TensorFlow form of Adam
     max_grad_norm: float = 0.0  # 0: no clipping
     eval_every: int = 100  # steps between held-out losses and accuracies
     keep_checkpoints: int = 2
-    # Which scores get mean 0 after training: "samples" of the language model, which also get deviation 1;
-    # "demonstrations", the chosen responses of the data, whose gain stays (Huang et al. 2024); or "none".
+    # Which scores are normalised after training. "samples": responses of the language model, to mean 0 and standard
+    # deviation 1. "demonstrations": the chosen responses of the data, to mean 0 (Huang et al. 2024). Or "none".
     normalize: str = "samples"
-    normalize_samples: int = 256  # how many samples
+    normalize_samples: int = 256  # responses that "samples" draws
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("reward_model", self, "max_prompt_tokens", "max_response_tokens", "num_epochs", "batch_size")
         require_positive("reward_model", self, "learning_rate", "adam_epsilon", "eval_every", "keep_checkpoints")
@@ -209,71 +209,69 @@ class RewardModelConfig:
 class PpoConfig:
     """The algorithm (Schulman et al. 2017; Ziegler et al. 2019) and its variants."""
 
-    total_episodes: int = 4096  # of which whole iterations are run
-    rollout_batch_size: int = 64  # episodes an iteration, over all replicas
-    trajectories: str = "policy"  # sampled from the policy, or "dataset": the data's own texts, teacher-forced
-    target_score: float | None = None  # training ends when an iteration's mean score reaches it; None: never
+    total_episodes: int = 4096  # rounded down to whole iterations
+    rollout_batch_size: int = 64  # episodes in an iteration, over all replicas
+    trajectories: str = "policy"  # sampled from the policy; or "dataset": the texts of the dataset, teacher-forced
+    target_score: float | None = None  # training ends when the mean score of an iteration reaches it; None: never
     ppo_epochs: int = 4
     num_minibatches: int = 4
-    accumulation_steps: int = 1  # parts that a minibatch is computed in, to save memory
+    accumulation_steps: int = 1  # micro-batches that a minibatch is split into, to save memory
     # Advantages
-    estimator: str = "gae"  # or "monte_carlo" (G - V), and without a critic "rloo", "grpo", "reinforce_pp"
-    group_size: int = 1  # responses a prompt; rloo and grpo compare them with each other
+    estimator: str = "gae"  # or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp"
+    group_size: int = 1  # responses to each prompt, which rloo and grpo compare
     gamma: float = 1.0
     gae_lambda: float = 0.95
-    critic_gae_lambda: float | None = None  # the lambda of the critic's targets; None: gae_lambda
+    critic_gae_lambda: float | None = None  # lambda for the targets of the critic; None: gae_lambda
     whiten_advantages: bool = True
-    whiten_scope: str = (
-        "rollout"  # over which rewards and advantages are whitened; or "minibatch" (Ziegler et al. 2019)
-    )
-    whiten_unbiased: bool = False  # divide the variance of every whitening by n - 1 (TRL), not n
+    whiten_scope: str = "rollout"  # over which rewards and advantages are whitened; or "minibatch"
+    whiten_unbiased: bool = False  # whitening divides the variance by n - 1 (TRL) instead of n
     # Losses
     clip_range: float = 0.2
-    clip_range_high: float | None = None  # upper clip; None: clip_range
-    dual_clip: float | None = None  # bound, in multiples of -A, of the loss where A < 0; None: off
+    clip_range_high: float | None = None  # upper clip range; None: clip_range
+    dual_clip: float | None = None  # upper bound of the loss where A < 0, in multiples of -A; None: off
     loss_aggregation: str = "token_mean"  # or "sequence_mean", "sequence_sum"
     value_clip_range: float | None = 0.2  # None: off
     value_coef: float = 0.1
     entropy_coef: float = 0.0
     # KL to the reference
-    kl_coef: float = 0.05  # of the penalty in the reward
-    kl_estimator: str = "k1"  # of that penalty; or "k2", "k3", "abs"
-    kl_loss_coef: float = 0.0  # of a KL term in the loss
-    kl_loss_estimator: str = "k3"  # of that term; or "k2"
-    adaptive_kl_target: float | None = None  # nats a response; None: kl_coef stays fixed
-    adaptive_kl_horizon: int = 10000  # episodes; the larger, the slower the coefficient follows
-    target_kl: float | None = None  # the epochs of a rollout end when approx_kl exceeds it; None: never
+    kl_coef: float = 0.05  # weight of the KL penalty in the reward
+    kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
+    kl_loss_coef: float = 0.0  # weight of a KL term in the loss
+    kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
+    adaptive_kl_target: float | None = None  # target KL of a response, in nats; None: kl_coef stays fixed
+    adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
+    target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
-    optimizer: str = "adam"  # TensorFlow's form of Adam, as in the original; "adamw": PyTorch's form, decoupled decay
+    optimizer: str = "adam"  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
     learning_rate: float = 3e-4
-    critic_learning_rate: float | None = None  # of a separate critic, then also clipped by itself; None: the same
+    critic_learning_rate: float | None = None  # of a separate critic, clipped by itself then; None: the same
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
-    trainable_blocks: int | None = None  # only so many top blocks learn, with final norm and value head; None: all
-    schedule: str = "linear"  # to 0 over the run; or "cosine", "constant"
-    schedule_floor: float = 0.0  # share of learning_rate that a schedule ends at
+    trainable_blocks: int | None = None  # train this many top blocks, final norm and value head; None: everything
+    schedule: str = "linear"  # or "cosine"; both decay over the run; or "constant"
+    schedule_floor: float = 0.0  # share of learning_rate at the end of the schedule
     warmup_iterations: int = 0
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-5
     weight_decay: float = 0.0  # adamw only
     max_grad_norm: float = 1.0  # 0: no clipping
-    critic_warmup_iterations: int = 0  # first iterations, in which the critic alone learns
-    ema_decay: float = 0.0  # moving average of the policy's weights, an iteration a step; 0: off
+    critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
+    ema_decay: float = 0.0  # moving average of the weights of the policy, one step an iteration; 0: off
     # Critic
-    critic: str = "shared"  # value head on the policy's trunk, or "separate": a trunk of its own
-    critic_init: str = "policy"  # separate: a copy of the policy's trunk; or "scratch", or the folder of a reward model
-    value_head: str = "linear"  # 0 at first; or "mlp" (trlx): a hidden layer of twice the width, with ReLU
+    critic: str = "shared"  # value head on the trunk of the policy; or "separate": another trunk
+    critic_init: str = "policy"  # a separate critic starts so; or from "scratch", or the folder of a reward model
+    value_head: str = "linear"  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
     # Running
     dtype: str = "float32"  # Keras dtype policy of the models
-    rollout_dtype: str = "auto"  # of sampling and reference: the update's where C++ computes all of them, else dtype
-    update_dtype: str = "auto"  # of the update: mixed_bfloat16 where that is faster, else dtype; weights are in float32
-    jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where that is faster
-    # Update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built, unless jit_compile is True.
+    rollout_dtype: str = "auto"  # of sampling and reference; auto: update_dtype where C++ computes them all, else dtype
+    update_dtype: str = "auto"  # auto: mixed_bfloat16 where it is faster, else dtype; weights are always float32
+    jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where it is faster
+    # Update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built and jit_compile is not True.
     native: bool | None = None
-    gradient_checkpointing: bool = False  # keep only each block's input for the gradient: less memory, more time
-    ratio_tolerance: float | None = None  # at a rollout's first minibatch; None: 1e-4 in float32, 0.2 otherwise
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
+    ratio_tolerance: float | None = None  # allowed at the first minibatch of a rollout; None: 1e-4 in float32, else 0.2
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         validate_ppo(self)
 
@@ -288,14 +286,14 @@ class PpoConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Evaluation on held-out prompts, and what a run shows of itself."""
+    """Evaluation on held-out prompts, and sample tables during training."""
 
     num_prompts: int = 256
     batch_size: int = 128
-    samples_every: int = 16  # PPO iterations between sample tables; 0: none
+    samples_every: int = 16  # PPO iterations between sample tables; 0: no tables
     num_samples: int = 4  # rows of a sample table
 
-    def validate(self):
+    def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("evaluation", self, "batch_size", "num_samples")
         require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "a standard error needs at least 2")
@@ -307,7 +305,7 @@ class Config:
     """One experiment."""
 
     seed: int = 0
-    language_model: str = ""  # folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts anew
+    language_model: str = ""  # folder to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2
@@ -320,7 +318,7 @@ class Config:
     ppo: PpoConfig = field(default_factory=PpoConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raises UserError, naming field, value and remedy, for anything that cannot work; returns itself."""
         require(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2**31 - 1")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
@@ -328,15 +326,7 @@ class Config:
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
         for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):
             getattr(self, name).validate()
-        # The start token takes a position too.
-        longest = 1 + self.data.max_prompt_tokens + self.sampling.response_length
-        require(
-            longest <= self.model.max_sequence_length,
-            "model.max_sequence_length",
-            self.model.max_sequence_length,
-            f"a start token, data.max_prompt_tokens {self.data.max_prompt_tokens} and sampling.response_length "
-            f"{self.sampling.response_length} need {longest} positions",
-        )
+        validate_positions(self, self.model.max_sequence_length)
         return self
 
     def to_json(self) -> str:

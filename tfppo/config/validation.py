@@ -1,37 +1,112 @@
-"""What settings must hold; an error names the field, its value and the remedy."""
+"""Rules for settings. An error names the field, its value and the remedy."""
 
 import math
+import operator
+import os
+from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from tfppo.config.choices import AGGREGATIONS, CRITIC_FREE, ESTIMATORS, GROUPED, KL_ESTIMATORS
 from tfppo.errors import UserError
 
+if TYPE_CHECKING:  # settings.py imports this module
+    from tfppo.config.settings import Config
 
-def require(condition: bool, name: str, value, remedy: str):
+
+def require(condition: bool, name: str, value: object, remedy: str) -> None:
     """Raises UserError, naming field, value and remedy, unless the condition holds."""
     if not condition:
         raise UserError(f"{name} is {value!r}; {remedy}")
 
 
-def require_one_of(name: str, value, choices):
-    """The value must be one of the choices."""
+def require_one_of(name: str, value: object, choices: Collection[str]) -> None:
+    """Raises UserError unless the value is one of the choices."""
     require(value in choices, name, value, f"choose one of {', '.join(choices)}")
 
 
-def require_positive(section: str, config, *names: str):
-    """Every named field must be above 0."""
+def require_positive(section: str, config: object, *names: str) -> None:
+    """Raises UserError unless every named field of a section is above 0."""
     for name in names:
-        value = getattr(config, name)
-        require(value > 0 and math.isfinite(value), f"{section}.{name}", value, "it must be above 0 and finite")
+        _require_above_0(f"{section}.{name}", getattr(config, name))
 
 
-def validate_dtype(name: str, dtype: str, auto=False):
+def _require_above_0(name: str, value: float) -> None:
+    require(value > 0 and math.isfinite(value), name, value, "it must be above 0 and finite")
+
+
+def validate_dtype(name: str, dtype: str, auto: bool = False) -> None:
     """Raises UserError for a dtype policy that tfppo does not run in; `auto` may be one."""
     choices = ("auto", "float32", "mixed_bfloat16") if auto else ("float32", "mixed_bfloat16")
     require_one_of(name, dtype, choices)
 
 
-def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int):
-    """Raises UserError where more blocks are to learn than a model of `num_layers` blocks has."""
+def validate_sizes(
+    *,
+    vocabulary_size: int,
+    num_layers: int,
+    num_heads: int,
+    hidden_dim: int,
+    intermediate_dim: int,
+    max_sequence_length: int,
+    dropout: float,
+    section: str = "model",
+) -> None:
+    """Raises UserError for impossible sizes of a Transformer; `section` prefixes the names in the error."""
+    sizes = dict(
+        vocabulary_size=vocabulary_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        hidden_dim=hidden_dim,
+        intermediate_dim=intermediate_dim,
+        max_sequence_length=max_sequence_length,
+    )
+    for name, value in sizes.items():
+        _require_above_0(f"{section}.{name}", value)
+    require(
+        hidden_dim % num_heads == 0,
+        f"{section}.num_heads",
+        num_heads,
+        f"it must divide {section}.hidden_dim {hidden_dim}",
+    )
+    require(0 <= dropout < 1, f"{section}.dropout", dropout, "it must be at least 0 and below 1")
+
+
+def positions_needed(prompt_tokens: int, response_tokens: int) -> int:
+    """The number of positions of an episode: start token, prompt and response."""
+    return 1 + prompt_tokens + response_tokens
+
+
+def validate_positions(
+    config: "Config",
+    available: int,
+    *,
+    prompt: str = "data.max_prompt_tokens",
+    response: str = "sampling.response_length",
+    folder: str | os.PathLike | None = None,
+) -> None:
+    """Raises UserError where the longest episode that two settings allow needs more positions than a model has.
+
+    Args:
+        available: the positions of the model.
+        prompt, response: the names of the two settings, as section.field.
+        folder: where the model is; None: it is the one that `config.model` describes.
+    """
+    prompt_tokens, response_tokens = (operator.attrgetter(name)(config) for name in (prompt, response))
+    needed = positions_needed(prompt_tokens, response_tokens)
+    if needed <= available:
+        return
+    if folder is None:
+        raise UserError(
+            f"model.max_sequence_length is {available}; a start token, {prompt} {prompt_tokens} and {response} "
+            f"{response_tokens} need {needed} positions"
+        )
+    raise UserError(
+        f"{response} is {response_tokens}: with a start token and {prompt} {prompt_tokens} that is {needed} positions, "
+        f"and the model in {str(folder)!r} has {available}; lower one of them"
+    )
+
+
+def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> None:
+    """Raises UserError where more blocks are to be trained than the `num_layers` of the model."""
     require(
         trainable_blocks is None or trainable_blocks <= num_layers,
         "ppo.trainable_blocks",
@@ -40,248 +115,8 @@ def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int):
     )
 
 
-def validate_ppo(ppo):
-    """Raises UserError for values of a PpoConfig that do not fit."""
-    require_positive(
-        "ppo", ppo, "total_episodes", "rollout_batch_size", "ppo_epochs", "num_minibatches", "accumulation_steps"
-    )
-    require_positive("ppo", ppo, "learning_rate", "clip_range", "adaptive_kl_horizon", "adam_epsilon", "group_size")
-    require_one_of("ppo.trajectories", ppo.trajectories, ("policy", "dataset"))
-    require_one_of("ppo.estimator", ppo.estimator, ESTIMATORS)
-    require_one_of("ppo.whiten_scope", ppo.whiten_scope, ("rollout", "minibatch"))
-    require_one_of("ppo.loss_aggregation", ppo.loss_aggregation, AGGREGATIONS)
-    require_one_of("ppo.kl_estimator", ppo.kl_estimator, KL_ESTIMATORS)
-    require_one_of("ppo.optimizer", ppo.optimizer, ("adam", "adamw"))
-    require_one_of("ppo.schedule", ppo.schedule, ("linear", "cosine", "constant"))
-    require_one_of("ppo.critic", ppo.critic, ("shared", "separate"))
-    require_one_of("ppo.value_head", ppo.value_head, ("linear", "mlp"))
-    require(
-        ppo.kl_loss_estimator in ("k2", "k3"),
-        "ppo.kl_loss_estimator",
-        ppo.kl_loss_estimator,
-        "choose k2 or k3: the expected gradient of k1 is zero, and that of abs is not the KL's",
-    )
-    _validate_batches(ppo)
-    _validate_ranges(ppo)
-    _validate_combinations(ppo)
-    validate_dtype("ppo.dtype", ppo.dtype)
-    validate_dtype("ppo.rollout_dtype", ppo.rollout_dtype, auto=True)
-    validate_dtype("ppo.update_dtype", ppo.update_dtype, auto=True)
-    if ppo.native:
-        required = dict(update_dtype="mixed_bfloat16", trainable_blocks=None, gradient_checkpointing=False)
-        for name, value in required.items():
-            require(
-                getattr(ppo, name) == value,
-                f"ppo.{name}",
-                getattr(ppo, name),
-                f"ppo.native is True, which needs {value}; set it so, or ppo.native to None",
-            )
-        require(
-            not ppo.jit_compile,
-            "ppo.jit_compile",
-            ppo.jit_compile,
-            "XLA cannot compile what ppo.native insists on; use None or False, or set ppo.native to None",
-        )
-
-
-def _validate_batches(ppo):
-    require(
-        ppo.rollout_batch_size % ppo.num_minibatches == 0,
-        "ppo.num_minibatches",
-        ppo.num_minibatches,
-        f"it must divide ppo.rollout_batch_size {ppo.rollout_batch_size}",
-    )
-    minibatch_size = ppo.rollout_batch_size // ppo.num_minibatches
-    require(
-        minibatch_size % ppo.accumulation_steps == 0,
-        "ppo.accumulation_steps",
-        ppo.accumulation_steps,
-        f"it must divide the minibatch size {minibatch_size} (rollout_batch_size / num_minibatches)",
-    )
-    require(
-        ppo.total_episodes >= ppo.rollout_batch_size,
-        "ppo.total_episodes",
-        ppo.total_episodes,
-        f"it must be at least ppo.rollout_batch_size {ppo.rollout_batch_size}",
-    )
-    require(
-        ppo.rollout_batch_size % ppo.group_size == 0,
-        "ppo.group_size",
-        ppo.group_size,
-        f"it must divide ppo.rollout_batch_size {ppo.rollout_batch_size}",
-    )
-    require(
-        not ppo.whiten_advantages or ppo.episodes_whitened() >= 2,
-        "ppo.rollout_batch_size",
-        ppo.rollout_batch_size,
-        f"whitening needs at least 2 episodes in a {ppo.whiten_scope}; raise it or set ppo.whiten_advantages=False",
-    )
-    require(
-        ppo.whiten_scope == "rollout" or ppo.group_size == 1,
-        "ppo.whiten_scope",
-        ppo.whiten_scope,
-        f"a minibatch has no whole groups of ppo.group_size {ppo.group_size}; use rollout",
-    )
-
-
-def _validate_ranges(ppo):
-    for name in ("gamma", "gae_lambda", "critic_gae_lambda", "schedule_floor"):
-        value = getattr(ppo, name)
-        require(value is None or 0 <= value <= 1, f"ppo.{name}", value, "it must be between 0 and 1")
-    for name in ("adam_beta1", "adam_beta2", "ema_decay"):
-        value = getattr(ppo, name)
-        require(0 <= value < 1, f"ppo.{name}", value, "it must be at least 0 and below 1")
-    for name in (
-        "value_coef",
-        "entropy_coef",
-        "kl_coef",
-        "kl_loss_coef",
-        "max_grad_norm",
-        "weight_decay",
-        "warmup_iterations",
-        "critic_warmup_iterations",
-    ):
-        value = getattr(ppo, name)
-        require(value >= 0, f"ppo.{name}", value, "it must not be negative")
-    for name in ("value_clip_range", "clip_range_high", "adaptive_kl_target", "target_kl", "ratio_tolerance"):
-        value = getattr(ppo, name)
-        require(value is None or value > 0, f"ppo.{name}", value, "it must be above 0, or None for off")
-    require(
-        ppo.trainable_blocks is None or ppo.trainable_blocks >= 1,
-        "ppo.trainable_blocks",
-        ppo.trainable_blocks,
-        "it must be at least 1, or None to train everything",
-    )
-    require(
-        ppo.clip_range_high is None or ppo.clip_range_high >= ppo.clip_range,
-        "ppo.clip_range_high",
-        ppo.clip_range_high,
-        f"it must be at least ppo.clip_range {ppo.clip_range}",
-    )
-    require(
-        ppo.dual_clip is None or ppo.dual_clip > 1 + ppo.clip_range,
-        "ppo.dual_clip",
-        ppo.dual_clip,
-        f"it must be above 1 + ppo.clip_range {ppo.clip_range}, or None for off",
-    )
-
-
-def _validate_combinations(ppo):
-    critic_free = ppo.estimator in CRITIC_FREE
-    require(
-        ppo.estimator not in GROUPED or ppo.group_size >= 2,
-        "ppo.group_size",
-        ppo.group_size,
-        f"ppo.estimator {ppo.estimator} compares the responses to one prompt; use at least 2",
-    )
-    require(
-        not critic_free or ppo.value_coef == 0,
-        "ppo.value_coef",
-        ppo.value_coef,
-        f"ppo.estimator {ppo.estimator} has no critic; use 0",
-    )
-    require(
-        not critic_free or ppo.critic == "shared",
-        "ppo.critic",
-        ppo.critic,
-        f"ppo.estimator {ppo.estimator} has no critic; use shared",
-    )
-    require(
-        not critic_free or ppo.value_head == "linear",
-        "ppo.value_head",
-        ppo.value_head,
-        f"ppo.estimator {ppo.estimator} has no critic; use linear",
-    )
-    require(
-        not critic_free or ppo.critic_warmup_iterations == 0,
-        "ppo.critic_warmup_iterations",
-        ppo.critic_warmup_iterations,
-        f"ppo.estimator {ppo.estimator} has no critic; use 0",
-    )
-    require(
-        ppo.critic_warmup_iterations == 0 or ppo.value_coef > 0,
-        "ppo.value_coef",
-        ppo.value_coef,
-        "critic warm-up trains nothing with 0; raise it or set ppo.critic_warmup_iterations=0",
-    )
-    require(
-        ppo.estimator != "reinforce_pp" or ppo.whiten_advantages,
-        "ppo.whiten_advantages",
-        ppo.whiten_advantages,
-        "reinforce_pp is whitened returns; use True",
-    )
-    require(
-        ppo.critic_gae_lambda is None or ppo.estimator == "gae",
-        "ppo.critic_gae_lambda",
-        ppo.critic_gae_lambda,
-        f"ppo.estimator {ppo.estimator} has no lambda; use None",
-    )
-    require(
-        ppo.weight_decay == 0 or ppo.optimizer == "adamw",
-        "ppo.weight_decay",
-        ppo.weight_decay,
-        f"ppo.optimizer {ppo.optimizer} has none; use 0 or ppo.optimizer=adamw",
-    )
-    require(
-        ppo.adaptive_kl_target is None or ppo.kl_coef > 0,
-        "ppo.kl_coef",
-        ppo.kl_coef,
-        "an adaptive coefficient is multiplied, and 0 stays 0; start above 0",
-    )
-    require(
-        ppo.critic_learning_rate is None or (ppo.critic_learning_rate > 0 and ppo.critic == "separate"),
-        "ppo.critic_learning_rate",
-        ppo.critic_learning_rate,
-        "it must be above 0, and only a critic of its own (ppo.critic=separate) can have one",
-    )
-    require(
-        ppo.embedding_learning_rate is None or ppo.embedding_learning_rate >= 0,
-        "ppo.embedding_learning_rate",
-        ppo.embedding_learning_rate,
-        "it must not be negative; use 0 to keep the embeddings as they are, or None for ppo.learning_rate",
-    )
-    require(
-        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
-        "ppo.embedding_learning_rate",
-        ppo.embedding_learning_rate,
-        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
-    )
-    require(
-        ppo.critic_warmup_iterations == 0 or ppo.weight_decay == 0,
-        "ppo.weight_decay",
-        ppo.weight_decay,
-        "it would move the policy while the critic alone learns; use 0, or ppo.critic_warmup_iterations=0",
-    )
-    require(
-        ppo.critic_init == "policy" or ppo.critic == "separate",
-        "ppo.critic_init",
-        ppo.critic_init,
-        "a critic on the policy's trunk starts from that trunk; use policy or ppo.critic=separate",
-    )
-    require(
-        ppo.critic_folder() is None or ppo.value_head == "linear",
-        "ppo.value_head",
-        ppo.value_head,
-        f"the reward model of ppo.critic_init {ppo.critic_init} has a linear head; use linear, or "
-        f"ppo.critic_init=policy",
-    )
-    require(
-        critic_free or ppo.value_coef > 0 or (ppo.value_head == "linear" and ppo.critic_init != "scratch"),
-        "ppo.value_coef",
-        ppo.value_coef,
-        f"with 0 a critic of ppo.value_head {ppo.value_head} and ppo.critic_init {ppo.critic_init} never learns, and "
-        f"its first values are noise; raise it",
-    )
-    require(
-        ppo.critic_init != "scratch" or ppo.trainable_blocks is None,
-        "ppo.trainable_blocks",
-        ppo.trainable_blocks,
-        "the lower blocks of a critic from scratch would never learn; use None, or ppo.critic_init=policy",
-    )
-
-
-def validate_for_ppo(config):
-    """Raises UserError for settings, each right by itself, that PPO cannot run with together."""
+def validate_for_ppo(config: "Config") -> None:
+    """Raises UserError for combinations of valid settings that PPO cannot run with."""
     sampling, reward, ppo = config.sampling, config.reward, config.ppo
     require(
         sampling.top_k == 0 and sampling.top_p == 1.0,
@@ -290,12 +125,6 @@ def validate_for_ppo(config):
         "PPO needs 0 and 1: with a filter, responses come from another distribution than the one that is trained",
     )
     require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
-    require(
-        not sampling.native or ppo.dtype == "float32",
-        "sampling.native",
-        sampling.native,
-        f"it samples in float32, but ppo.dtype is {ppo.dtype}; use None, or ppo.dtype=float32",
-    )
     require(
         not reward.whiten or ppo.episodes_whitened() >= 8,
         "ppo.rollout_batch_size",

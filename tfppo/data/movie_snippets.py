@@ -85,7 +85,7 @@ def clean_records(snippets: dict[str, list[tuple[str, float, str]]], sources: tu
     White space becomes single spaces. Of texts that differ in case alone only the first stays, so
     that no text is in two splits.
     """
-    records = {}
+    records: dict[str, dict] = {}
     for source in sources:
         for identifier, rating, raw_text in snippets[source]:
             text = " ".join(raw_text.split())

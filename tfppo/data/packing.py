@@ -1,7 +1,7 @@
 """Packs documents into sequences of one length for language-model training.
 
-Documents of different lengths stand side by side in a sequence; each has a segment number and positions of its own, so
-that none sees another and every document is trained exactly as it will be sampled: from its own first position on.
+A sequence holds several documents. Each has its own segment number, so that documents do not attend to each other, and
+its own positions from 0 on, as in sampling.
 """
 
 from typing import NamedTuple
@@ -9,6 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from tfppo.data.sources import Example
+from tfppo.data.tokenizer import Tokenizer
+
+# Inputs, targets, and the number of leading targets without weight.
+_Piece = tuple[list[int], list[int], int]
 
 
 class PackedSequences(NamedTuple):
@@ -21,10 +25,10 @@ class PackedSequences(NamedTuple):
     positions: np.ndarray  # [N, L] int32
 
 
-def encode_documents(examples: list[Example], tokenizer) -> list[tuple[list[int], int]]:
-    """Each example as (token ids between start token and EOS, number of leading targets that do not count).
+def encode_documents(examples: list[Example], tokenizer: Tokenizer) -> list[tuple[list[int], int]]:
+    """Each example as (token ids with start token and EOS, number of leading targets of weight 0).
 
-    Where the data has prompts, only the response's tokens count (supervised fine-tuning).
+    Where the data has prompts, only tokens of the response have weight (supervised fine-tuning).
     """
     texts = tokenizer.encode_batch([example.text for example in examples])
     prompts = tokenizer.encode_batch([example.prompt or "" for example in examples])
@@ -33,17 +37,18 @@ def encode_documents(examples: list[Example], tokenizer) -> list[tuple[list[int]
 
 
 def pack(documents: list[tuple[list[int], int]], length: int) -> PackedSequences:
-    """Packs documents into as few sequences as first-fit, longest first, finds.
+    """Packs documents into sequences by first-fit decreasing.
 
     A document of more than `length` tokens is cut into pieces; each piece starts at position 0.
     """
-    pieces = []  # (inputs, targets, number of leading targets without weight)
+    pieces: list[_Piece] = []
     for ids, skip in documents:
         for start in range(0, len(ids) - 1, length):
             piece = ids[start : start + length + 1]
             pieces.append((piece[:-1], piece[1:], max(skip - start, 0)))
     order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i][0]))
-    rows, open_rows = [], [[] for _ in range(length + 1)]  # open_rows[room]: rows with that much room
+    rows: list[list[_Piece]] = []
+    open_rows: list[list[list[_Piece]]] = [[] for _ in range(length + 1)]  # by the room that is left in them
     for i in order:
         size = len(pieces[i][0])
         room = next((room for room in range(size, length + 1) if open_rows[room]), None)

@@ -1,4 +1,4 @@
-"""Comparisons for reward models: a prompt, the response that was chosen, and those that were rejected."""
+"""Comparisons for reward models: a prompt, its chosen response, and its rejected responses."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from tfppo.config import RewardModelConfig
 from tfppo.data.prompts import pad_left, pad_right
 from tfppo.data.sources import checked_text, read_objects
 from tfppo.data.splits import cut_splits
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 
 _FIELDS = ("prompt", "chosen", "rejected")
@@ -33,14 +34,16 @@ class Comparisons(NamedTuple):
 
 
 def load_preferences(source: str) -> dict[str, list[Preference]]:
-    """The comparisons of a .jsonl file by split, cut by prompt: all of a prompt are in the same one.
+    """The comparisons of a .jsonl file by split; all comparisons of a prompt are in the same split.
 
-    Each line is an object with the strings `prompt` and `chosen`, and `rejected`, a string or a list of strings, of one
-    length in every line. Raises: UserError for a file that is missing or malformed, or has a split without comparisons.
+    Each line is an object with the strings `prompt` and `chosen`, and with `rejected`, a string or a list of strings
+    of the same length in every line.
+
+    Raises: UserError for a file that is missing or malformed, or has a split without comparisons.
     """
     if not source.endswith(".jsonl"):
         raise UserError(f"reward_model.source is {source!r}; name a .jsonl file of objects with {', '.join(_FIELDS)}")
-    preferences = []
+    preferences: list[Preference] = []
     for where, record in read_objects(source):
         preference = _preference(record, where)
         expected = len((preferences or [preference])[0].responses) - 1
@@ -51,7 +54,7 @@ def load_preferences(source: str) -> dict[str, list[Preference]]:
             )
         preferences.append(preference)
     split_by_prompt = cut_splits([preference.prompt for preference in preferences])
-    splits = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[Preference]] = {"train": [], "validation": [], "test": []}
     for preference in preferences:
         splits[split_by_prompt[preference.prompt]].append(preference)
     empty = [split for split, members in splits.items() if not members]
@@ -75,11 +78,11 @@ def _preference(record, where):
     return Preference(checked_text(prompt, "prompt", where), tuple(checked_text(*pair, where) for pair in named))
 
 
-def encode_preferences(preferences: list[Preference], tokenizer, config: RewardModelConfig) -> Comparisons:
-    """Comparisons as tokens: the prompt behind the start token (EOS, which ends the text before), responses before EOS.
+def encode_preferences(preferences: list[Preference], tokenizer: Tokenizer, config: RewardModelConfig) -> Comparisons:
+    """Comparisons as tokens: EOS as start token before each prompt, and EOS at the end of each response.
 
-    One with a longer prompt or response than the configuration allows is left out, and their number logged: a response
-    that is cut has another end than the one that was compared. Raises: UserError where none is left.
+    Comparisons with a longer prompt or response than the configuration allows are left out and counted in the log. They
+    are not truncated, since people compared the whole responses. Raises: UserError where none is left.
     """
     prompts = tokenizer.encode_batch([preference.prompt for preference in preferences])
     size = len(preferences[0].responses)

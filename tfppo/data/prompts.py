@@ -1,5 +1,6 @@
-"""Prompts for PPO and evaluation: cut from texts or taken as given, padded on the left, in a reproducible order."""
+"""Prompts for PPO and evaluation: given, or cut from texts; padded on the left; in a reproducible order."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfppo.config import DataConfig
 from tfppo.data.sources import Example
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.ops.seeds import permutation, stream_indices
 
@@ -19,13 +21,13 @@ class Prompts(NamedTuple):
 
 
 def encode_trajectories(
-    examples: list[Example], tokenizer, config: DataConfig, seed: int
+    examples: list[Example], tokenizer: Tokenizer, config: DataConfig, seed: int
 ) -> list[tuple[list[int], list[int]]]:
-    """Token ids of the prompts of examples, each behind the start token (EOS, which ends the text before), and of how
-    the data itself goes on: the rest of the text and EOS.
+    """Token ids of prompts and of their continuations in the dataset.
 
-    A prompt that the data names is taken whole. From a text without one, the first min_prompt_tokens to
-    max_prompt_tokens tokens are taken (how many is drawn for each); texts that are no longer are left out.
+    A prompt begins with EOS as start token, and a continuation ends with EOS. A prompt of the dataset is used whole. A
+    text without one is cut after min_prompt_tokens to max_prompt_tokens tokens, a number that is drawn for each text;
+    texts that are too short for that are left out.
 
     Raises: UserError where a given prompt is longer than max_prompt_tokens, or no prompt is left.
     """
@@ -73,9 +75,7 @@ def pad_right(rows: list[list[int]], pad_id: int, length: int) -> tuple[np.ndarr
 
 
 class PromptSet:
-    """All prompts of a split, [N, P], and how the data goes on after each; batches of them by position in an endless,
-    reshuffled stream.
-    """
+    """The N prompts of a split and their continuations, as batches of an endless stream, reshuffled every epoch."""
 
     def __init__(self, trajectories: list[tuple[list[int], list[int]]], pad_id: int, length: int, seed: int):
         self._trajectories, self._pad_id, self._length, self._seed = trajectories, pad_id, length, seed
@@ -84,16 +84,16 @@ class PromptSet:
         return len(self._trajectories)
 
     def batch(self, step: int, size: int, repeats: int = 1) -> Prompts:
-        """The step-th batch [size, P] of the stream; a function of the step alone, so that a resumed run goes on.
+        """The step-th batch [size, P] of the stream. It depends on the step alone, so that a run can be resumed.
 
-        Each prompt stands there `repeats` times, next to itself.
+        Each prompt is there `repeats` times in a row.
         """
         rows = self._rows(step, size // repeats)
         prompts = [prompt for prompt, _ in rows for _ in range(repeats)]
         return pad_left(prompts, self._pad_id, self._length)
 
     def continuations(self, step: int, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """The first `length` tokens of how the data goes on after each prompt of `batch(step, size)`.
+        """The first `length` tokens of the continuation of each prompt of `batch(step, size)`.
 
         Returns: response_ids int32 [size, length], padded on the right, and response_mask float32 [size, length].
         """
@@ -101,11 +101,11 @@ class PromptSet:
         return pad_right(rows, self._pad_id, length)
 
     def sample(self, count: int) -> "PromptSet":
-        """A fixed choice of `count` prompts (all, where there are fewer)."""
+        """A fixed random choice of `count` prompts; all of them where there are fewer."""
         chosen = permutation(self._seed, "held-out", 0, len(self))[:count]
         return PromptSet([self._trajectories[i] for i in chosen], self._pad_id, self._length, self._seed)
 
-    def batches(self, size: int):
+    def batches(self, size: int) -> Iterator[Prompts]:
         """All prompts in order, as Prompts of at most `size` rows."""
         for start in range(0, len(self), size):
             rows = self._trajectories[start : start + size]

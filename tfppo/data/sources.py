@@ -1,4 +1,4 @@
-"""Turns one string, the source, into examples: a TFDS dataset, a .txt file or a .jsonl file."""
+"""Loads examples from a source: a TFDS dataset, a .txt file or a .jsonl file."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def _read_txt(path):
     return [Example(text=line) for _, line in _read_lines(path)]
 
 
-def read_objects(path) -> Iterator[tuple[str, dict]]:
+def read_objects(path: str) -> Iterator[tuple[str, dict]]:
     """Yields (place, object) for each line of a .jsonl file that is not blank. Raises: UserError."""
     for where, line in _read_lines(path):
         try:
@@ -136,7 +136,7 @@ def _read_jsonl(path, names):
     return examples
 
 
-def checked_text(value, name, where) -> str:
+def checked_text(value: object, name: str, where: str) -> str:
     """The value of a field, which must be a string that has a UTF-8 form. Raises: UserError."""
     if not isinstance(value, str):
         raise UserError(f"{where}: field {name!r} is {value!r}: it must be a string.")

@@ -1,4 +1,4 @@
-"""Which split a text belongs to: a function of the text alone, so that no text is in two of them."""
+"""Assigns texts to splits by their hash, so that no text is in two splits."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -15,10 +15,10 @@ def split_of(key: str) -> str:
 def cut_splits(keys: Iterable[str], held_out: Sequence[str] = SPLITS[1:]) -> dict[str, str]:
     """Maps each different key to train or to one of the `held_out` splits, by `split_of`.
 
-    With fewer keys than that fills, a key moves from the largest split to each empty one, so that
-    three different keys are enough for three splits. The order of the keys does not matter.
+    Each split that stays empty takes a key from the largest one, so that three different keys are
+    enough for three splits. The order of the keys does not matter.
     """
-    keys_of = {split: [] for split in ("train", *held_out)}
+    keys_of: dict[str, list[str]] = {split: [] for split in ("train", *held_out)}
     for key in sorted(set(keys), key=_fraction):
         split = split_of(key)
         keys_of[split if split in held_out else "train"].append(key)
@@ -31,5 +31,5 @@ def cut_splits(keys: Iterable[str], held_out: Sequence[str] = SPLITS[1:]) -> dic
 
 
 def _fraction(key):
-    """A number in [0, 1] by hash; Python's own `hash` of a string differs between processes."""
+    """A number in [0, 1) by SHA-256; the `hash` of Python differs between processes."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64

@@ -95,8 +95,7 @@ class Tokenizer:
         try:
             if header != _MERGES_HEADER:
                 raise ValueError(f"the first line is not {_MERGES_HEADER!r}")
-            merges = [tuple(_to_bytes(token) for token in line.split(" ")) for line in lines]
-            tokenizer = cls(merges)
+            tokenizer = cls([_merge(line) for line in lines])
         except ValueError as error:
             raise UserError(_damaged(merges_path, error)) from error
         try:
@@ -145,22 +144,22 @@ class Tokenizer:
             ) from error
         return [encoding.ids for encoding in encodings]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids` [R], a sequence or an array; special tokens decode to nothing.
 
         Bytes that are not valid UTF-8 become U+FFFD. Raises UserError for ids outside the
         vocabulary.
         """
-        ids = np.asarray(ids)
-        outside = (ids < 0) | (ids >= self.vocabulary_size)
+        numbers = np.asarray(ids)
+        outside = (numbers < 0) | (numbers >= self.vocabulary_size)
         if outside.any():
             raise UserError(
-                f"cannot decode the id {ids[outside][0]}: the vocabulary has the ids 0 to "
+                f"cannot decode the id {numbers[outside][0]}: the vocabulary has the ids 0 to "
                 f"{self.vocabulary_size - 1}; decode with the tokenizer that made the ids"
             )
-        return b"".join(self._pieces[i] for i in ids.tolist()).decode("utf-8", errors="replace")
+        return b"".join(self._pieces[i] for i in numbers.tolist()).decode("utf-8", errors="replace")
 
-    def decode_batch(self, ids: Iterable[Sequence[int]]) -> list[str]:
+    def decode_batch(self, ids: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
         """`decode` for each row of `ids`, an array [B, R] or sequences of any lengths."""
         return [self.decode(row) for row in ids]
 
@@ -179,7 +178,7 @@ class Tokenizer:
 
 def _encoder(vocabulary: dict[str, int], merges: list[tuple[str, str]]):
     """The `tokenizers` library's encoder. Special tokens stay unknown to it, so none is parsed."""
-    # Imported here because most of the package does without it, and programs start faster so.
+    # Imported here, as most of the package does not need it and programs start faster without it.
     from tokenizers import Regex, models, pre_tokenizers
     from tokenizers import Tokenizer as Encoder
 
@@ -201,6 +200,11 @@ def _to_bytes(token: str) -> bytes:
     if not _BYTE_OF_CHARACTER.keys() >= set(token):
         raise ValueError(f"{token!r} has a character that stands for no byte")
     return bytes(_BYTE_OF_CHARACTER[character] for character in token)
+
+
+def _merge(line: str) -> tuple[bytes, bytes]:
+    left, right = line.split(" ")
+    return _to_bytes(left), _to_bytes(right)
 
 
 def _paths(folder: str | os.PathLike) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""How likely a language model finds texts: the loss of its training, and perplexity."""
+"""Negative log-likelihood of texts under a language model, and perplexity."""
 
 import math
 
@@ -6,19 +6,22 @@ import numpy as np
 import tensorflow as tf
 
 from tfppo.data.packing import PackedSequences
+from tfppo.models.language_model import LanguageModel
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 
 
 @tf.function(jit_compile=True)
 def _summed_loss(logits, targets, weights):
-    # XLA makes one pass of softmax, loss and gradient over the largest array of the step; the products around it are
-    # faster outside of XLA on CPUs.
+    # XLA fuses softmax, loss and gradient into one pass over the logits, the largest array of a step. The matrix
+    # products around it are faster without XLA on CPUs.
     return masked_sum(-token_logprobs(logits, targets), weights)
 
 
-def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
-    """Sum of -log P(target) over the targets that count, in nats: a scalar."""
+def negative_log_likelihood(
+    model: LanguageModel, batch: PackedSequences, dropout_seed: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Sum of weight times -log P(target) over a batch, in nats: a scalar."""
     hidden = model.trunk(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
     )
@@ -29,10 +32,10 @@ def negative_log_likelihood(model, batch: PackedSequences, dropout_seed=None):
 class HeldOutLoss:
     """The loss of a model on packed texts.
 
-    Args: num_words: of the texts; the perplexity a word is taken over them.
+    Args: num_words: number of words in the texts, for the perplexity a word.
     """
 
-    def __init__(self, model, packed: PackedSequences, num_words, batch_size):
+    def __init__(self, model: LanguageModel, packed: PackedSequences, num_words: int, batch_size: int):
         self._packed, self._num_words, self._batch_size = packed, num_words, batch_size
         self._sum = tf.function(lambda batch: negative_log_likelihood(model, batch))
 
@@ -51,5 +54,5 @@ class HeldOutLoss:
 
 
 def _pad_rows(array, size):
-    """Rows of padding (segment 0, weight 0) up to one size, so that nothing is traced twice."""
+    """Pads a batch with rows of segment 0 and weight 0, as a batch of another size would be traced again."""
     return np.pad(array, [(0, size - len(array)), (0, 0)])

@@ -3,13 +3,17 @@
 import math
 import time
 from contextlib import closing
+from pathlib import Path
 
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.lm.likelihood import HeldOutLoss, negative_log_likelihood
 from tfppo.models.folder import save_model
+from tfppo.models.language_model import LanguageModel
 from tfppo.ops.seeds import seed_for, stream_indices
 from tfppo.training.checkpoint import CheckpointKeeper
 from tfppo.training.interrupt import Interrupted, StopRequest
@@ -23,15 +27,28 @@ from tfppo.training.schedules import scheduled_rate
 class LmTrainer:
     """Trains a language model and keeps the best one, by held-out loss, in a model folder.
 
-    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
+    The constructor restores the last checkpoint, where there is one.
 
     Args:
-        model: built in the strategy's scope.
-        num_words: of the held-out texts; the perplexity a word is taken over them.
-        folder: of the run: checkpoints, metrics, and `lm`, the best model with its tokenizer.
+        model: built in the scope of the strategy.
+        num_words: number of words in the held-out texts, for the perplexity a word.
+        folder: the folder of the run, for checkpoints, metrics, and `lm`, the best model with its tokenizer.
+
+    Raises: UserError where the checkpoint belongs to another model or tokenizer.
     """
 
-    def __init__(self, config: LmConfig, seed, model, tokenizer, train, validation, num_words, strategy, folder):
+    def __init__(
+        self,
+        config: LmConfig,
+        seed: int,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        train: PackedSequences,
+        validation: PackedSequences,
+        num_words: int,
+        strategy: tf.distribute.Strategy,
+        folder: Path,
+    ):
         check_divides(strategy, "lm.batch_size", config.batch_size)
         self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
         self.train_data, self.strategy, self.folder = train, strategy, folder
@@ -58,10 +75,10 @@ class LmTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self):
-        """Runs to the last step or the early stop, from the last checkpoint where there is one.
+    def train(self) -> None:
+        """Trains from the last checkpoint to the last step, or until the held-out loss stops falling.
 
-        Raises: Interrupted after a request to stop, with everything saved.
+        Raises: Interrupted after a request to stop, once the state is saved.
         """
         config = self.config
         done = self.done
@@ -106,14 +123,14 @@ class LmTrainer:
                 if stop.requested:
                     raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
 
-    def batch(self, step) -> PackedSequences:
+    def batch(self, step: int) -> PackedSequences:
         """The step-th batch of an endless stream of sequences, in a new order each epoch."""
         size = self.config.batch_size
         indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
         return PackedSequences(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics, bar, finished, scalars):
-        """Writes one step's figures."""
+    def report(self, metrics: MetricsWriter, bar: tqdm, finished: int, scalars: dict[str, float]) -> None:
+        """Writes the metrics of one step and updates the progress bar."""
         metrics.write(finished, scalars)
         bar.update()
         shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
@@ -136,7 +153,7 @@ class LmTrainer:
         return loss, norm
 
     def _replica_gradients(self, batch, num_tokens, dropout_seed):
-        # Replicas drop out different units.
+        # Each replica has its own dropout mask.
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         seed = dropout_seed + tf.stack([tf.cast(replica, tf.int32), 0])
         return self._gradients(share_of_replica(batch), num_tokens, seed)

@@ -1,5 +1,6 @@
 """A model on disk: one folder with `model.keras` and the tokenizer that belongs to it."""
 
+import os
 import shutil
 import zipfile
 import zlib
@@ -16,26 +17,81 @@ from tfppo.models.reward_model import RewardModel
 _MODEL_FILE = "model.keras"
 
 
-def save_model(model, tokenizer: Tokenizer, folder):
-    """Writes a model of tfppo with its tokenizer; a folder that was there is replaced as a whole."""
+def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+    """Saves a model with its tokenizer in a folder, which replaces an existing one as a whole.
+
+    If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
+    """
     folder = Path(folder)
-    fresh = folder.with_name(folder.name + ".saving")
+    _finish_swap(folder)
+    fresh, old = _beside(folder)
+    # In this order: a `.saving` beside an `.old` is taken for complete.
+    shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     tokenizer.save(fresh / "tokenizer")
     model.save(fresh / _MODEL_FILE)
-    old = folder.with_name(folder.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
+    for path in (*fresh.rglob("*"), fresh):
+        _sync(path)
     if folder.exists():
         folder.rename(old)
-    fresh.rename(folder)
+    _take_name(fresh, folder)
+    _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def check_model(folder, made_by):
+def model_exists(folder: str | os.PathLike) -> bool:
+    """Whether a model folder is there. Raises: UserError where an interrupted save cannot be finished."""
+    _finish_swap(Path(folder))
+    return Path(folder).exists()
+
+
+def check_model(folder: str | os.PathLike, made_by: str) -> None:
     """Raises UserError where there is no model in a folder; `made_by` is the binary that makes one."""
+    _finish_swap(Path(folder))
     if not (Path(folder) / _MODEL_FILE).is_file():
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    """Where the new model is written, and where the old one is kept until the new one has its name."""
+    return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
+
+
+def _finish_swap(folder: Path) -> None:
+    """Finishes a `save_model` that was killed between its two renames.
+
+    Only then are `.saving` and `.old` there but not the folder itself, and `.saving` is complete.
+    """
+    if folder.exists():
+        return
+    fresh, old = _beside(folder)
+    if not (fresh.is_dir() and old.is_dir()):
+        return
+    try:
+        _take_name(fresh, folder)
+    except OSError as error:
+        raise UserError(
+            f"the model in {str(folder)!r} was being replaced when its process was killed, and {str(fresh)!r}, the "
+            f"new one, cannot be renamed: {error.strerror}; rename it to {folder.name!r}"
+        ) from error
+
+
+def _take_name(fresh: Path, folder: Path) -> None:
+    try:
+        fresh.rename(folder)
+    except FileNotFoundError:  # a process that reads the model has finished the swap
+        if not folder.exists():
+            raise
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the directory entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _load(folder, made_by="train_lm.py"):
@@ -58,7 +114,7 @@ def _load(folder, made_by="train_lm.py"):
     return model, tokenizer
 
 
-def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokenizer]:
+def load_language_model(folder: str | os.PathLike, dtype: str = "float32") -> tuple[LanguageModel, Tokenizer]:
     """The language model in a folder (the actor, where it holds a policy), under the given dtype policy, dropout off.
 
     Raises: UserError where there is none or it cannot be read.
@@ -70,7 +126,7 @@ def load_language_model(folder, dtype="float32") -> tuple[LanguageModel, Tokeniz
     return copy_language_model(actor, dtype), tokenizer
 
 
-def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
+def load_policy(folder: str | os.PathLike, dtype: str = "float32") -> tuple[Policy, Tokenizer]:
     """The policy in a folder; a language model becomes a policy whose values are 0. Raises: UserError."""
     model, tokenizer = _load(folder)
     if not isinstance(model, Policy):
@@ -81,7 +137,7 @@ def load_policy(folder, dtype="float32") -> tuple[Policy, Tokenizer]:
     return policy, tokenizer
 
 
-def load_reward_model(folder) -> tuple[RewardModel, Tokenizer]:
+def load_reward_model(folder: str | os.PathLike) -> tuple[RewardModel, Tokenizer]:
     """The reward model in a folder. Raises: UserError where there is none."""
     model, tokenizer = _load(folder, made_by="train_reward_model.py")
     if not isinstance(model, RewardModel):
@@ -89,7 +145,7 @@ def load_reward_model(folder) -> tuple[RewardModel, Tokenizer]:
     return model, tokenizer
 
 
-def copy_language_model(model: LanguageModel, dtype) -> LanguageModel:
+def copy_language_model(model: LanguageModel, dtype: str) -> LanguageModel:
     """A copy with the same weights under another dtype policy."""
     copy = LanguageModel.from_config({**model.get_config(), "dtype": dtype})
     copy.set_weights(model.get_weights())

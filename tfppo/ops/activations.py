@@ -1,4 +1,4 @@
-"""GELU, in its tanh form (Hendrycks and Gimpel 2016), also as one compiled piece inside a plain graph."""
+"""GELU in its tanh form (Hendrycks and Gimpel 2016); optionally one XLA-compiled operation inside a plain graph."""
 
 import math
 
@@ -8,11 +8,12 @@ _SLOPE = math.sqrt(2.0 / math.pi)
 _CUBIC = 0.044715
 
 
-def gelu(x, *, compiled):
+def gelu(x: tf.Tensor, *, compiled: bool) -> tf.Tensor:
     """0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), elementwise.
 
-    Args: compiled: as one piece that XLA compiles, and another one for its gradient, which reads x again: of a dozen
-        passes over an array, two are left. What surrounds it need not be compiled.
+    Args: x [...]; compiled: whether XLA compiles it as one operation, and its gradient as another one. That leaves two
+        passes over the array, where the plain graph makes about a dozen. The graph around may be a plain one.
+    Returns [...].
     """
     return _in_one_piece(x) if compiled else tf.nn.gelu(x, approximate=True)
 

@@ -5,10 +5,10 @@ import tensorflow as tf
 from tfppo.ops.masking import masked_sum, zero_padding
 
 
-def discounted_returns(rewards, response_mask, gamma):
+def discounted_returns(rewards: tf.Tensor, response_mask: tf.Tensor, gamma: float) -> tf.Tensor:
     """G_t = r_t + gamma * G_{t+1}, with G = 0 after the last real token. [B, R] -> [B, R].
 
-    A gap in the mask, tokens that the policy did not choose, is passed over, as if it were not there.
+    Gaps in the mask (tokens that the policy did not choose) are skipped.
     """
 
     def step(following, now):
@@ -19,10 +19,13 @@ def discounted_returns(rewards, response_mask, gamma):
     return zero_padding(returns, response_mask)
 
 
-def gae(rewards, values, response_mask, *, gamma, gae_lambda):
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16); nothing is bootstrapped past the end.
+def gae(
+    rewards: tf.Tensor, values: tf.Tensor, response_mask: tf.Tensor, *, gamma: float, gae_lambda: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16). The value after the last token is 0.
 
-    A gap in the mask, tokens that the policy did not choose, is passed over, as if it were not there.
+    Gaps in the mask (tokens that the policy did not choose) are skipped.
+
     Args: rewards, values, response_mask [B, R].
     Returns: advantages [B, R] and returns = advantages + values [B, R], both 0 at padding.
     """
@@ -39,13 +42,13 @@ def gae(rewards, values, response_mask, *, gamma, gae_lambda):
 
 
 def _scan_from_the_end(step, rows, initial):
-    """What step(following, now) makes of each column of [B, R] rows, the last one first: [B, R] each."""
+    """Scans step(following, now) over the columns of [B, R] tensors, from the last to the first: [B, R] each."""
     columns = tf.nest.map_structure(tf.transpose, rows)
     return tf.nest.map_structure(tf.transpose, tf.scan(step, columns, initializer=initial, reverse=True))
 
 
-def rloo(totals, group_size):
-    """Each response's total less the mean total of the others to the same prompt (Ahmadian et al. 2024).
+def rloo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
+    """RLOO: the total of a response minus the mean total of the other responses to its prompt (Ahmadian et al. 2024).
 
     Args: totals [B], the responses to one prompt next to each other, `group_size` >= 2 of them. Returns [B].
     """
@@ -54,8 +57,8 @@ def rloo(totals, group_size):
     return tf.reshape(groups - others, [-1])
 
 
-def grpo(totals, group_size):
-    """Each response's total, standardised within the responses to its prompt (Shao et al. 2024).
+def grpo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
+    """GRPO: the total of a response, standardised over all responses to its prompt (Shao et al. 2024).
 
     The standard deviation divides by n - 1, and 1e-6 is added to it: a group of equal totals gets 0.
     Args: totals [B], the responses to one prompt next to each other, `group_size` >= 2 of them. Returns [B].
@@ -67,14 +70,23 @@ def grpo(totals, group_size):
 
 
 def estimate_advantages(
-    rewards, values, mask, *, estimator, gamma, gae_lambda, critic_gae_lambda=None, group_size=1, critic_mask=None
-):
-    """Advantages and the critic's targets by one of ESTIMATORS, both [B, R].
+    rewards: tf.Tensor,
+    values: tf.Tensor,
+    mask: tf.Tensor,
+    *,
+    estimator: str,
+    gamma: float,
+    gae_lambda: float,
+    critic_gae_lambda: float | None = None,
+    group_size: int = 1,
+    critic_mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Advantages and targets of the critic by one of ESTIMATORS, both [B, R].
 
     Args:
         rewards, values, mask: [B, R].
-        critic_gae_lambda: the critic's own lambda (Yue et al. 2025); None: the policy's.
-        critic_mask: [B, R], the states that rewards and values exist for; None: `mask`.
+        critic_gae_lambda: lambda for the targets of the critic (Yue et al. 2025); None: gae_lambda.
+        critic_mask: [B, R], the states that have rewards and values; None: `mask`.
     """
     states = mask if critic_mask is None else critic_mask
     if estimator == "gae":

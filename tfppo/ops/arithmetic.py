@@ -32,7 +32,7 @@ class Arithmetic:
     recomputes: bool = False
     copies: Mapping[int, tf.Tensor] = field(default_factory=dict)
 
-    def read(self, variable) -> tf.Tensor:
+    def read(self, variable: tf.Variable) -> tf.Tensor:
         """A weight as products read it: its copy where one is held, else cast to the dtype here."""
         copy = self.copies.get(id(variable))
         return tf.cast(variable, self.dtype) if copy is None else copy

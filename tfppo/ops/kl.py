@@ -1,4 +1,4 @@
-"""Per-token estimates of the KL divergence, and the controller of its coefficient."""
+"""Per-token estimates of the KL divergence, and the adaptive KL coefficient."""
 
 import tensorflow as tf
 
@@ -8,7 +8,7 @@ from tfppo.config.choices import KL_ESTIMATORS
 MAX_LOG_RATIO = 20.0
 
 
-def kl_estimate(log_ratio, estimator):
+def kl_estimate(log_ratio: tf.Tensor, estimator: str) -> tf.Tensor:
     """KL(policy || reference) at a token sampled from the policy, from d = log policy - log reference.
 
     k1: d, unbiased. k2: d^2 / 2, whose gradient is the KL's. k3: exp(-d) - 1 + d, unbiased and never negative
@@ -28,8 +28,8 @@ def kl_estimate(log_ratio, estimator):
     raise ValueError(f"estimator is {estimator!r}; choose one of {KL_ESTIMATORS}")
 
 
-def kl_exact(logits, ref_logits, temperature=1.0):
-    """KL(policy || reference) in nats of the two next-token distributions, over the whole vocabulary.
+def kl_exact(logits: tf.Tensor, ref_logits: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
+    """KL(policy || reference) of two next-token distributions, summed over the vocabulary, in nats.
 
     Args: logits, ref_logits [..., V]. Returns float32 [...].
     """
@@ -38,12 +38,13 @@ def kl_exact(logits, ref_logits, temperature=1.0):
     return tf.reduce_sum(tf.exp(logprobs) * (logprobs - ref_logprobs), axis=-1)
 
 
-def adaptive_kl_coef(kl_coef, kl, *, target, horizon, num_episodes):
+def adaptive_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: int, num_episodes: int) -> float:
     """The next KL coefficient: raised while the measured KL is above target, lowered while below.
 
-    Ziegler et al. 2019, section 2.2: the relative error is clipped to 0.2, the gain is episodes over horizon.
+    Ziegler et al. 2019, section 2.2: the relative error is clipped to [-0.2, 0.2], the gain is num_episodes / horizon.
 
-    Args: kl: mean over the batch of the KL summed over each response, in nats; target: in the same unit.
+    Args: kl: the KL summed over each response, mean over the batch, in nats; target: in the same unit; horizon: in
+        episodes.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * num_episodes / horizon)

@@ -1,12 +1,12 @@
-"""Responses of varying lengths: how many parts to compute them in, and what to cut a part to."""
+"""Batches of responses of different lengths: split into parts of similar length, each cut to its longest row."""
 
 import tensorflow as tf
 
-LENGTH_PARTS = 2  # parts of like length; each further one costs an update casts and sums of all gradients
+LENGTH_PARTS = 2  # each further part costs the update one more cast of all weights and sum of all gradients
 
 
-def bucket_of(length, longest, buckets):
-    """A length rounded up to one of at most `buckets` different ones, the last of which is `longest` or just above.
+def bucket_of(length: int | tf.Tensor, longest: int, buckets: int) -> int | tf.Tensor:
+    """Rounds a length up to one of at most `buckets` values, the largest of which is `longest` or just above.
 
     Args: length: int or int tensor, at least 1.
     """
@@ -14,7 +14,7 @@ def bucket_of(length, longest, buckets):
     return -(-length // step) * step
 
 
-def at_places(tensor, places):
-    """[B, R, ...] at places int [N] among its B x R, row after row: [N, 1, ...]."""
+def at_places(tensor: tf.Tensor, places: tf.Tensor) -> tf.Tensor:
+    """Elements of a tensor [B, R, ...] at flat indices `places` int [N] into B x R: [N, 1, ...]."""
     flat = tf.reshape(tensor, [-1, *tensor.shape[2:]])
     return tf.gather(flat, places)[:, None]

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 
-def token_logprobs(logits, token_ids, temperature=1.0):
+def token_logprobs(logits: tf.Tensor, token_ids: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
     """Log-probability of each token under softmax(logits / temperature), in float32.
 
     Args: logits [..., V]; token_ids int [...]. Returns float32 [...].
@@ -12,7 +12,7 @@ def token_logprobs(logits, token_ids, temperature=1.0):
     return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=token_ids, logits=logits)
 
 
-def entropy(logits, temperature=1.0):
+def entropy(logits: tf.Tensor, temperature: float = 1.0) -> tf.Tensor:
     """Entropy in nats of softmax(logits / temperature), in float32.
 
     Args: logits [..., V], none of them infinite. Returns float32 [...], never negative.

@@ -1,33 +1,33 @@
-"""Masked statistics, whitening and positions. Padding never enters a sum."""
+"""Masks, masked statistics, whitening and positions. Sums leave padding out, even if it is NaN."""
 
 import tensorflow as tf
 
 
-def zero_padding(values, mask):
-    """The values where `mask` is above 0, and 0 elsewhere, whatever stands there (NaN too)."""
+def zero_padding(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """The values where `mask` is above 0, and 0 elsewhere, even where they are NaN. [...] -> [...]."""
     return tf.where(mask > 0, values, tf.zeros_like(values))
 
 
-def masked_sum(values, mask, axis=None):
-    """Sum of values times mask over the positions where `mask` is above 0; the others are left out, NaN too."""
+def masked_sum(values: tf.Tensor, mask: tf.Tensor, axis: int | None = None) -> tf.Tensor:
+    """Sum of values times mask over the positions where `mask` is above 0; NaN elsewhere does not matter."""
     return tf.reduce_sum(mask * zero_padding(values, mask), axis=axis)
 
 
-def masked_mean(values, mask, axis=None):
+def masked_mean(values: tf.Tensor, mask: tf.Tensor, axis: int | None = None) -> tf.Tensor:
     """Mean over the positions where `mask` is 1; 0 where there is none."""
     return tf.math.divide_no_nan(masked_sum(values, mask, axis), tf.reduce_sum(mask, axis=axis))
 
 
-def masked_moments(values, mask):
+def masked_moments(values: tf.Tensor, mask: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Mean and biased variance (divided by n, not n - 1) over the positions where `mask` is 1."""
     mean = masked_mean(values, mask)
     return mean, masked_mean(tf.square(values - mean), mask)
 
 
-def whiten(values, mask, *, shift_mean, unbiased=False):
-    """Scale to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean is kept.
+def whiten(values: tf.Tensor, mask: tf.Tensor, *, shift_mean: bool, unbiased: bool = False) -> tf.Tensor:
+    """Scales values to variance 1 over the mask; with `shift_mean` also to mean 0, else the mean stays.
 
-    The variance is the biased one (Ziegler et al. 2019), or with `unbiased` divided by n - 1 (TRL); it enters as
+    The variance is divided by n (Ziegler et al. 2019), with `unbiased` by n - 1 (TRL); the factor is
     rsqrt(variance + 1e-8). Padding becomes 0.
 
     Args: values [B, R]; mask [B, R]. Returns [B, R].
@@ -42,8 +42,8 @@ def whiten(values, mask, *, shift_mean, unbiased=False):
     return zero_padding(whitened, mask)
 
 
-def causal_mask(segment_ids):
-    """Which position may see which: earlier or equal ones of the same segment.
+def causal_mask(segment_ids: tf.Tensor) -> tf.Tensor:
+    """Which position may attend to which: itself and earlier ones of the same segment.
 
     Args: segment_ids int [B, T]; a padding mask is the special case of segments 0 and 1.
     Returns: bool [B, 1, T, T].
@@ -54,8 +54,8 @@ def causal_mask(segment_ids):
     return (same & causal[None])[:, None]
 
 
-def positions_from_mask(mask):
-    """Positions that padding does not shift: the number of real tokens before each one.
+def positions_from_mask(mask: tf.Tensor) -> tf.Tensor:
+    """Positions that do not count padding: the number of real tokens before each position.
 
     Args: mask [B, T]. Returns int32 [B, T]; for two pads and three tokens 0, 0, 0, 1, 2.
     """
@@ -63,7 +63,7 @@ def positions_from_mask(mask):
     return tf.cumsum(mask, axis=1) - mask
 
 
-def last_token_one_hot(mask):
+def last_token_one_hot(mask: tf.Tensor) -> tf.Tensor:
     """1 at the last real token of each row, 0 elsewhere; an empty row is all 0.
 
     Args: mask [B, R], padded on the right. Returns float32 [B, R].

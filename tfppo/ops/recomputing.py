@@ -1,10 +1,12 @@
 """Gradient checkpointing: memory for time (Chen et al. 2016)."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 
-def recomputed(fn, *args, compiled):
+def recomputed(fn: Callable[..., tf.Tensor], *args: tf.Tensor | list[tf.Tensor], compiled: bool) -> tf.Tensor:
     """fn(*args), of which only the arguments are kept until the gradient; there the rest is computed a second time.
 
     Args: fn: of nests of tensors, to a tensor; it may read variables, and gives the same for the same arguments. A

@@ -5,7 +5,9 @@ import tensorflow as tf
 from tfppo.ops.shapes import size_of
 
 
-def teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask):
+def teacher_forced(
+    prompt_ids: tf.Tensor, prompt_mask: tf.Tensor, response_ids: tf.Tensor, response_mask: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, int | tf.Tensor]:
     """The sequence that is read to get the states in which each response token was chosen.
 
     The state of the first one is the prompt: each is read one position before its token, and the last token's own

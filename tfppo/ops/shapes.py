@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 
-def size_of(tensor, axis):
+def size_of(tensor: tf.Tensor, axis: int) -> int | tf.Tensor:
     """The size of an axis: a Python int where the graph knows it, else a scalar tensor."""
     static = tensor.shape[axis]
     return tf.shape(tensor)[axis] if static is None else static

@@ -1,15 +1,15 @@
-"""Writing into a buffer at a position that is known only when the graph runs, without a pass over the buffer."""
+"""Writes into a buffer at an index that is a tensor, without a copy of the buffer."""
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 
 
-def write_slot(buffer, values, index, *, axis, compiled):
-    """The buffer with `values` at `index` of an axis; where the buffer is not needed again, it is written in place.
+def write_slot(buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int, compiled: bool) -> tf.Tensor:
+    """The buffer with `values` at `index` of an axis; written in place where the old buffer is not needed again.
 
-    Neither compiler knows the other's operation: XLA has no plain strided update, and plain graphs no dynamic one.
+    XLA and the plain graph each have an operation for this that the other lacks.
 
-    Args: values: of the buffer's shape without the axis; index int32 scalar; compiled: whether XLA compiles the graph.
+    Args: values: of the shape of the buffer without the axis; index: int32 scalar; compiled: whether XLA compiles.
     """
     if compiled:
         start = [index if i == axis else 0 for i in range(len(buffer.shape))]

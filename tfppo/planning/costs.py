@@ -1,6 +1,6 @@
-"""What an iteration must compute and move, counted from the sizes: floating-point operations and bytes.
+"""Floating-point operations and bytes of an iteration, counted from the sizes of the model and the batch.
 
-A multiply-add is two operations. Only matrix products are counted: the rest is small beside them.
+A multiply-add is two operations. Only matrix products are counted, as the rest is small beside them.
 """
 
 from dataclasses import replace
@@ -20,29 +20,29 @@ MODEL_SIZES = {
 }
 
 
-def model_of_sizes(*, positions, hidden_dim, **sizes):
-    """A ModelConfig of sizes as in MODEL_SIZES: without dropout, and with an MLP four times as wide as the model."""
+def model_of_sizes(*, positions: int, hidden_dim: int, **sizes: int) -> ModelConfig:
+    """A ModelConfig from sizes as in MODEL_SIZES, without dropout and with an MLP of four times the width."""
     return ModelConfig(
         hidden_dim=hidden_dim, intermediate_dim=4 * hidden_dim, max_sequence_length=positions, dropout=0.0, **sizes
     )
 
 
-def block_parameters(model: ModelConfig):
-    """Matrix entries of all blocks: query, key, value, output, and the two of the MLP."""
+def block_parameters(model: ModelConfig) -> int:
+    """Entries of the matrices of all blocks: query, key, value, output, and the two of the MLP."""
     return model.num_layers * (4 * model.hidden_dim**2 + 2 * model.hidden_dim * model.intermediate_dim)
 
 
-def num_parameters(model: ModelConfig):
-    """All weights of a language model with tied embeddings: matrices, biases, layer norms, positions."""
+def num_parameters(model: ModelConfig) -> int:
+    """The number of weights of a language model with tied embeddings."""
     width = model.hidden_dim
     vectors = model.num_layers * (9 * width + model.intermediate_dim) + 2 * width
     return block_parameters(model) + vectors + width * (model.vocabulary_size + model.max_sequence_length)
 
 
-def forward_flops(model: ModelConfig, *, rows, length, states):
-    """Operations of one pass over `rows` sequences of `length` tokens, for the logits of `states` of them.
+def forward_flops(model: ModelConfig, *, rows: int, length: int, states: int) -> int:
+    """Operations of one pass over `rows` sequences of `length` tokens, with logits at `states` positions of each.
 
-    Of the others the last block makes queries, keys and values alone.
+    At the other positions, the last block computes only queries, keys and values.
     """
     width = model.hidden_dim
     without = (length - states) * 2 * (width**2 + 2 * width * model.intermediate_dim)
@@ -51,7 +51,9 @@ def forward_flops(model: ModelConfig, *, rows, length, states):
     return rows * (trunk + states * 2 * width * model.vocabulary_size)
 
 
-def update_flops(model: ModelConfig, *, rows, prompt_length, response_length, separate_critic=False):
+def update_flops(
+    model: ModelConfig, *, rows: int, prompt_length: int, response_length: int, separate_critic: bool = False
+) -> int:
     """Operations of one gradient step over `rows` episodes: a backward pass is twice a forward pass."""
     sizes = dict(rows=rows, length=prompt_length + response_length - 1, states=response_length)
     flops = forward_flops(model, **sizes)
@@ -60,19 +62,19 @@ def update_flops(model: ModelConfig, *, rows, prompt_length, response_length, se
     return 3 * flops
 
 
-def prefill_flops(model: ModelConfig, *, rows, prompt_length):
-    """Operations of reading the prompts before sampling."""
+def prefill_flops(model: ModelConfig, *, rows: int, prompt_length: int) -> int:
+    """Operations of the pass over the prompts before sampling."""
     return forward_flops(model, rows=rows, length=prompt_length, states=1)
 
 
-def decode_flops(model: ModelConfig, *, rows, context):
-    """Operations of one sampled token a row, which sees `context` positions."""
+def decode_flops(model: ModelConfig, *, rows: int, context: float) -> float:
+    """Operations of sampling one token for each row, with attention to `context` positions."""
     attention = 4 * model.num_layers * model.hidden_dim * context
     return rows * (2 * block_parameters(model) + attention + 2 * model.hidden_dim * model.vocabulary_size)
 
 
-def decode_bytes(model: ModelConfig, *, rows, context, bytes_per_weight):
-    """Bytes that one step of sampling reads: every weight once, and the keys and values of `context` positions."""
+def decode_bytes(model: ModelConfig, *, rows: int, context: float, bytes_per_weight: int) -> float:
+    """Bytes that one step of sampling reads: all weights, and the keys and values of `context` positions."""
     weights = block_parameters(model) + model.hidden_dim * model.vocabulary_size
     cache = 2 * model.num_layers * model.hidden_dim * context * rows
     return bytes_per_weight * (weights + cache)

@@ -1,9 +1,10 @@
-"""What an iteration of PPO takes in memory and time, worked out on paper: plain numbers, and nothing is run.
+"""Estimates memory and time of a PPO iteration from the sizes alone, without running anything.
 
-The operations are those of `tfppo.planning.costs`; this module adds what is held in memory, for how long, and how fast
-a device gets through it. docs/scaling.md explains the formulas and checks them against measured runs.
+`tfppo.planning.costs` counts the operations. This module adds what is in memory in each phase, and how long a device
+takes. docs/scaling.md explains the formulas and compares them with measured runs.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tfppo.config import ModelConfig
@@ -13,39 +14,39 @@ from tfppo.planning.workload import Device, Workload
 
 GIGA, TERA = 1e9, 1e12
 
-# Calibration. What compiled functions hold is read from XLA's buffer assignment, what the plain graph of a bfloat16
-# update on a CPU keeps from that graph, the rest from the source of optimizer and types.
+# Calibration. The buffer assignment of XLA shows what compiled functions hold, the plain graph of a bfloat16 update on
+# a CPU shows what that keeps; the rest is counted in the source of the optimizer and of the types.
 FLOAT32_BYTES = 4  # weights, moments, sums of gradients and attention weights are float32 under every dtype
-# Of what products read and write: activations, cache, logits, gradients of the matrices.
+# Bytes of what matrix products read and write: activations, cache, logits, gradients of the matrices.
 COMPUTE_BYTES = {"float32": 4, "mixed_bfloat16": 2}
-KEPT_WIDTHS = 8  # [T, D] a layer kept for the backward pass: 2 norms, query, key, value, context, 2 residual sums
-KEPT_MLP_WIDTHS = 3  # [T, 4D] a layer kept for it: before GELU, its tanh, after GELU
-# The same of a bfloat16 update on a CPU, outside XLA, where nothing but what is inside GELU is computed a second time.
-PLAIN_KEPT_WIDTHS = 14  # of 2 norms: centred, scaled (both float32, so 8), result; query, key, value, context
+KEPT_WIDTHS = 8  # [T, D] arrays of a layer kept for the backward pass: 2 norms, query, key, value, context, 2 residuals
+KEPT_MLP_WIDTHS = 3  # [T, 4D] arrays that are kept: before GELU, its tanh, after GELU
+# The same for a bfloat16 update on a CPU without XLA, which recomputes only the inside of GELU.
+PLAIN_KEPT_WIDTHS = 14  # for 2 norms: centred, scaled (both float32, so 8), result; query, key, value, context
 PLAIN_KEPT_MLP_WIDTHS = 2  # before and after GELU, which is compiled by itself
-LAYER_WIDTHS = 3  # [T, D] alive at a time in a layer of a pass that keeps nothing: the residual stream, two more
-LAYER_MLP_WIDTHS = 2  # [T, 4D] alive at a time there: before and after GELU
-LAYER_SCORES = 2  # [H, T, T] alive at a time there: scores and their softmax
-SAMPLING_LOGITS = 3  # [V] a row of float32 in a step of sampling, besides logits: exponentials, blocks, softmax
-REFERENCE_LOGITS = 1  # [R, V] of float32 in the reference pass, besides the logits: softmax
-# Of a logit of a micro-batch, under either dtype: logits, gradient and one array of the softmax in float32, or the two
-# in bfloat16 and two arrays of the softmax in float32.
+LAYER_WIDTHS = 3  # [T, D] arrays alive at a time in a forward pass that keeps nothing: residual stream, two more
+LAYER_MLP_WIDTHS = 2  # [T, 4D] arrays alive at a time there: before and after GELU
+LAYER_SCORES = 2  # [H, T, T] arrays alive at a time there: scores and their softmax
+SAMPLING_LOGITS = 3  # float32 [V] arrays of a row in a sampling step, besides logits: exponentials, blocks, softmax
+REFERENCE_LOGITS = 1  # float32 [R, V] arrays in the reference pass, besides the logits: softmax
+# Bytes for each logit of a micro-batch: logits, gradient and one array of the softmax in float32; or logits and
+# gradient in bfloat16 and two arrays of the softmax in float32.
 UPDATE_LOGIT_BYTES = 12
-# A step's reads and writes of a float32 a weight, as which a gradient in bfloat16 is counted too. On one replica: norm
-# 1, clip 1, Adam 6 (weight and moments, read and written), which finds a variable's scaled gradient still in cache.
+# Float32 numbers that an optimizer step reads and writes for each weight; a bfloat16 gradient counts as float32. On one
+# replica: norm 1, clip 1, Adam 6 (weight and moments, read and written; it finds the scaled gradient in the cache).
 OPTIMIZER_PASSES = 8
-MIRRORED_OPTIMIZER_PASSES = 10  # on several, where all are clipped before the first is applied: one more write and read
-ACCUMULATION_PASSES = 3  # the same for adding a further micro-batch's gradient: two reads, one write
-ROLLOUT_PROMPT_FIELDS = 2  # [B, P] numbers of four bytes: ids and mask
-ROLLOUT_RESPONSE_FIELDS = 12  # [B, R] numbers of four bytes: uniforms 1, Rollout 5, what Targets adds 6
-BACKWARD_SHARE = 2 / 3  # of a gradient computation: a backward pass is two forward passes
+MIRRORED_OPTIMIZER_PASSES = 10  # on several replicas all gradients are clipped first: one more write and read
+ACCUMULATION_PASSES = 3  # the same for adding the gradient of a further micro-batch: two reads, one write
+ROLLOUT_PROMPT_FIELDS = 2  # [B, P] arrays of four-byte numbers: ids and mask
+ROLLOUT_RESPONSE_FIELDS = 12  # [B, R] arrays of four-byte numbers: uniforms 1, Rollout 5, added by Targets 6
+BACKWARD_SHARE = 2 / 3  # share of the backward pass in a gradient computation: it costs two forward passes
 
 
 @dataclass(kw_only=True, frozen=True)
 class Memory:
     """Bytes on one device, by part.
 
-    Args: held: there during the whole iteration; phases: name of a phase to what it needs besides, in running order.
+    Args: held: in memory during the whole iteration; phases: what each phase needs besides, by name, in order.
     """
 
     held: dict[str, float]
@@ -53,23 +54,24 @@ class Memory:
     allocator: str
 
     @property
-    def largest_phase(self):
+    def largest_phase(self) -> str:
         """The name of the phase that needs most."""
         return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
-    def total(self):
-        """Bytes at the fullest moment, under the device's allocator."""
+    def total(self) -> float:
+        """Peak bytes, with the allocator of the device."""
         *blocks, optimizer = (sum(parts.values()) for parts in self.phases.values())
         if self.allocator == "growing":
-            # A compiled call takes one block, new unless an earlier one has room; the optimizer's pieces fit anywhere.
+            # A compiled call takes one block: a new one, unless an earlier block is large enough. The small buffers of
+            # the optimizer fit into any block.
             blocks = [sum(size for i, size in enumerate(blocks) if size > max(blocks[:i], default=0))]
         return sum(self.held.values()) + max(*blocks, optimizer)
 
 
 @dataclass(kw_only=True, frozen=True)
 class Span:
-    """A stretch of an iteration. Args: limit: what it waits for, "compute", "bandwidth" or "interconnect"."""
+    """A part of an iteration. Args: limit: what bounds its time, "compute", "bandwidth" or "interconnect"."""
 
     phase: str
     name: str
@@ -79,38 +81,38 @@ class Span:
 
 @dataclass(kw_only=True, frozen=True)
 class Estimate:
-    """Memory and time of one iteration, as `estimate` works them out."""
+    """Memory and time of one iteration, from `estimate`."""
 
-    num_parameters: int  # that are trained
+    num_parameters: int  # trained parameters
     memory: Memory
     spans: tuple[Span, ...]
     response_tokens: int  # sampled by all replicas
     fits: bool
-    all_reduce_could_hide: bool  # behind the backward pass of a step's last micro-batch, were it started early
+    all_reduce_could_hide: bool  # behind the backward pass of the last micro-batch of a step, if it were started early
 
     @property
-    def seconds(self):
-        """Of the whole iteration; the reward functions are not counted."""
+    def seconds(self) -> float:
+        """Seconds of the whole iteration, without the reward functions."""
         return sum(span.seconds for span in self.spans)
 
-    def phase_seconds(self, phase):
-        """Of one phase."""
+    def phase_seconds(self, phase: str) -> float:
+        """Seconds of one phase."""
         return sum(span.seconds for span in self.spans if span.phase == phase)
 
     @property
-    def tokens_per_second(self):
-        """Sampled tokens, over the whole iteration."""
+    def tokens_per_second(self) -> float:
+        """Sampled tokens for each second of the iteration."""
         return self.response_tokens / self.seconds
 
     @property
-    def limit(self):
-        """Memory, where it does not fit; else what most of the time is spent waiting for."""
+    def limit(self) -> str:
+        """What bounds the iteration: "memory" where it does not fit, else the limit with most of the time."""
         if not self.fits:
             return "memory"
         seconds = {span.limit: 0.0 for span in self.spans}
         for span in self.spans:
             seconds[span.limit] += span.seconds
-        return max(seconds, key=seconds.get)
+        return max(seconds, key=lambda limit: seconds[limit])
 
 
 def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate:
@@ -131,14 +133,14 @@ def estimate(model: ModelConfig, workload: Workload, device: Device) -> Estimate
     )
 
 
-def critic_parameters(model: ModelConfig, workload: Workload):
-    """Weights that the critic adds: a value head, and a trunk where it has its own, token embedding included."""
+def critic_parameters(model: ModelConfig, workload: Workload) -> int:
+    """Weights of the critic: its value head, and the trunk with token embedding of a separate critic."""
     head = model.hidden_dim + 1
     return head + (costs.num_parameters(model) if workload.critic == "separate" else 0)
 
 
-def trained_parameters(model: ModelConfig, workload: Workload):
-    """Weights that have a gradient and two moments."""
+def trained_parameters(model: ModelConfig, workload: Workload) -> int:
+    """The number of weights that are trained: each has a gradient and two moments."""
     return costs.num_parameters(model) + critic_parameters(model, workload)
 
 
@@ -162,7 +164,7 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     }
     prompt_pass = _layer_bytes(model, rows=workload.rows, length=workload.prompt_length, compute=compute)
     reference_pass = _layer_bytes(model, rows=workload.rows, length=workload.length, compute=compute)
-    phases = {
+    phases: dict[str, dict[str, float]] = {
         "sampling": {
             "cast weights": cast * trained,
             "KV cache": compute * trunks * _cache_numbers(model, workload),
@@ -170,28 +172,28 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
         },
         "reference": {
             "cast weights": cast * weights,
-            # Of the whole rollout at once.
+            # The reference reads the whole rollout at once.
             "logits or one layer": max(
                 (compute + FLOAT32_BYTES * REFERENCE_LOGITS) * workload.response_length * logits, reference_pass
             ),
         },
         "gradients": {
             "cast weights": update_cast * trained,
-            # A further micro-batch's gradients are made while the sum so far is there.
+            # With accumulation, the sum so far is in memory beside the gradients of a micro-batch.
             "gradients": gradients + (FLOAT32_BYTES * trained if workload.accumulation_steps > 1 else 0),
             "activations": trunks * _kept_bytes(model, workload, device),
-            # The logits are gone when the backward pass reaches the layers, whose scores then have a gradient too.
+            # When the backward pass reaches the layers, the logits are freed, and the scores have a gradient.
             "logits or scores": max(UPDATE_LOGIT_BYTES * update_logits, scores),
         },
         "optimizer": _optimizer_parts(model, workload),
     }
-    if workload.native:  # whose large arrays go back to the system
+    if workload.native:  # the C++ operations return large arrays to the system
         return Memory(held=held, phases=native_phases(model, workload, trained), allocator="pool")
     return Memory(held=held, phases=phases, allocator=device.allocator)
 
 
 def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Span, ...]:
-    """The stretches of an iteration, which follow each other: nothing overlaps."""
+    """The parts of an iteration, which run one after the other, without overlap."""
     products = device.peak_tflops * TERA * device.update_efficiency
     update_products = (device.update_peak_tflops or device.peak_tflops) * TERA * device.update_efficiency
     bandwidth = device.bandwidth_gb_s * GIGA
@@ -222,17 +224,17 @@ def time_of(model: ModelConfig, workload: Workload, device: Device) -> tuple[Spa
     )
 
 
-def all_reduce_seconds(size, num_replicas, interconnect_gb_s):
-    """Seconds to sum `size` bytes over a ring: each device sends every part twice, but for its own."""
+def all_reduce_seconds(size: float, num_replicas: int, interconnect_gb_s: float) -> float:
+    """Seconds of a ring all-reduce of `size` bytes: 2 (n - 1) / n of them pass through each link."""
     return 2 * (num_replicas - 1) / num_replicas * size / (interconnect_gb_s * GIGA)
 
 
-def _decoding(model, workload, device):
-    """All steps of sampling but the first, whose token comes from the prompt pass.
+def _decoding(model: ModelConfig, workload: Workload, device: Device) -> Iterator[Span]:
+    """All steps of sampling but the first, whose token comes from the pass over the prompts.
 
-    Weights and cache are read one after the other, so each waits for the slower of its own products and traffic. The
-    cache has its full length from the first step on, and every step reads all of it. Responses are taken to have full
-    length too: where they stop earlier, stopped rows leave the batch, and it takes less.
+    Weights and cache are read one after the other, so each part takes the longer of its compute and memory time. The
+    cache has its full length from the first step on, and every step reads all of it. Responses are assumed to have full
+    length; where they stop earlier, stopped rows leave the batch and sampling is faster.
     """
     trunks, rows, width = _trunks(model, workload), workload.rows, COMPUTE_BYTES[workload.dtype]
 
@@ -253,58 +255,62 @@ def _decoding(model, workload, device):
         )
 
 
-def _trunks(model, workload):
-    """What runs while sampling: the actor and, without a vocabulary to make logits of, a separate critic."""
+def _trunks(model: ModelConfig, workload: Workload) -> list[ModelConfig]:
+    """The models that run in sampling: the actor, and a separate critic, which has no logits."""
     return [model] if workload.critic == "shared" else [model, replace(model, vocabulary_size=0)]
 
 
-def _cache_numbers(model, workload):
-    """Keys and values of a replica's rows in all layers of one trunk."""
+def _cache_numbers(model: ModelConfig, workload: Workload) -> int:
+    """Numbers in the KV cache of a replica, over all layers of one trunk."""
     return 2 * model.num_layers * workload.rows * workload.length * model.hidden_dim
 
 
-def _layer_bytes(model, *, rows, length, compute):
-    """Bytes alive in a pass that keeps nothing: in the attention or in the MLP of one layer, whichever is more."""
+def _layer_bytes(model: ModelConfig, *, rows: int, length: int, compute: int) -> int:
+    """Peak bytes of one layer in a pass that keeps nothing: of its attention or its MLP, whichever is more."""
     tokens = rows * length
     attention = compute * LAYER_WIDTHS * model.hidden_dim + FLOAT32_BYTES * LAYER_SCORES * model.num_heads * length
     mlp = compute * (model.hidden_dim + LAYER_MLP_WIDTHS * model.intermediate_dim)
     return tokens * max(attention, mlp)
 
 
-def _cast_bytes(dtype):
-    """Bytes a weight: a dtype other than float32 reads a copy of the weights, cast once for each call."""
+def _cast_bytes(dtype: str) -> int:
+    """Bytes for each weight of the copy that is cast once for each call; none in float32."""
     return COMPUTE_BYTES[dtype] if dtype != "float32" else 0
 
 
-def _gradient_bytes(model, workload):
-    """Bytes of a micro-batch's gradients: in the update's dtype those of the blocks' matrices, which are cast once.
+def _gradient_bytes(model: ModelConfig, workload: Workload) -> int:
+    """Bytes of the gradients of a micro-batch.
 
-    Those of embeddings, norms and value head are in float32. Biases count with these, though they are cast too.
+    The matrices of the blocks are cast once, so their gradients are in the dtype of the update; those of embeddings,
+    norms and value head are in float32. Biases are counted with the latter, although they are cast too.
     """
     matrices = len(_trunks(model, workload)) * costs.block_parameters(model)
     others = trained_parameters(model, workload) - matrices
     return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
 
 
-def _optimizer_parts(model, workload):
-    """Bytes of the gradients of a whole minibatch, and of what is made of them on their way to the optimizer."""
+def _optimizer_parts(model: ModelConfig, workload: Workload) -> dict[str, float]:
+    """Bytes of the gradients of a minibatch, and of their scaled copies for the optimizer."""
     summed = FLOAT32_BYTES * trained_parameters(model, workload)
     if workload.num_replicas > 1:
-        # Cast to float32, summed, clipped: never more than two sets at a time, and each is there as a whole.
+        # Cast to float32, summed, clipped: at most two whole sets at a time.
         return {"gradients": summed, "scaled copies": summed}
     width = model.hidden_dim
     largest = width * max(model.vocabulary_size, model.max_sequence_length, 3 * width, model.intermediate_dim)
     gradients = summed if workload.accumulation_steps > 1 else _gradient_bytes(model, workload)
-    return {"gradients": gradients, "scaled copies": FLOAT32_BYTES * largest}  # one variable after the other
+    return {
+        "gradients": gradients,
+        "scaled copies": FLOAT32_BYTES * largest,
+    }  # copies are made for one variable at a time
 
 
-def _kept_bytes(model, workload, device):
-    """Bytes that one trunk keeps of a micro-batch for the backward pass."""
+def _kept_bytes(model: ModelConfig, workload: Workload, device: Device) -> int:
+    """Bytes of the activations that one trunk keeps for the backward pass of a micro-batch."""
     compute, is_full = COMPUTE_BYTES[workload.dtype_of_update], workload.dtype_of_update == "float32"
     widths, mlp_widths = KEPT_WIDTHS, KEPT_MLP_WIDTHS
     if device.allocator == "growing" and not is_full:
         widths, mlp_widths = PLAIN_KEPT_WIDTHS, PLAIN_KEPT_MLP_WIDTHS
     numbers = widths * model.hidden_dim + mlp_widths * model.intermediate_dim
-    # The softmax's own backward pass needs it in float32; the product with the values reads it in the compute dtype.
+    # The backward pass of the softmax needs it in float32, the product with the values in the compute dtype.
     scores = (FLOAT32_BYTES if is_full else FLOAT32_BYTES + compute) * model.num_heads * workload.length
     return model.num_layers * workload.micro_rows * workload.length * (compute * numbers + scores)

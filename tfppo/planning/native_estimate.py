@@ -1,32 +1,35 @@
-"""What a phase of PPO holds through the C++ operations, in mixed_bfloat16 on a CPU: counted from their source.
+"""Memory of each phase of PPO with the C++ operations, in mixed_bfloat16 on a CPU, counted from their source.
 
-The counts are bytes of bfloat16 (2) and float32 (4) numbers; rows of matrices have the operations' own padding.
+The counts are bytes of bfloat16 (2) and float32 (4) numbers; matrices have the row padding of the operations.
 """
 
+from tfppo.config import ModelConfig
 from tfppo.planning import costs
+from tfppo.planning.workload import Workload
 
-# Of every position, in units of the width D, an MLP of 4 D apart: what a block keeps for its gradient. Float32: input,
-# and with attention added. Bfloat16: results of two norms, query, key, value, context. And of the MLP, before GELU.
+# Bytes that a block keeps for its gradient, for each position and unit of the width D. Float32: the residual stream
+# before and after attention. Bfloat16: results of two norms, query, key, value, context. The MLP keeps, for each unit
+# of its own width, its activations before GELU.
 KEPT_BYTES = 4 * 2 + 2 * 6
 KEPT_MLP_BYTES = 2
-# What a pass without a gradient computes on: the same of one block at a time; and of the MLP, after GELU.
+# Bytes of a pass without a gradient: the same for one block at a time, and the MLP also after GELU.
 FORWARD_BYTES, FORWARD_MLP_BYTES = KEPT_BYTES, KEPT_MLP_BYTES + 2
-# What a backward pass computes on besides. Float32: the gradients of a block and of its norms' results. Bfloat16: that
-# of the block rounded, of the context, of query, key and value. And of the MLP: its activations, their gradients, and
-# either of them transposed.
+# Further bytes of a backward pass. Float32: the gradients of a block and of the results of its norms. Bfloat16: the
+# gradients of the block (rounded), of context, query, key and value. In the MLP: activations, their gradients, and one
+# of the two transposed.
 BACKWARD_BYTES, BACKWARD_MLP_BYTES = 4 * 2 + 2 * 5, 2 * 3
-GRADIENT_BYTES = {"matrices": 2, "others": 4}  # a weight: of the blocks' matrices, and of all else
-ADAM_BYTES = 6 * 4  # a weight: weight and two moments, read and written
-PADDING = 32  # numbers: rows of bfloat16 matrices fill whole panels of so many, and one more
+GRADIENT_BYTES = {"matrices": 2, "others": 4}  # for each weight of the matrices of blocks, and of the rest
+ADAM_BYTES = 6 * 4  # for each weight: weight and two moments, read and written
+PADDING = 32  # rows of bfloat16 matrices fill whole panels of 32 numbers, and one panel more
 
 
-def padded(width):
-    """Numbers from one row to the next."""
+def padded(width: int) -> int:
+    """The row stride, in numbers, of a bfloat16 matrix."""
     return -(-width // PADDING) * PADDING + PADDING
 
 
-def native_phases(model, workload, trained):
-    """{phase: {part: bytes}} of a Workload of one device. Args: trained: how many weights have a gradient."""
+def native_phases(model: ModelConfig, workload: Workload, trained: int) -> dict[str, dict[str, float]]:
+    """Memory of each phase on one device, as {phase: {part: bytes}}. Args: trained: number of trained weights."""
     trunks = 1 if workload.critic == "shared" else 2
     tokens, parts = workload.rows * workload.length, workload.micro_rows * workload.length
     blocks = trunks * costs.block_parameters(model)
@@ -53,18 +56,18 @@ def native_phases(model, workload, trained):
     }
 
 
-def positions_bytes(model, widths, mlp_widths):
-    """Bytes of a position, of so many bytes a unit of the width and of the MLP's."""
+def positions_bytes(model: ModelConfig, widths: int, mlp_widths: int) -> int:
+    """Bytes of one position, from the bytes for each unit of the width and of the width of the MLP."""
     return widths * padded(model.hidden_dim) + mlp_widths * padded(model.intermediate_dim)
 
 
-def gradient_bytes(model, workload, trained):
-    """Bytes of one part's gradients."""
+def gradient_bytes(model: ModelConfig, workload: Workload, trained: int) -> int:
+    """Bytes of the gradients of one micro-batch."""
     matrices = (1 if workload.critic == "shared" else 2) * costs.block_parameters(model)
     return GRADIENT_BYTES["matrices"] * matrices + GRADIENT_BYTES["others"] * (trained - matrices)
 
 
-def optimizer_traffic(model, workload, trained):
-    """Bytes that a step of the optimizer moves: the norm and Adam read the gradients, Adam all that it keeps."""
+def optimizer_traffic(model: ModelConfig, workload: Workload, trained: int) -> int:
+    """Bytes that an optimizer step moves: norm and Adam read the gradients, Adam also weights and moments."""
     read = gradient_bytes(model, workload, trained) if workload.accumulation_steps == 1 else 4 * trained
     return 2 * read + ADAM_BYTES * trained

@@ -1,28 +1,29 @@
-"""What the calculator of memory and time is asked about: an iteration's workload, and the device that does it."""
+"""Inputs of the estimate of memory and time: the workload of an iteration, and the device that runs it."""
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from tfppo.config.validation import require, require_one_of, require_positive, validate_dtype
 
 
 @dataclass(kw_only=True, frozen=True)
 class Workload:
-    """What one iteration does. The names are those of `tfppo.config`."""
+    """The workload of one iteration. Its fields are named as in `tfppo.config`."""
 
     rollout_batch_size: int = 64  # episodes, over all replicas
     prompt_length: int = 9  # tokens, padding and start token included
-    response_length: int = 24  # tokens; every response is taken to be this long
+    response_length: int = 24  # tokens; every response is assumed to be this long
     ppo_epochs: int = 4
     num_minibatches: int = 4
     accumulation_steps: int = 1
     dtype: str = "mixed_bfloat16"  # of sampling and the reference
     update_dtype: str | None = None  # of the update; None: dtype
     critic: str = "shared"
-    num_replicas: int = 1  # devices, each of which holds everything
-    native: bool = False  # through the C++ operations, on one CPU
+    num_replicas: int = 1  # devices; each holds all weights and the whole rollout
+    native: bool = False  # with the C++ operations, on one CPU
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raises UserError, naming field, value and remedy; returns itself."""
         counts = ("rollout_batch_size", "prompt_length", "response_length", "ppo_epochs")
         divisors = ("num_minibatches", "accumulation_steps", "num_replicas")
@@ -41,28 +42,28 @@ class Workload:
         return self
 
     @property
-    def dtype_of_update(self):
-        """`update_dtype`, or where that is empty `dtype`."""
+    def dtype_of_update(self) -> str:
+        """`update_dtype`; where that is empty, `dtype`."""
         return self.update_dtype or self.dtype
 
     @property
-    def rows(self):
-        """Episodes that a replica samples."""
+    def rows(self) -> int:
+        """Episodes that each replica samples."""
         return self.rollout_batch_size // self.num_replicas
 
     @property
-    def micro_rows(self):
-        """Episodes whose gradient a replica computes at once."""
+    def micro_rows(self) -> int:
+        """Episodes of a micro-batch on each replica."""
         return self.rows // self.num_minibatches // self.accumulation_steps
 
     @property
-    def length(self):
-        """Positions that are computed and cached: the last token's own is not."""
+    def length(self) -> int:
+        """Positions that are computed and cached; the position of the last token is not."""
         return self.prompt_length + self.response_length - 1
 
     @property
-    def num_steps(self):
-        """Optimizer steps."""
+    def num_steps(self) -> int:
+        """Optimizer steps in an iteration."""
         return self.ppo_epochs * self.num_minibatches
 
 
@@ -71,15 +72,15 @@ class Device:
     """An accelerator or a processor. GB are 1e9 bytes.
 
     Args:
-        peak_tflops: of matrix products in the workload's dtype; update_peak_tflops: in its update_dtype, None for the
-            same; bandwidth_gb_s: of its memory; memory_gb: its size.
-        interconnect_gb_s: what it sends to its neighbour in a ring, one way.
-        update_efficiency: share of the peak in passes over many tokens; decode_efficiency: share of the roofline (the
-            slower of products and memory traffic) while sampling.
-        base_memory_gb: what a process holds before any model: TensorFlow about 0.65, traced programs 0.15, and
-            compiled ones 0.2 more.
-        allocator: "pool", where the phases take turns in one pool of memory (GPU); "growing", where a freed block is
-            kept, and a larger one does not fit in it (CPU).
+        peak_tflops: speed of matrix products in the dtype of the workload; update_peak_tflops: in its update_dtype,
+            None for the same; bandwidth_gb_s: of the memory; memory_gb: its size.
+        interconnect_gb_s: bandwidth to the neighbour in a ring, one way.
+        update_efficiency: share of the peak that passes over many tokens reach; decode_efficiency: share of the
+            roofline (the slower of compute and memory) that sampling reaches.
+        base_memory_gb: memory of the process without any model: TensorFlow and its traced and compiled programs;
+            docs/scaling.md has measurements.
+        allocator: "pool": all phases share one pool of memory (GPU); "growing": a freed block is kept, and a larger
+            one is allocated besides (CPU).
     """
 
     peak_tflops: float
@@ -92,7 +93,7 @@ class Device:
     base_memory_gb: float = 1.0
     allocator: str = "pool"
 
-    def validate(self):
+    def validate(self) -> Self:
         """Raises UserError, naming field, value and remedy; returns itself."""
         speeds = ("peak_tflops", "bandwidth_gb_s", "memory_gb", "interconnect_gb_s")
         given = () if self.update_peak_tflops is None else ("update_peak_tflops",)

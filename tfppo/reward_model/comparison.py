@@ -1,13 +1,14 @@
-"""How a reward model judges comparisons: its scores, and the held-out figures of its training."""
+"""Scores of comparisons under a reward model, and the held-out loss and accuracy."""
 
 import numpy as np
 import tensorflow as tf
 
 from tfppo.data.preferences import Comparisons
+from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
 
 
-def comparison_scores(model, batch: Comparisons):
+def comparison_scores(model: RewardModel, batch: Comparisons) -> tf.Tensor:
     """The score of every response of B comparisons under a reward model: float32 [B, K]."""
     size = batch.response_ids.shape[1]
     prompts = (tf.repeat(tensor, size, axis=0) for tensor in (batch.prompt_ids, batch.prompt_mask))
@@ -15,15 +16,15 @@ def comparison_scores(model, batch: Comparisons):
     return tf.reshape(model.response_scores(*prompts, *responses), [-1, size])
 
 
-def ranks_chosen_first(scores):
-    """Whether the chosen response, the first one, has a higher score than each other: [B, K] -> bool [B]."""
+def ranks_chosen_first(scores: tf.Tensor) -> tf.Tensor:
+    """Whether the chosen response, the first one, has the highest score: [B, K] -> bool [B]."""
     return tf.reduce_all(scores[:, :1] > scores[:, 1:], axis=1)
 
 
 class ComparisonScorer:
     """Scores any number of comparisons under a reward model, `batch_size` at a time."""
 
-    def __init__(self, model, batch_size):
+    def __init__(self, model: RewardModel, batch_size: int):
         self._batch_size = batch_size
         self._scores = tf.function(lambda batch: comparison_scores(model, batch))
 
@@ -31,13 +32,15 @@ class ComparisonScorer:
         """Scores [N, K]."""
         count, size, parts = len(comparisons.prompt_ids), self._batch_size, []
         for start in range(0, count, size):
-            rows = np.arange(start, start + size) % count  # the last part is filled up: nothing is traced twice
+            rows = (
+                np.arange(start, start + size) % count
+            )  # the last batch is filled up, as another size would be traced again
             parts.append(self._scores(Comparisons(*(array[rows] for array in comparisons))).numpy())
         return np.concatenate(parts)[:count]
 
 
-def held_out_figures(scores) -> dict[str, float]:
-    """Mean loss of scores [N, K], and accuracy: the share of comparisons whose chosen response has the highest."""
+def held_out_figures(scores: np.ndarray) -> dict[str, float]:
+    """Mean loss of scores [N, K], and accuracy: how often the chosen response has the highest score."""
     return {
         "loss": float(tf.reduce_mean(preference_loss(scores))),
         "accuracy": float(np.mean(ranks_chosen_first(scores))),

@@ -1,13 +1,16 @@
-"""Training of a reward model: the response that was chosen is to score higher than those that were rejected."""
+"""Training of a reward model: the chosen response should score higher than the rejected ones."""
 
 import math
 import time
 from contextlib import closing
+from pathlib import Path
 
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
@@ -25,23 +28,25 @@ from tfppo.training.schedules import scheduled_rate
 class RewardTrainer:
     """Trains a reward model on comparisons.
 
-    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
+    The constructor restores the last checkpoint, where there is one.
 
     Args:
-        model: built in the strategy's scope, on the trunk of a language model.
-        folder: of the run: checkpoints and metrics.
+        model: built in the scope of the strategy, on the trunk of a language model.
+        folder: the folder of the run, for checkpoints and metrics.
+
+    Raises: UserError where the checkpoint belongs to another model, tokenizer or set of comparisons.
     """
 
     def __init__(
         self,
         config: RewardModelConfig,
-        seed,
+        seed: int,
         model: RewardModel,
-        tokenizer,
+        tokenizer: Tokenizer,
         train: Comparisons,
         validation: Comparisons,
-        strategy,
-        folder,
+        strategy: tf.distribute.Strategy,
+        folder: Path,
     ):
         check_divides(strategy, "reward_model.batch_size", config.batch_size)
         self.config, self.seed, self.model = config, seed, model
@@ -74,10 +79,10 @@ class RewardTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self):
-        """Runs to the last step, from the last checkpoint where there is one.
+    def train(self) -> None:
+        """Trains from the last checkpoint to the last step.
 
-        Raises: Interrupted after a request to stop, with everything saved; UserError where a gradient is not finite.
+        Raises: Interrupted after a request to stop, once the state is saved; UserError where a gradient is not finite.
         """
         metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
         bar = progress_bar(total=self.num_steps, done=self.done, description="reward model")
@@ -108,26 +113,26 @@ class RewardTrainer:
                 if stop.requested:
                     raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
 
-    def check(self, scalars):
-        """Raises UserError where a step had no finite gradient."""
+    def check(self, scalars: dict[str, float]) -> None:
+        """Raises UserError where the gradient of a step is not finite."""
         if not math.isfinite(scalars["reward_model/gradient_norm"]):
             raise UserError(
                 f"step {self.done + 1} had a gradient that is not finite, and was left out; lower "
                 f"reward_model.learning_rate {self.config.learning_rate:g}; the last checkpoint is intact"
             )
 
-    def learning_rate(self, step):
-        """The rate of the update after `step` updates: linear to 0."""
+    def learning_rate(self, step: int) -> float:
+        """The learning rate after `step` updates: linear decay to 0."""
         return scheduled_rate(step, self.num_steps, peak=self.config.learning_rate, schedule="linear")
 
-    def batch(self, step) -> Comparisons:
+    def batch(self, step: int) -> Comparisons:
         """The step-th batch of an endless stream of comparisons, in a new order each epoch."""
         size = self.config.batch_size
         indices = stream_indices(self.seed, "reward model", step * size, size, len(self.train_data.prompt_ids))
         return Comparisons(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics, bar, scalars):
-        """Writes one step's figures."""
+    def report(self, metrics: MetricsWriter, bar: tqdm, scalars: dict[str, float]) -> None:
+        """Writes the metrics of one step and updates the progress bar."""
         metrics.write(self.done, scalars)
         bar.update()
         if "reward_model/validation_loss" in scalars:
@@ -151,7 +156,7 @@ class RewardTrainer:
         return self._gradients(share_of_replica(batch))
 
     def _gradients_eagerly(self, batch):
-        """Of one replica's rows; each counts by its share in the whole batch, so that replicas add up to its mean."""
+        """Gradients of the rows of one replica, divided by the size of the whole batch: replicas sum up to its mean."""
         variables = [variable.value for variable in self.model.trainable_variables]
 
         def loss_fn():
@@ -164,5 +169,5 @@ class RewardTrainer:
 
 
 def num_tokens(batch: Comparisons) -> int:
-    """The real tokens that a batch takes through the model: each response with its prompt."""
+    """The number of real tokens that the model reads for a batch: each response with its prompt."""
     return int(batch.prompt_mask.sum() * batch.response_ids.shape[1] + batch.response_mask.sum())

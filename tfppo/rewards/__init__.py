@@ -1,1 +1,1 @@
-"""Reward functions: plain callables (prompts, responses) -> scores, all lists of one length."""
+"""Reward functions: callables (prompts, responses) -> scores, and models that score tokens."""

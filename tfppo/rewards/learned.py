@@ -1,20 +1,21 @@
-"""The learned reward: the score of a reward model, of the tokens themselves."""
+"""The learned reward: the score of a reward model, computed from the tokens."""
 
 import numpy as np
 import tensorflow as tf
 
+from tfppo.models.reward_model import RewardModel
 from tfppo.rewards.scoring import Batch
 
 
 class LearnedReward:
-    """Scores a response by a reward model that has its tokenizer; nothing is tokenised anew."""
+    """Scores responses with a reward model, which must have the tokenizer of the policy."""
 
     name = "reward_model"
 
-    def __init__(self, model, jit_compile):
+    def __init__(self, model: RewardModel, jit_compile: bool):
         self.model = model
         self._scores = tf.function(model.response_scores, jit_compile=jit_compile)
 
     def __call__(self, batch: Batch) -> np.ndarray:
-        """Scores [B], each read at the last token that reward functions see."""
+        """Scores [B], read at the last token of each response."""
         return self._scores(*batch.prompts, batch.response_ids, batch.response_mask).numpy()

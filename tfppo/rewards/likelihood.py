@@ -1,18 +1,19 @@
-"""The likelihood reward: R = sum over the response of log P(token) under a frozen language model."""
+"""The likelihood reward: the log-probability of the response under a frozen language model."""
 
 import numpy as np
 import tensorflow as tf
 
+from tfppo.models.language_model import LanguageModel
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.rewards.scoring import Batch
 
 
 class LikelihoodReward:
-    """Scores a response by its summed log-probability, in nats, under a frozen scorer."""
+    """Scores responses by their summed log-probability, in nats, under a frozen language model."""
 
     name = "likelihood"
 
-    def __init__(self, scorer, jit_compile):
+    def __init__(self, scorer: LanguageModel, jit_compile: bool):
         self.model = scorer
 
         def log_likelihood(prompt_ids, prompt_mask, response_ids, response_mask):

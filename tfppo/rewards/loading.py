@@ -5,19 +5,24 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import load_language_model, load_reward_model
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.reward_model import RewardModel
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
+from tfppo.rewards.scoring import Reward, RewardFunction
 
 
 class ModelReward(NamedTuple):
-    """A kind of reward that a model in a folder gives, named `KIND:FOLDER`."""
+    """A kind of reward that is computed by the model in a folder; settings name it `KIND:FOLDER`."""
 
-    load: Callable  # folder -> model and its tokenizer
-    make: Callable  # model, jit_compile -> reward
+    load: Callable[[Path], tuple[LanguageModel | RewardModel, Tokenizer]]  # from a folder
+    make: Callable[[Any, bool], Reward]  # from what `load` gives, and whether XLA compiles it
     made_by: str  # the binary that makes such a model
 
 
@@ -27,7 +32,7 @@ MODEL_REWARDS = {
 }
 
 
-def load_reward(name):
+def load_reward(name: str) -> RewardFunction:
     """The callable that `module:function` or `path/to/file.py:function` names.
 
     Raises: UserError where there is no such module, file or function.
@@ -45,10 +50,11 @@ def load_reward(name):
     return function
 
 
-def _load_file(path):
-    # Dataclasses, and other things that look their own module up, need it to be in sys.modules; under a name of its
-    # own, so that a file called json.py hides nothing.
+def _load_file(path: str) -> ModuleType:
+    # Dataclasses, for example, look their module up in sys.modules. The prefix keeps a file called json.py from hiding
+    # another module.
     spec = importlib.util.spec_from_file_location(f"tfppo_reward_{Path(path).stem}", path)
+    assert spec and spec.loader  # always there for a name that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -2,8 +2,10 @@
 
 import inspect
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from tfppo.errors import UserError
 
 @dataclass
 class Batch:
-    """A batch of B responses as reward functions see it: as texts, and as tokens."""
+    """A batch of B responses as reward functions see it: as texts and as tokens."""
 
     texts: list[str]  # the prompts
     responses: list[str]
@@ -35,14 +37,28 @@ class Batch:
         return [[self.tokenizer.decode([token]) for token in ids[:length]] for ids, length in rows]
 
 
-class TextReward:
-    """A plain Python function (prompts, responses) -> scores, checked.
+class Reward(Protocol):
+    """What scores a batch of responses: a Python function or a model."""
 
-    A function that has a parameter `tokens` gets the texts of every response's tokens there, and may return one list of
-    scores a response, one score a token (dense).
+    name: str
+
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """Scores [B], or dense ones [B, R]."""
+        ...
+
+
+# (prompts, responses, and tokens where it asks for them) -> one number a response, or one list of numbers a response.
+RewardFunction = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
+
+
+class TextReward:
+    """A Python function (prompts, responses) -> scores, whose results are checked.
+
+    A function with a parameter `tokens` also gets the text of every token of each response. It may return dense scores:
+    for each response a list with one score for each token.
     """
 
-    def __init__(self, name, function):
+    def __init__(self, name: str, function: RewardFunction):
         self.name, self._function = name, function
         self._wants_tokens = "tokens" in inspect.signature(function).parameters
 
@@ -77,9 +93,9 @@ class TextReward:
         return _pad_right(rows, batch.response_mask.shape[1]) if dense else np.array(rows, np.float32)
 
 
-def name_apart(rewards):
-    """Gives rewards of one name a number, from the second one on: each then is logged by itself."""
-    seen = Counter()
+def name_apart(rewards: Sequence[Reward]) -> None:
+    """Numbers rewards that have the same name, from the second one on, so that each is logged separately."""
+    seen: Counter[str] = Counter()
     for reward in rewards:
         name = reward.name
         seen[name] += 1
@@ -87,7 +103,9 @@ def name_apart(rewards):
             reward.name = f"{name}_{seen[name]}"
 
 
-def total_scores(rewards, weights, batch: Batch) -> tuple[np.ndarray, dict[str, float]]:
+def total_scores(
+    rewards: Sequence[Reward], weights: Sequence[float], batch: Batch
+) -> tuple[np.ndarray, dict[str, float]]:
     """The weighted sum of reward functions, and the mean of each.
 
     Returns: scores float32 [B], or [B, R] where a function gives dense ones (the others then stand at the last token);
@@ -100,8 +118,8 @@ def total_scores(rewards, weights, batch: Batch) -> tuple[np.ndarray, dict[str, 
         means[f"reward/{reward.name}"] = float(scores.reshape(len(scores), -1).sum(axis=1).mean())
     if any(scores.ndim == 2 for scores in parts):
         parts = [scores if scores.ndim == 2 else _at_last_token(scores, batch) for scores in parts]
-    total = sum(weight * scores for weight, scores in zip(weights, parts, strict=True))
-    return total.astype(np.float32), means
+    weighted = (weight * scores for weight, scores in zip(weights, parts, strict=True))
+    return sum(weighted, start=np.zeros_like(parts[0])).astype(np.float32), means
 
 
 def _pad_right(rows, length):

@@ -1,6 +1,7 @@
-"""What every binary has in common: flags, one-line errors, exit codes.
+"""What all binaries share: flags, one-line errors, exit codes.
 
-Exit codes: 0 done; 1 the user's mistake, told in one line; 130 stopped on request, state saved.
+Exit codes: 0 for success; 1 for a mistake of the user, reported in one line; 130 for a run that was stopped by a
+signal, once its state is saved.
 """
 
 import dataclasses
@@ -9,35 +10,46 @@ import os
 import re
 import sys
 import typing
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.training.interrupt import Interrupted
+
+if TYPE_CHECKING:
+    from absl.flags import FlagValues
 
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
 _CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
 
 
-def run(main, *, default_config, define_flags=lambda flags: None):
+def run(
+    main: Callable[[Config, str, "FlagValues"], None],
+    *,
+    default_config: str,
+    define_flags: Callable[[ModuleType], None] = lambda flags: None,
+) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
-    TensorFlow is not imported before that, so that a mistake on the command line is told at once.
+    TensorFlow is imported after that, so that a mistake on the command line is reported at once.
 
-    Args: define_flags: gets `absl.flags`, to define what the binary has besides.
+    Args: define_flags: defines further flags of the binary; it is called with the module `absl.flags`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    flags.disclaim_key_flags()  # they belong to the binary, whose --help lists them
+    flags.disclaim_key_flags()  # the flags defined here count as flags of the binary, so that its --help lists them
     with one_line_errors():
         path = _config_path(sys.argv) or default_config
         _check_overrides(sys.argv)
         sys.argv, nones = _take_nones(sys.argv)
-    # Without --config, the default is loaded, and overridden, as soon as the flag is defined.
+    # Without --config, the default is loaded and overridden as soon as the flag is defined.
     with one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
             "config", default_config, "Experiment: a file of configs/; --config.section.field=value changes a field."
@@ -48,7 +60,7 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     def parse(argv):
         with one_line_errors():
             with _config_errors(path):
-                rest = flags.FLAGS(argv)
+                rest = parse_flags(argv)
             if len(rest) > 1:
                 raise UserError(f"argument {rest[1]!r} is not a flag; write --name=value")
             if not workdir.value:
@@ -65,7 +77,7 @@ def run(main, *, default_config, define_flags=lambda flags: None):
         logging.set_verbosity(logging.WARNING)
         try:
             with one_line_errors():
-                return main(config_flag.value, workdir.value, flags.FLAGS)
+                return main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
         except KeyboardInterrupt:
@@ -75,8 +87,21 @@ def run(main, *, default_config, define_flags=lambda flags: None):
     app.run(checked_main, flags_parser=parse)
 
 
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags and returns the other arguments. --help exits with 0; absl alone would exit with 1.
+
+    Raises: absl.flags.Error for a mistake; see `one_line_errors`.
+    """
+    from absl import flags
+
+    try:
+        return flags.FLAGS(argv)
+    except SystemExit:  # only the help flags exit while parsing
+        sys.exit(0)
+
+
 def _config_path(argv):
-    """The file that --config names, None without the flag. Raises: UserError where it is not there."""
+    """The file that --config names; None without the flag. Raises: UserError where the file is missing."""
     path = None
     for position, argument in enumerate(argv):
         match = _CONFIG_FLAG.fullmatch(argument)
@@ -88,8 +113,8 @@ def _config_path(argv):
 
 
 def _check_overrides(argv):
-    """Raises UserError, with the nearest name, where a --config.section.field is no field of Config."""
-    sections = {f.name: f.default_factory for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+    """Raises UserError, with the most similar name, where --config.section.field is not a field of Config."""
+    sections = _sections()
     fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
     fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
     for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
@@ -101,16 +126,20 @@ def _check_overrides(argv):
             raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
 
 
-def _take_nones(argv):
-    """The arguments without those that say None to a field that may be None, and the (section, field) of these.
+def _sections():
+    """The dataclass of each section of Config, by name."""
+    return {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
 
-    ml_collections knows no way to write None for a number.
+
+def _take_nones(argv):
+    """Removes the arguments that set an optional field to none; returns the rest and their (section, field) pairs.
+
+    ml_collections has no syntax that sets a number to None.
     """
     optional = {
-        f"{section.name}.{field.name}"
-        for section in dataclasses.fields(Config)
-        if dataclasses.is_dataclass(section.type)
-        for field in dataclasses.fields(section.type)
+        f"{name}.{field.name}"
+        for name, section in _sections().items()
+        for field in dataclasses.fields(section)
         if type(None) in typing.get_args(field.type)
     }
     rest, nones = [], []
@@ -124,14 +153,14 @@ def _take_nones(argv):
 
 
 def _nearest(name, fields):
-    """The field that is most like a name; the right field in the wrong section counts too."""
+    """The most similar field, first among those of this name in other sections; None where none is similar."""
     same = [field for field in fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
     return next(iter(difflib.get_close_matches(name, same or fields, n=1, cutoff=0.0 if same else 0.6)), None)
 
 
 @contextmanager
-def _config_errors(path):
-    """Names the config file and the reason where it cannot be loaded; absl's own errors pass."""
+def _config_errors(path: str) -> Iterator[None]:
+    """Turns an error while a config file is loaded into a UserError with the reason; errors of absl pass."""
     from absl.flags import Error
 
     try:
@@ -145,8 +174,8 @@ def _config_errors(path):
 
 
 @contextmanager
-def one_line_errors():
-    """Turns the user's mistakes into one line and exit code 1."""
+def one_line_errors() -> Iterator[None]:
+    """Reports a mistake of the user in one line and exits with code 1."""
     from absl.flags import Error
 
     try:

@@ -1,38 +1,53 @@
-"""Checkpoints of a run: saved atomically, found again by running the same command, refused where they do not fit."""
+"""Checkpoints of a run, saved atomically; one that belongs to another model or dataset is refused."""
 
 import hashlib
 import json
+import os
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tfppo.errors import UserError
 
-# What damaged files raise: see the error classes of TensorFlow's checkpoint reader.
+# What the checkpoint reader of TensorFlow raises for damaged files.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
 
 
 class CheckpointKeeper:
-    """Saves and restores a model, its optimizer and a few scalars.
+    """Saves and restores a model, its optimizer and a few numbers.
 
     Args:
-        folder: where the checkpoints go.
-        model: its variables' names and shapes are kept beside each checkpoint, and compared before it is read.
-        scalars: names and first values of the numbers that belong to the state; see `scalars`.
-        extras: other models of the state, by name.
-        identity: digests and settings, by name, of what the state goes with (a tokenizer, a reference); compared too.
+        folder: where the checkpoints are.
+        model: names and shapes of its variables are in a manifest beside each checkpoint, and compared on restoring.
+        scalars: names and initial values of the numbers; see the property `scalars`.
+        keep: how many checkpoints are kept.
+        extras: further models to save, by name.
+        identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
+            model; also in the manifest and compared.
     """
 
-    def __init__(self, folder, *, model, optimizer, scalars, keep, extras=None, identity=None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        model: keras.Layer,
+        optimizer: keras.optimizers.Optimizer,
+        scalars: Mapping[str, float],
+        keep: int,
+        extras: Mapping[str, keras.Layer] | None = None,
+        identity: Mapping[str, object] | None = None,
+    ):
         self._folder = Path(folder)
         self._model, self._identity = model, identity or {}
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
-        # Variables one by one: what a Keras layer keeps in a list, TensorFlow does not find, and would not save.
+        # Variables one by one: TensorFlow does not find, nor save, what a Keras layer keeps in a list.
         models = {name: [v.value for v in part.variables] for name, part in {"model": model, **(extras or {})}.items()}
         self._checkpoint = tf.train.Checkpoint(optimizer=optimizer, step=self._step, **models, **self._scalars)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
@@ -42,13 +57,13 @@ class CheckpointKeeper:
         """The numbers of the last save or restore."""
         return {name: float(variable.numpy()) for name, variable in self._scalars.items()}
 
-    def save(self, step: int, **scalars: float):
+    def save(self, step: int, **scalars: float) -> None:
         """Saves the state after `step` steps."""
         self._step.assign(step)
         for name, value in scalars.items():
             self._scalars[name].assign(value)
         self._folder.mkdir(parents=True, exist_ok=True)
-        # First the manifest, whole or not at all: so there is no checkpoint without one.
+        # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
         fresh = self._folder / "manifest.tmp"
         fresh.write_text(json.dumps(self._describe(), indent=1))
         fresh.replace(self._manifest(step))
@@ -86,9 +101,10 @@ class CheckpointKeeper:
         return self._folder / f"ckpt-{step}.json"
 
     def _describe(self):
-        # Paths are not unique, as every block has a qkv/kernel: the second one of a path is PATH#2. The model's own
-        # name stays out: Keras numbers the models of a process.
-        shapes, seen = {}, Counter()
+        # Paths are not unique, as every block has a qkv/kernel: the second one is PATH#2. The name of the model is left
+        # out, as Keras numbers the models of a process.
+        shapes: dict[str, list[int]] = {}
+        seen: Counter[str] = Counter()
         for variable in self._model.variables:
             path = variable.path.removeprefix(f"{self._model.name}/")
             seen[path] += 1
@@ -119,7 +135,7 @@ def digest(*parts: bytes) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def weights_digest(model) -> str:
+def weights_digest(model: keras.Layer) -> str:
     """A short fingerprint of a model's weights."""
     return digest(*(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the loop finishes its step, saves and ends."""
+"""Turns Ctrl-C and SIGTERM into a request: the training loop finishes its step, saves and ends."""
 
 import signal
 import threading

@@ -1,10 +1,12 @@
-"""What a run says of itself: a JSONL file, which is the record of truth, and the same in TensorBoard.
+"""The metrics of a run: a JSONL file, which is the authoritative record, and the same for TensorBoard.
 
 `TAGS` explains every scalar once.
 """
 
 import json
+import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +68,11 @@ class MetricsWriter:
     """Writes the scalars, histograms and texts of each step.
 
     Args:
-        folder: of the event files; the JSONL file stands beside it, under its name.
-        resume_step: number of steps done; what an earlier, longer run wrote past it is dropped from both records.
+        folder: where the event files are; the JSONL file is beside it, as FOLDER.jsonl.
+        resume_step: number of steps done; later steps of an earlier run are removed from both records.
     """
 
-    def __init__(self, folder, resume_step=0):
+    def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
         folder = Path(folder)
         self.path = folder.with_suffix(".jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ class MetricsWriter:
         fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
         fresh.replace(self.path)
         self._file = self.path.open("a")
-        # TensorBoard would show both where two files have a step: what stays goes into the new file, the old ones go.
+        # TensorBoard would show a step twice that is in two files: events that stay are copied into one new file.
         old = sorted(folder.glob("events.out.tfevents.*"))
         kept = {event.step: event for path in old for event in _read_events(path) if event.step <= resume_step}
         self._events = EventFileWriter(str(folder))
@@ -89,8 +91,14 @@ class MetricsWriter:
         for path in old:
             path.unlink()
 
-    def write(self, step: int, scalars: dict, histograms=None, texts=None):
-        """One step's scalars {tag: number}, histograms {tag: array} and texts {tag: rows of cells}.
+    def write(
+        self,
+        step: int,
+        scalars: dict,
+        histograms: Mapping[str, np.ndarray] | None = None,
+        texts: Mapping[str, Sequence[Sequence[object]]] | None = None,
+    ) -> None:
+        """Writes the scalars {tag: number}, histograms {tag: array} and texts {tag: rows of cells} of one step.
 
         Raises: KeyError for a scalar that TAGS does not explain.
         """
@@ -108,19 +116,19 @@ class MetricsWriter:
         row = {"step": step, **{tag: float(value) for tag, value in scalars.items()}}
         self._file.write(json.dumps(row) + "\n")
 
-    def flush(self):
-        """Brings everything written so far to disk."""
+    def flush(self) -> None:
+        """Writes buffered records to the files."""
         self._file.flush()
         self._events.flush()
 
-    def close(self):
+    def close(self) -> None:
         """Flushes and closes both records."""
         self._file.close()
         self._events.close()
 
 
-def read_metrics(path) -> list[dict]:
-    """The rows of a JSONL record; a last line that was cut off is left out, and no file means no rows."""
+def read_metrics(path: str | os.PathLike) -> list[dict]:
+    """The rows of a JSONL file without a truncated last line; no rows where there is no file."""
     path = Path(path)
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -132,7 +140,7 @@ def read_metrics(path) -> list[dict]:
 
 
 def _read_events(path):
-    """The events with figures of a file; a record that was cut off ends it."""
+    """The summary events of a file, up to a truncated record."""
     for record in RawEventFileLoader(str(path)).Load():
         event = event_pb2.Event.FromString(record)
         if event.HasField("summary"):
@@ -140,5 +148,5 @@ def _read_events(path):
 
 
 def _as_code(text):
-    # TensorBoard renders Markdown; as code, a sample's own asterisks and tags stay what they are.
+    # TensorBoard renders Markdown; as code, asterisks and tags in a sample are shown as they are.
     return "`" + str(text).replace("`", "'").replace("\n", " ") + "`"

@@ -1,15 +1,22 @@
 """Replicas: which devices to use, and how rows of a batch are shared among them.
 
-One code path for one device and many. Every replica sees the whole (small) rollout and takes its own rows of it, so
-what is computed does not depend on the number of replicas; only gradients and statistics are summed over them.
+One code path serves one device and several. Every replica holds the whole rollout, which is small, and computes its own
+rows of it. Gradients and statistics are summed over replicas, so results do not depend on their number.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import tensorflow as tf
 
 from tfppo.errors import UserError
 
+# Nests of tensors: the result has the structure of the argument.
+Rows = TypeVar("Rows")
+Results = TypeVar("Results")
 
-def make_strategy(num_replicas=0):
+
+def make_strategy(num_replicas: int = 0) -> tf.distribute.Strategy:
     """MirroredStrategy over the GPUs, or over logical CPU devices where there is none.
 
     Args: num_replicas: 0 takes every GPU, or one CPU.
@@ -29,8 +36,8 @@ def make_strategy(num_replicas=0):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
 
 
-def share_of_replica(rows):
-    """This replica's equal, contiguous share of tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
+def share_of_replica(rows: Rows) -> Rows:
+    """The contiguous rows of this replica, from tensors that every replica holds whole: nest of [B, ...] to [B/N, ...].
 
     Call it inside `strategy.run`. N must divide B.
     """
@@ -43,8 +50,8 @@ def share_of_replica(rows):
     return tf.nest.map_structure(share, rows)
 
 
-def map_rows(strategy, fn, *rows):
-    """fn over the rows of a batch, shared among the replicas and put together again, in the order of the rows.
+def map_rows(strategy: tf.distribute.Strategy, fn: Callable[..., Results], *rows: tf.Tensor) -> Results:
+    """Maps the rows of a batch on all replicas, a share on each, and concatenates the results in order.
 
     Call it inside a `tf.function`. Args: rows: tensors [B, ...]; fn maps [B/N, ...] to a nest of [B/N, ...].
     """
@@ -53,14 +60,14 @@ def map_rows(strategy, fn, *rows):
     return tf.nest.map_structure(lambda *local: tf.concat(local, axis=0), *parts)
 
 
-def check_divides(strategy, name, value):
+def check_divides(strategy: tf.distribute.Strategy, name: str, value: int) -> None:
     """Raises UserError unless the number of replicas divides a batch size."""
     count = strategy.num_replicas_in_sync
     if value % count:
         raise UserError(f"{name} is {value}; the number of replicas, {count}, must divide it")
 
 
-def slot_of_replica(value):
-    """A scalar as a vector with a slot a replica, so that every one survives the sum over replicas: [N]."""
+def slot_of_replica(value: tf.Tensor) -> tf.Tensor:
+    """A vector [N] with a scalar in the slot of this replica, so that the sum over replicas keeps every scalar."""
     context = tf.distribute.get_replica_context()
     return value * tf.one_hot(context.replica_id_in_sync_group, context.num_replicas_in_sync)

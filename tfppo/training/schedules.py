@@ -1,13 +1,15 @@
-"""Learning rates by step."""
+"""Learning-rate schedules."""
 
 import math
 
 
-def scheduled_rate(step, num_steps, *, peak, schedule, warmup=0, floor=0.0):
-    """The rate of the step-th of `num_steps` updates, counted from 0.
+def scheduled_rate(
+    step: int, num_steps: int, *, peak: float, schedule: str, warmup: int = 0, floor: float = 0.0
+) -> float:
+    """The learning rate of update `step` of `num_steps`, counted from 0.
 
-    Linear warmup to the peak; then linear or cosine decay towards `floor` times the peak, which the step after the last
-    would have (the first update after warmup has the full rate), or "constant".
+    Linear warmup to the peak, then "linear" or "cosine" decay to `floor` times the peak, or "constant". The first
+    update after warmup has the full rate; the floor would be reached one step after the last.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
