@@ -170,7 +170,7 @@ def main(argv):
             sys.exit(2)
         for mutation, verdict, detail in check_all(mutations, folder / "cache" / "tfppo"):
             counts[verdict] += 1
-            print(f"{verdict:<10}{mutation.name:<48}{detail}", flush=True)
+            print(f"{verdict:<10}{mutation.name:<48}{detail}".rstrip(), flush=True)
     print(f"{len(mutations)} mutations: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
     sys.exit(0 if set(counts) <= KILLED else 1)
 
