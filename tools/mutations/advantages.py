@@ -1,0 +1,46 @@
+"""Advantages and whitening."""
+
+from mutations.mutation import Mutation
+from mutations.operators import assign, drop_operand, negate, replace, set_argument, unwrap
+
+ADVANTAGE = "tests/parity/test_advantage_parity.py"
+UPDATE = "tests/parity/test_update_parity.py"
+
+MUTATIONS = [
+    Mutation("whitening_flag_inverted", "ops/masking.py", "whiten", [negate("shift_mean")], ADVANTAGE),
+    Mutation("biased_and_unbiased_swapped", "ops/masking.py", "whiten", [negate("unbiased")], ADVANTAGE),
+    Mutation(
+        "whitened_over_the_rollout_not_the_minibatch",
+        "ppo/learner.py",
+        "Learner._update.minibatch",
+        [replace('config.whiten_scope == "rollout"', "True")],
+        UPDATE,
+    ),
+    Mutation(
+        "bootstrap_past_the_end",
+        "ops/advantages.py",
+        "gae",
+        [replace("(nothing, nothing)", "(nothing, values[:, -1])")],
+        ADVANTAGE,
+    ),
+    Mutation(
+        "bootstrap_from_the_padding", "ops/advantages.py", "gae.step", [unwrap("tf.where", 1, "next_value")], ADVANTAGE
+    ),
+    Mutation("gamma_dropped", "ops/advantages.py", "gae.step", [drop_operand("gamma", beside="next_value")], ADVANTAGE),
+    Mutation("lambda_dropped", "ops/advantages.py", "gae.step", [drop_operand("gae_lambda")], ADVANTAGE),
+    Mutation(
+        "advantage_of_a_gap",
+        "ops/advantages.py",
+        "gae.step",
+        [set_argument("tf.where", 2, "0.0 * next_advantage", having="next_advantage")],
+        ADVANTAGE,
+    ),
+    Mutation(
+        "rloo_includes_itself",
+        "ops/advantages.py",
+        "rloo",
+        [assign("others", "tf.reduce_mean(groups, axis=1, keepdims=True)")],
+        ADVANTAGE,
+    ),
+    Mutation("grpo_without_std", "ops/advantages.py", "grpo", [drop_operand("deviation + 1e-6")], ADVANTAGE),
+]

@@ -1,0 +1,92 @@
+"""Temperature, dtypes, positions and masks: what the models are given, and what is read of them."""
+
+from mutations.mutation import Mutation
+from mutations.operators import drop_argument, drop_operand, replace, return_early, set_argument, set_index
+
+SAMPLING = "tests/parity/test_sampling_parity.py"
+ADVANTAGE = "tests/parity/test_advantage_parity.py"
+UPDATE = "tests/parity/test_update_parity.py"
+ROLLOUT = "tests/ppo/test_rollout.py"
+
+MUTATIONS = [
+    Mutation(
+        "temperature_dropped_in_the_loss", "ppo/learner.py", "ppo_loss", [drop_argument("token_logprobs", 2)], UPDATE
+    ),
+    Mutation(
+        "temperature_dropped_in_the_sampler",
+        "ppo/sampling.py",
+        "sample.choose",
+        [drop_operand("temperature or 1.0")],
+        SAMPLING,
+    ),
+    Mutation(
+        "temperature_dropped_in_the_reference",
+        "ppo/rollout.py",
+        "RolloutCollector.__init__.logprobs_of_logits",
+        [drop_argument("token_logprobs", 2)],
+        SAMPLING,
+    ),
+    Mutation(
+        "rollouts_sampled_in_float32",
+        "ppo/rollout.py",
+        "Sampler.__init__.sample_share",
+        [set_argument("computing_in", 1, "policy.dtype_policy.name")],
+        ROLLOUT,
+    ),
+    Mutation(
+        "reference_computed_in_float32",
+        "ppo/rollout.py",
+        "RolloutCollector.__init__.ref_logprobs",
+        [
+            set_argument("computing_in", 1, "ref_model.dtype_policy.name"),
+            set_argument("computing_by", 1, "None"),
+        ],
+        ROLLOUT,
+    ),
+    Mutation(
+        "value_slice_shifted",
+        "models/transformer.py",
+        "Transformer.response_states",
+        [
+            set_argument(
+                "tf.concat", 0, "[prompt_ids[:, 1:], response_ids]", having="[prompt_ids, response_ids[:, :-1]]"
+            )
+        ],
+        SAMPLING,
+    ),
+    Mutation(
+        "last_block_masked_as_at_the_beginning",
+        "models/transformer.py",
+        "TransformerBlock.with_cache",
+        [set_index("attention_mask", ":, :, : size_of(x, 1) - start")],
+        SAMPLING,
+    ),
+    Mutation(
+        "positions_shifted_by_padding",
+        "ops/masking.py",
+        "positions_from_mask",
+        [return_early("tf.cumsum(tf.ones_like(mask, tf.int32), axis=1) - 1")],
+        SAMPLING,
+    ),
+    Mutation(
+        "pad_logit_unmasked",
+        "models/language_model.py",
+        "LanguageModel.logits",
+        [replace("MASKED_SCORE", "0.0")],
+        SAMPLING,
+    ),
+    Mutation(
+        "stop_token_outside_the_mask",
+        "ppo/sampling.py",
+        "sample.with_token",
+        [set_argument("tf.cast", 0, "alive & (tokens != (-1 if stop_id is None else stop_id))", having="alive")],
+        SAMPLING,
+    ),
+    Mutation(
+        "mask_forgotten_in_a_mean",
+        "ops/masking.py",
+        "masked_mean",
+        [set_argument("tf.reduce_sum", 0, "tf.ones_like(mask)")],
+        ADVANTAGE,
+    ),
+]
