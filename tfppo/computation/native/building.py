@@ -20,7 +20,7 @@ from tfppo.errors import UserError
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
-_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-w")
+_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-fopenmp", "-fPIC")
 # With TensorFlow's C++ headers: compiled for any processor, as they don't know all instructions, and left out where the
 # processor has no operations that train.
 _WITH_CPP_HEADERS = {"variables.cc"}

@@ -4,8 +4,6 @@
 
 #include <omp.h>
 
-#include <vector>
-
 #include "products.h"
 
 INLINE void round_row(const float *x, int n, bf16 *to) {
@@ -19,14 +17,13 @@ static void round_rows(const float *x, size_t ld, int rows, int d, bf16 *to) {
   for (int r = 0; r < rows; r++) round_row(x + r * ld, d, to + r * padded(d));
 }
 
-/* The layer norms of x [rows, width]. For all threads of a region. */
+/* The layer norms of x [rows, width]; `normed` is a thread's own row. For all threads of a region. */
 static void norm_rows(const float *x, int rows, const float *gamma, const float *beta, int width, float epsilon,
-                      bf16 *to) {
-  std::vector<float> normed(width);
+                      float *normed, bf16 *to) {
 #pragma omp for schedule(static)
   for (int r = 0; r < rows; r++) {
-    layer_norm(x + r * padded(width), gamma, beta, width, epsilon, normed.data());
-    round_row(normed.data(), width, to + r * padded(width));
+    layer_norm(x + r * padded(width), gamma, beta, width, epsilon, normed);
+    round_row(normed, width, to + r * padded(width));
   }
 }
 

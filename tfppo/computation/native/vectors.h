@@ -8,9 +8,9 @@
 
 /* Floats of a vector: one register of AVX-512, or of AVX. Wider ones would be kept in memory. */
 #ifdef __AVX512F__
-enum { LANES = 16 };
+constexpr int LANES = 16;
 #else
-enum { LANES = 8 };
+constexpr int LANES = 8;
 #endif
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
