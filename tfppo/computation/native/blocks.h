@@ -93,8 +93,7 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
   weight_gradients(b.turned, queries, t.inner, b.upstream, d, own.panel, to.back, to.back_bias);
 #pragma omp barrier
   turn(kept.normed2, queries, d, b.turned);
-  norm_gradients(kept.middle, queries, b.dnormed, w.norm2_gamma, t, b.dx, b.parts, to.norm2_gamma,
-                 to.norm2_beta);
+  norm_gradients(kept.middle, queries, b.dnormed, w.norm2_gamma, t, b.dx, b.parts, to.norm2_gamma, to.norm2_beta);
   weight_gradients(b.turned, queries, d, b.dinner, t.inner, own.panel, to.in, to.in_bias);
   round_rows(b.dx, ld, queries, d, b.upstream);
   turn(kept.context, queries, d, b.turned);
@@ -118,8 +117,7 @@ static void block_back(const Trunk &t, const Block &w, const Kept &kept, bool is
   }
 #pragma omp barrier
   weight_gradients(b.turned, tokens, d, b.dqkv, 3 * d, own.panel, to.qkv, to.qkv_bias);
-  norm_gradients(kept.x, tokens, b.dnormed, w.norm1_gamma, t, b.dx, b.parts, to.norm1_gamma,
-                 to.norm1_beta);
+  norm_gradients(kept.x, tokens, b.dnormed, w.norm1_gamma, t, b.dx, b.parts, to.norm1_gamma, to.norm1_beta);
 }
 
 #endif

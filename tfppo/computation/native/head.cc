@@ -268,8 +268,8 @@ struct States {
     x = context.input<float>(0, "hidden", {&rows, &width});
     e = context.input<float>(1, "embedding", {&vocabulary, &width}, "states and embedding have different widths");
     tokens = context.input<int32_t>(2, "tokens", {&rows}, "there must be a token for every state");
-    check(self.masked >= 0 && self.masked < vocabulary, "masked is ", self.masked, ", wanted is a token below V = ",
-          int64_t(vocabulary));
+    check(self.masked >= 0 && self.masked < vocabulary, "masked is ", self.masked,
+          ", wanted is a token below V = ", int64_t(vocabulary));
   }
   Sizes sizes() const { return {int(rows), int(width), int(vocabulary)}; }
 };
@@ -298,8 +298,9 @@ static void compute_head_gradient(const Head &self, Context &context) {
   const auto of_rows = [&](int n, const char *name) { return context.input<float>(n, name, {&states.rows}); };
   const Chosen chosen = {states.tokens, of_rows(LOGPROBS, "logprobs"), of_rows(ENTROPIES, "entropies"),
                          of_rows(DLOGPROBS, "dlogprobs"), of_rows(DENTROPIES, "dentropies")};
-  const RowsOf<const float> from = {of_rows(TOTALS, "totals"), context.input<float>(BASES, "bases", {&states.rows, &groups}),
-                     context.overwritten<uint16_t>(KEPT, "kept", {&states.rows, &padded_tokens}, ROOM)};
+  const RowsOf<const float> from = {of_rows(TOTALS, "totals"),
+                                    context.input<float>(BASES, "bases", {&states.rows, &groups}),
+                                    context.overwritten<uint16_t>(KEPT, "kept", {&states.rows, &padded_tokens}, ROOM)};
   float *dx = context.output<float>(DX, TF_FLOAT, {s.rows, s.width});
   float *de = context.output<float>(DE, TF_FLOAT, {s.tokens, s.width});
   backward(self, s, states.x, states.e, chosen, from, dx, de);
@@ -308,14 +309,14 @@ static void compute_head_gradient(const Head &self, Context &context) {
 static const Registration registration([] {
   if (!products_allowed()) return;
   const auto attributes = {"temperature: float", "penalty: float", "masked: int", "keep: int"};
-  define<Head, compute_head>(
-      "TfppoHead", {"hidden: float", "embedding: float", "tokens: int32"},
-      {"logprobs: float", "entropies: float", "totals: float", "bases: float", "kept: half"}, attributes);
-  define<Head, compute_head_gradient>("TfppoHeadGradient",
-                                      {"hidden: float", "embedding: float", "tokens: int32", "logprobs: float",
-                                       "entropies: float", "dlogprobs: float", "dentropies: float", "totals: float",
-                                       "bases: float", "kept: half"},
-                                      {"dhidden: float", "dembedding: float", "room: half"}, attributes);
+  define<Head, compute_head>("TfppoHead", {"hidden: float", "embedding: float", "tokens: int32"},
+                             {"logprobs: float", "entropies: float", "totals: float", "bases: float", "kept: half"},
+                             attributes);
+  define<Head, compute_head_gradient>(
+      "TfppoHeadGradient",
+      {"hidden: float", "embedding: float", "tokens: int32", "logprobs: float", "entropies: float", "dlogprobs: float",
+       "dentropies: float", "totals: float", "bases: float", "kept: half"},
+      {"dhidden: float", "dembedding: float", "room: half"}, attributes);
 });
 
 }  // namespace

@@ -82,9 +82,8 @@ static void compute_squares(const NoAttributes &, Context &context) {
   float *squares = context.output<float>(0, TF_FLOAT, {count});
   const std::vector<Chunk> chunks = chunks_of(gradients);
   std::vector<double> sums(chunks.size()), totals(gradients.size());
-  for_each_chunk(gradients, chunks, [&](const Chunk &chunk, const auto *numbers, size_t i) {
-    sums[i] = squares_of(numbers, chunk.size);
-  });
+  for_each_chunk(gradients, chunks,
+                 [&](const Chunk &chunk, const auto *numbers, size_t i) { sums[i] = squares_of(numbers, chunk.size); });
   for (size_t i = 0; i < chunks.size(); i++) totals[chunks[i].gradient] += sums[i];
   for (size_t i = 0; i < totals.size(); i++) squares[i] = totals[i];
 }

@@ -17,8 +17,8 @@ struct Logits {
   explicit Logits(Attributes &from)
       : num_tokens(from.integer("num_tokens")), masked(from.integer("masked")), penalty(from.number("penalty")) {
     check(num_tokens <= LARGEST, "num_tokens is ", num_tokens, ", wanted are at most ", LARGEST);
-    check(masked >= 0 && masked < num_tokens, "masked is ", masked, ", wanted is a token below num_tokens = ",
-          num_tokens);
+    check(masked >= 0 && masked < num_tokens, "masked is ", masked,
+          ", wanted is a token below num_tokens = ", num_tokens);
   }
 };
 

@@ -112,7 +112,7 @@ static void pack_transposed(const T *from, size_t ld, int rows, int columns, uin
 }
 
 /* to[j, r] = from[r, j], in rows ldt apart, for up to 16 of the columns; 0 beyond the rows and columns. */
-static void turn_columns(const bf16 *from, size_t ld, int rows, int columns, bf16 *to, size_t ldt) {
+[[maybe_unused]] static void turn_columns(const bf16 *from, size_t ld, int rows, int columns, bf16 *to, size_t ldt) {
   for (int r = 0; r < rows; r += 2 * LANES) {
     ivec turned[LANES];
     for (int i = 0; i < LANES; i++) {

@@ -104,8 +104,7 @@ static void extend(const Batch &sizes, const float *x, const Weights &w, const s
   const Parts parts(size_of([&](Room &room) { batch_in(room, sizes); }), size_of(own));
   Room shared = parts.shared();
   const Batch b = batch_in(shared, sizes);
-  for (size_t i = 0; i < size_t(b.rows) * b.length; i++)
-    memcpy(b.x + i * ld, x + i * b.width, b.width * sizeof(float));
+  for (size_t i = 0; i < size_t(b.rows) * b.length; i++) memcpy(b.x + i * ld, x + i * b.width, b.width * sizeof(float));
 #pragma omp parallel
   {
     Room room = parts.of_thread();
@@ -132,10 +131,9 @@ static void compute_extend(const Extend &self, Context &context) {
   const Weights w = weights_from(context, CACHES + self.num_caches, self.num_blocks, widths);
   std::vector<float *> caches(2 * self.num_blocks);
   for (int i = 0; i < int(caches.size()); i++)
-    caches[i] = self.num_caches
-                    ? context.overwritten<float>(CACHES + i, {i % 2 ? "values" : "keys", i / 2},
-                                                 {&rows, &heads, &slots, &head_width}, GROWN + i)
-                    : context.output<float>(GROWN + i, TF_FLOAT, {rows, heads, slots, head_width});
+    caches[i] = self.num_caches ? context.overwritten<float>(CACHES + i, {i % 2 ? "values" : "keys", i / 2},
+                                                             {&rows, &heads, &slots, &head_width}, GROWN + i)
+                                : context.output<float>(GROWN + i, TF_FLOAT, {rows, heads, slots, head_width});
   float *hidden = context.output<float>(HIDDEN, TF_FLOAT, {rows, widths.width});
   const Batch sizes = {.rows = int(rows),
                        .length = int(length),
@@ -159,8 +157,8 @@ static void compute_logits(const Logits &self, Context &context) {
   Size states{"N"}, width{"D"}, tokens{"V"};
   const float *x = context.input<float>(0, "hidden", {&states, &width});
   const float *e = context.input<float>(1, "embedding", {&tokens, &width});
-  check(self.masked >= 0 && self.masked < tokens, "masked is ", self.masked, ", wanted is a token below V = ",
-        int64_t(tokens));
+  check(self.masked >= 0 && self.masked < tokens, "masked is ", self.masked,
+        ", wanted is a token below V = ", int64_t(tokens));
   float *logits = context.output<float>(0, TF_FLOAT, {states, tokens});
   const int n = tokens, d = width, rows = states;
   const int group = rows > 8 ? LANES : 8, groups = (rows + group - 1) / group; /* narrow vectors know one size */

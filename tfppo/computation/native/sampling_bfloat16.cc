@@ -236,10 +236,9 @@ static void compute_extend(const Extend &self, Context &context) {
   const PackedWeights w = packed_weights_from(context, matrix, vector, self.num_blocks, widths);
   std::vector<bf16 *> caches(2 * self.num_blocks);
   for (int i = 0; i < int(caches.size()); i++)
-    caches[i] = self.num_caches
-                    ? context.overwritten<bf16>(CACHES + i, {i % 2 ? "values" : "keys", i / 2},
-                                                {&rows, &heads, &even_slots, &head_width}, GROWN + i)
-                    : context.output<bf16>(GROWN + i, TF_BFLOAT16, {rows, heads, even_slots, head_width});
+    caches[i] = self.num_caches ? context.overwritten<bf16>(CACHES + i, {i % 2 ? "values" : "keys", i / 2},
+                                                            {&rows, &heads, &even_slots, &head_width}, GROWN + i)
+                                : context.output<bf16>(GROWN + i, TF_BFLOAT16, {rows, heads, even_slots, head_width});
   float *hidden = context.output<float>(HIDDEN, TF_FLOAT, {rows, widths.width});
   const Batch sizes = {.rows = int(rows),
                        .length = int(length),

@@ -121,8 +121,8 @@ class Context {
     const T *old = input<T>(from, name, wanted, hint);
     const std::vector<int64_t> dims = sizes_of(wanted);
     int forwarded = -1;
-    const Tensor made(TF_ForwardInputOrAllocateOutput(context, &from, 1, to, dims.data(), dims.size(), &forwarded,
-                                                      status.get()));
+    const Tensor made(
+        TF_ForwardInputOrAllocateOutput(context, &from, 1, to, dims.data(), dims.size(), &forwarded, status.get()));
     check_status(status);
     T *data = static_cast<T *>(TF_TensorData(made.get()));
     const size_t size = TF_TensorByteSize(made.get());

@@ -117,7 +117,8 @@ INLINE vec gelu_of(vec x) {
 }
 
 /* out[0:d] = gamma (x - mean) / sqrt(variance + epsilon) + beta, of one row. */
-static void layer_norm(const float *x, const float *gamma, const float *beta, int d, float epsilon, float *out) {
+[[maybe_unused]] static void layer_norm(const float *x, const float *gamma, const float *beta, int d, float epsilon,
+                                        float *out) {
   vec total = {0};
   float rest = 0;
   int i = 0;
