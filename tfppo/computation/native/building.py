@@ -98,7 +98,7 @@ def _load():
     try:
         return _load_library(build()), None
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
+        lines = [line for line in error.stderr.splitlines() if "error:" in line] or error.stderr.splitlines()
         return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
     except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: also where there is no home folder
         return None, str(error)
