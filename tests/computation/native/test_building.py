@@ -2,10 +2,13 @@
 
 import os
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from absl import logging
+from native_support import needs_compiler
 
 from tfppo.computation import choice, devices
 from tfppo.computation.native import building
@@ -30,6 +33,7 @@ def failing_compiler(folder, message):
     return str(compiler)
 
 
+@needs_compiler
 def test_what_was_built_is_built_once(fresh):
     library = building.build()
     assert library.parent == fresh / "tfppo" and os.listdir(library.parent) == [library.name]
@@ -37,6 +41,7 @@ def test_what_was_built_is_built_once(fresh):
     assert building.build() == library and library.stat().st_mtime_ns == time
 
 
+@needs_compiler
 def test_the_compiler_may_have_arguments(fresh, monkeypatch):
     first = building.build()
     monkeypatch.setenv("CXX", "c++ -DTFPPO_OTHER")
@@ -49,6 +54,7 @@ def test_the_home_folder_keeps_it_where_the_environment_names_no_other(monkeypat
     assert building.cache_folder() == tmp_path / ".cache" / "tfppo"
 
 
+@needs_compiler
 def test_other_flags_make_another_library(fresh, monkeypatch):
     first = building.build()
     monkeypatch.setattr(building, "_FLAGS", (*building._FLAGS, "-DTFPPO_OTHER"))
@@ -69,6 +75,28 @@ def test_insisting_without_a_compiler_is_refused(fresh, monkeypatch, reason):
     monkeypatch.setenv("CXX", failing_compiler(fresh, reason) if reason else str(fresh / "missing"))
     with pytest.raises(UserError, match=f"sampling.native is True.*{reason or 'missing'}.*CXX"):
         building.native_ops(True, "float32")
+
+
+@needs_compiler
+def test_an_operation_that_is_not_registered_fails_the_load_with_the_reason(fresh, monkeypatch):
+    source = fresh / "failing.cc"
+    source.write_text(
+        '#include "operations.h"\n'
+        'static const Registration registration([] { throw Failure(TF_INTERNAL, "there is no room for it"); });\n'
+    )
+    monkeypatch.setenv("CXX", f"{os.environ.get('CXX') or 'c++'} -I{Path(building.__file__).parent}")
+    monkeypatch.setattr(building, "_SOURCES", [source])
+    assert building._load() == (None, "an operation could not be registered: there is no room for it")
+
+
+def test_where_there_is_no_compiler_tests_of_the_operations_are_skipped(fresh):
+    folder = Path(__file__).parent
+    tests = [str(path) for path in folder.glob("test_*.py") if path != Path(__file__)]
+    command = [sys.executable, "-m", "pytest", "-n0", "-q", "-rs", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "CXX": str(fresh / "missing"), "XDG_CACHE_HOME": str(fresh)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and " passed" not in done.stdout, done.stdout
+    assert done.stdout.count("the native operations can't be built") >= 2 and "missing" in done.stdout
 
 
 def test_who_wants_none_gets_none_and_nothing_is_built(fresh, monkeypatch):

@@ -7,16 +7,16 @@ import hashlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from native_support import OPS, needs_compiler
 
 from tfppo.computation.devices import has_fast_bfloat16
-from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.decoder import NativePolicy, draw_natively
 from tfppo.computation.native.trunk import hidden_states
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.masking import positions_from_mask
 
-OPS = native_ops(True, "float32")
+pytestmark = needs_compiler
 IN_BFLOAT16 = hasattr(OPS, "tfppo_pack")  # built for a processor that multiplies it
 
 # vocabulary, blocks, heads, width, MLP: no multiple of the kernels' 8 or 16 lanes, 8 rows and 64 tokens; then just

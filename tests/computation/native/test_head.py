@@ -5,19 +5,16 @@ import hashlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from native_support import OPS, needs_bfloat16_ops
 
-from tfppo.computation.devices import has_fast_bfloat16
-from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.head import logprobs_and_entropies
 from tfppo.models.language_model import LanguageModel
 
-OPS = native_ops(True, "float32")
+pytestmark = needs_bfloat16_ops
 PAD = 3
 # vocabulary, width, states: no multiple of the kernels' 16 lanes and 32 columns; just that; more than one group of
 # panels and more rows than a tile has.
 SIZES = {"odd": (77, 21, 5), "even": (128, 32, 32), "large": (1100, 48, 150)}
-
-pytestmark = pytest.mark.skipif(not has_fast_bfloat16(), reason="the processor does not multiply bfloat16 numbers")
 
 
 def make(name):

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from native_support import needs_compiler
 
 from tfppo.computation.native.building import processor
 
 
+@needs_compiler
 @pytest.mark.skipif("avx512f" not in processor().split(), reason="the operations have no wider vectors here")
 def test_the_tests_of_the_decoder_pass_without_avx512(tmp_path):
     compiler = f"{os.environ.get('CXX') or 'c++'} -mno-avx512f"

@@ -5,15 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from native_support import OPS, needs_bfloat16_ops
 
-from tfppo.computation.devices import has_fast_bfloat16
-from tfppo.computation.native.building import training_ops
 from tfppo.computation.native.embedding import add_rows
 from tfppo.computation.native.optimizer import apply_adam, squared_norms
-from tfppo.config import PpoConfig
 
-pytestmark = pytest.mark.skipif(not has_fast_bfloat16(), reason="the processor does not multiply bfloat16 numbers")
-OPS = training_ops(PpoConfig(native=True), "mixed_bfloat16") if has_fast_bfloat16() else None
+pytestmark = needs_bfloat16_ops
 # Scalars, less than a vector, and more than the pieces that threads share, of both dtypes.
 SHAPES = [[], [3], [16, 16], [333, 100], [40000]]
 DTYPES = [tf.float32, tf.bfloat16, tf.bfloat16, tf.bfloat16, tf.float32]

@@ -4,15 +4,16 @@ import os
 import subprocess
 import sys
 
+import native_support
 import pytest
+from native_support import OPS, needs_compiler
 
-from tfppo.computation.devices import has_fast_bfloat16
-
-MODULES = ("test_decoder", *(("test_head", "test_optimizer", "test_trunk") if has_fast_bfloat16() else ()))
+pytestmark = needs_compiler
+MODULES = ("test_decoder", *(("test_head", "test_optimizer", "test_trunk") if hasattr(OPS, "tfppo_trunk") else ()))
 THREADS = ("1", "2", "5")
 SCRIPT = f"""
 import importlib, sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
+sys.path[:0] = {[os.path.dirname(__file__), os.path.dirname(native_support.__file__)]!r}
 for name in {MODULES}:
     print(name, importlib.import_module(name).digest())
 """

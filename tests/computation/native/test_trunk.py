@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_learner
+from native_support import OPS, needs_bfloat16_ops
 
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native import building
@@ -22,8 +23,7 @@ from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
 
 PPO = dict(rollout_batch_size=8, total_episodes=8, num_minibatches=2, ppo_epochs=2, learning_rate=1e-2)
-OPS = building.training_ops(PpoConfig(**PPO), "mixed_bfloat16")
-pytestmark = pytest.mark.skipif(OPS is None, reason="this processor has no AVX512_BF16")
+pytestmark = needs_bfloat16_ops
 
 # blocks, heads, width, MLP, rows, prompt, response: one of everything; no multiple of the kernels' 12 rows and 32
 # columns; heads of odd width; several tiles and panels of every dimension.

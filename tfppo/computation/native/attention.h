@@ -24,7 +24,7 @@ static Head head_in(Room &room, int n, int d, bool with_gradient) {
   if (!with_gradient) return head;
   head.values_turned = room.take<uint32_t>(turned), head.keys = room.take<uint32_t>(packed);
   head.queries = room.take<uint32_t>(packed), head.upstream = room.take<uint32_t>(packed);
-  head.turned = room.take<bf16>((int(TILE) + int(LANES)) * padded(n));
+  head.turned = room.take<bf16>((TILE + LANES) * padded(n));
   head.slopes = room.take<float>(TILE * padded(n)), head.weight_slopes = room.take<bf16>(weights);
   return head;
 }
@@ -84,7 +84,7 @@ static Span span_of(const Trunk &t, int row, bool is_last) {
 /* What lambdas take of a span they name once more: clang knows no other way before version 16.
 
    One head of one row: context[queries] = softmax(queries . keys / sqrt(d)) @ values over what came before. */
-static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, bool is_last, Head &h) {
+static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, bool is_last, const Head &h) {
   const auto [first, n, first_query, queries, before] = span_of(t, row, is_last);
   const int d = t.head_width();
   const size_t ld = padded(3 * t.width), ldn = padded(n);
@@ -111,7 +111,7 @@ static void attend_forward(const Trunk &t, int row, int head, const Kept &kept, 
 
 /* The gradients of the queries, keys and values of one head of one row, from that of its context. */
 static void attend_back(const Trunk &t, int row, int head, const Kept &kept, bool is_last, const bf16 *dcontext,
-                        bf16 *dqkv, Head &h) {
+                        bf16 *dqkv, const Head &h) {
   const auto [first, n, first_query, queries, before] = span_of(t, row, is_last);
   const int d = t.head_width();
   const size_t ld = padded(3 * t.width), ldn = padded(n), ldc = padded(t.width);

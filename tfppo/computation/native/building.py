@@ -1,5 +1,6 @@
 """Builds the operations of this folder for this machine and loads them; the result is kept for the next run."""
 
+import ctypes
 import functools
 import hashlib
 import os
@@ -19,10 +20,10 @@ from tfppo.errors import UserError
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
 _HEADERS = sorted(_FOLDER.glob("*.h"))
-_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-fopenmp", "-fPIC", "-w")
+_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-fopenmp", "-fPIC")
 # With TensorFlow's C++ headers: compiled for any processor, as they don't know all instructions, and left out where the
 # processor has no operations that train.
-_WITH_CPP_HEADERS = {"variables.cc"}
+WITH_CPP_HEADERS = {"variables.cc"}
 
 
 def cache_folder() -> Path:
@@ -39,13 +40,22 @@ def processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
+def compile_command():
+    """The compiler, CXX of the environment or c++, and its flags; TensorFlow's headers are those of a system."""
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    flags = (
+        flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag
+        for flag in tf.sysconfig.get_compile_flags()
+    )
+    return [*compiler, *flags, *_FLAGS]
+
+
 def build():
     """The path of the built library, from the cache where this machine has built these sources before.
 
-    The compiler is CXX of the environment, or c++. Raises: OSError or subprocess.CalledProcessError.
+    The compiler and what it is given are those of `compile_command`. Raises: OSError or subprocess.CalledProcessError.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "c++")
-    command = [*compiler, *tf.sysconfig.get_compile_flags(), *_FLAGS]
+    command = compile_command()
     identity = "\n".join([*command, tf.__version__, platform.machine(), processor()])
     digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
     library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
@@ -58,11 +68,11 @@ def build():
 
             def compile_source(source):
                 compiled = Path(folder) / f"{source.stem}.o"
-                run(*([] if source.name in _WITH_CPP_HEADERS else ["-march=native"]), "-c", source, "-o", compiled)
+                run(*([] if source.name in WITH_CPP_HEADERS else ["-march=native"]), "-c", source, "-o", compiled)
                 return compiled
 
             trains = "avx512_bf16" in processor().split()
-            sources = [source for source in _SOURCES if trains or source.name not in _WITH_CPP_HEADERS]
+            sources = [source for source in _SOURCES if trains or source.name not in WITH_CPP_HEADERS]
             with ThreadPoolExecutor(os.cpu_count()) as workers:
                 compiled = list(workers.map(compile_source, sources))
             built = Path(folder) / library.name
@@ -71,15 +81,25 @@ def build():
     return library
 
 
+def _load_library(path):
+    """The module of a built library's operations. Raises: RuntimeError or tf.errors.OpError where they aren't all."""
+    ops = tf.load_op_library(str(path))
+    failure = ctypes.CDLL(str(path)).tfppo_registration_failure
+    failure.restype = ctypes.c_char_p
+    if failure():
+        raise RuntimeError(f"an operation could not be registered: {failure().decode()}")
+    return ops
+
+
 @functools.cache
 def _load():
     """The module of operations, or None, and why there is none."""
     try:
-        return tf.load_op_library(str(build())), None
+        return _load_library(build()), None
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error" in line] or error.stderr.splitlines()
+        lines = [line for line in error.stderr.splitlines() if "error:" in line] or error.stderr.splitlines()
         return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
-    except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: there is no home folder
+    except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: also where there is no home folder
         return None, str(error)
 
 

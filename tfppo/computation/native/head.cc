@@ -13,7 +13,7 @@
 
 namespace {
 
-enum { GROUP = 8 }; /* panels whose softmax is summed together, so that threads don't matter */
+constexpr int GROUP = 8; /* panels whose softmax is summed together, so that threads don't matter */
 
 /* Numbers x of a row, of which the largest is `most`: the sums of exp(x - most), and of (x - most) times that. */
 struct Softmax {
@@ -52,10 +52,14 @@ static Softmax merged(Softmaxes s) {
 
 struct Head {
   float temperature, penalty;
-  int32_t masked, keep;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "temperature", &temperature, status), attribute(construction, "penalty", &penalty, status);
-    attribute(construction, "masked", &masked, status), attribute(construction, "keep", &keep, status);
+  int32_t masked;
+  bool keep;
+  explicit Head(Attributes &from)
+      : temperature(from.number("temperature")),
+        penalty(from.number("penalty")),
+        masked(from.integer("masked")),
+        keep(from.integer("keep")) {
+    check(temperature > 0, "temperature is ", temperature, ", wanted is a number above 0");
   }
 };
 
@@ -82,29 +86,42 @@ INLINE void store_half(uint16_t *to, vec x) {
 INLINE vec load_half(const uint16_t *from) { return (vec)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
 
 /* Of each row, what the gradient needs again: log(sum(exp(logits))), logits [N, padded(V)], their bases [N, groups]. */
-struct Rows {
-  float *totals, *bases;
+template <typename T>
+struct RowsOf {
+  T *totals, *bases;
   uint16_t *kept; /* may be null */
 };
 
 /* logprobs and entropies [N] of the tokens, and `to`. */
 static void forward(const Head &self, const Sizes &s, const float *x, const float *e, const int32_t *tokens,
-                    float *logprobs, float *entropies, const Rows &to, TF_Status *status) {
+                    float *logprobs, float *entropies, const RowsOf<float> &to) {
   const int d = s.width, pairs = pairs_of(d), groups = s.groups();
-  const size_t own = panel_size(pairs + LANES) * sizeof(uint32_t) + s.rows * sizeof(Softmaxes) + 64;
   const float scale = 1.0f / self.temperature;
-  Room sizes = {nullptr};
-  sizes.take<bf16>(s.rows * padded(d)), sizes.take<Softmax>(size_t(groups) * s.rows);
-  const Region region(sizes.size + (own + 64) * omp_get_max_threads(), status);
-  if (!region.at) return;
-  Room shared = {region.at};
-  bf16 *rounded = shared.take<bf16>(s.rows * padded(d));
-  Softmax *parts = shared.take<Softmax>(size_t(groups) * s.rows);
+  struct Shared {
+    bf16 *rounded;
+    Softmax *parts;
+  };
+  struct Own {
+    uint32_t *panel;
+    Softmaxes *rows;
+  };
+  const auto take_shared = [&](Room &room) {
+    return Shared{room.take<bf16>(s.rows * padded(d)), room.take<Softmax>(size_t(groups) * s.rows)};
+  };
+  const auto take_own = [&](Room &room) {
+    return Own{room.take<uint32_t>(panel_size(pairs + LANES)), room.take<Softmaxes>(s.rows)};
+  };
+  const Parts memory(size_of(take_shared), size_of(take_own));
+  Room shared = memory.shared();
+  const Shared all = take_shared(shared);
+  bf16 *const rounded = all.rounded;
+  Softmax *const parts = all.parts;
 #pragma omp parallel
   {
-    Room room = {shared.at + shared.size + (own + 64) / 64 * 64 * omp_get_thread_num()};
-    uint32_t *panel = room.take<uint32_t>(panel_size(pairs + LANES));
-    Softmaxes *rows = room.take<Softmaxes>(s.rows);
+    Room room = memory.of_thread();
+    const Own own = take_own(room);
+    uint32_t *const panel = own.panel;
+    Softmaxes *const rows = own.rows;
     round_rows(x, d, s.rows, d, rounded);
 #pragma omp for schedule(static)
     for (int r = 0; r < s.rows; r++) logprobs[r] = NAN; /* of a token that is none */
@@ -152,7 +169,8 @@ struct Chosen {
 };
 
 /* Of one row, the logits' gradients, in place of what was kept of them: (bfloat16) from (float16). */
-static void logit_gradients(const Head &self, const Sizes &s, const Chosen &chosen, const Rows &from, int row) {
+static void logit_gradients(const Head &self, const Sizes &s, const Chosen &chosen, const RowsOf<const float> &from,
+                            int row) {
   const float scale = 1.0f / self.temperature, total = from.totals[row], entropy = chosen.entropies[row];
   const float dlogprob = chosen.dlogprobs[row], dentropy = chosen.dentropies[row];
   const float *bases = from.bases + size_t(row) * s.groups();
@@ -178,27 +196,35 @@ static int chunk_of(int rows) {
 
 /* dx [N, D] and de [V, D], of the gradients of log-probabilities and entropies; overwrites what was kept. */
 static void backward(const Head &self, const Sizes &s, const float *x, const float *e, const Chosen &chosen,
-                     const Rows &from, float *dx, float *de, TF_Status *status) {
+                     const RowsOf<const float> &from, float *dx, float *de) {
   const int d = s.width, panels = panels_of(d), pairs = pairs_of(s.rows), chunk = chunk_of(s.rows);
   const size_t ldv = padded(s.tokens), ldn = padded(s.rows);
   uint16_t *kept = from.kept;
-  const auto own = [&](Room &room, uint32_t **panel, bf16 **turned) {
-    *panel = room.take<uint32_t>(panel_size(pairs_of(chunk))), *turned = room.take<bf16>(int(PANEL) * ldn);
+  struct Shared {
+    bf16 *rounded;
+    uint32_t *packed;
   };
-  uint32_t *panel;
-  bf16 *turned;
-  Room each = {nullptr}, sizes = {nullptr};
-  own(each, &panel, &turned);
-  sizes.take<bf16>(s.rows * padded(d)), sizes.take<uint32_t>(panels * panel_size(pairs));
-  const Region region(sizes.size + each.size * omp_get_max_threads(), status);
-  if (!region.at) return;
-  Room shared = {region.at};
-  bf16 *rounded = shared.take<bf16>(s.rows * padded(d));
-  uint32_t *packed = shared.take<uint32_t>(panels * panel_size(pairs));
-#pragma omp parallel private(panel, turned)
+  struct Own {
+    uint32_t *panel;
+    bf16 *turned;
+  };
+  const auto take_shared = [&](Room &room) {
+    return Shared{room.take<bf16>(s.rows * padded(d)), room.take<uint32_t>(panels * panel_size(pairs))};
+  };
+  const auto take_own = [&](Room &room) {
+    return Own{room.take<uint32_t>(panel_size(pairs_of(chunk))), room.take<bf16>(PANEL * ldn)};
+  };
+  const Parts memory(size_of(take_shared), size_of(take_own));
+  Room shared = memory.shared();
+  const Shared all = take_shared(shared);
+  bf16 *const rounded = all.rounded;
+  uint32_t *const packed = all.packed;
+#pragma omp parallel
   {
-    Room room = {shared.at + shared.size + each.size * omp_get_thread_num()};
-    own(room, &panel, &turned);
+    Room room = memory.of_thread();
+    const Own own = take_own(room);
+    uint32_t *const panel = own.panel;
+    bf16 *const turned = own.turned;
     round_rows(x, d, s.rows, d, rounded);
 #pragma omp for schedule(static) nowait
     for (int j = 0; j < d; j += PANEL)
@@ -233,77 +259,65 @@ static void backward(const Head &self, const Sizes &s, const float *x, const flo
   }
 }
 
-/* The sizes of states, embedding and their tokens, which must fit each other. */
-static Sizes checked(const int64_t *x_dims, const int64_t *e_dims, int64_t num_tokens, TF_Status *status) {
-  check(x_dims[1] == e_dims[1], "TfppoHead: states and embedding have different widths", status);
-  check(x_dims[0] == num_tokens, "TfppoHead: there must be a token for every state", status);
-  return {int(x_dims[0]), int(x_dims[1]), int(e_dims[0])};
-}
+/* The inputs that both operations have. */
+struct States {
+  const float *x, *e;
+  const int32_t *tokens;
+  Size rows{"N"}, width{"D"}, vocabulary{"V"};
+  States(const Head &self, Context &context) {
+    x = context.input<float>(0, "hidden", {&rows, &width});
+    e = context.input<float>(1, "embedding", {&vocabulary, &width}, "states and embedding have different widths");
+    tokens = context.input<int32_t>(2, "tokens", {&rows}, "there must be a token for every state");
+    check(self.masked >= 0 && self.masked < vocabulary, "masked is ", self.masked,
+          ", wanted is a token below V = ", int64_t(vocabulary));
+  }
+  Sizes sizes() const { return {int(rows), int(width), int(vocabulary)}; }
+};
 
-static void compute_head(void *kernel, TF_OpKernelContext *context) {
+static void compute_head(const Head &self, Context &context) {
   enum { LOGPROBS, ENTROPIES, TOTALS, BASES, KEPT };
-  const Head *self = static_cast<const Head *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2] = {}, e_dims[2] = {}, num_tokens = 0;
-  const float *x = input<float>(context, 0, x_dims, status), *e = input<float>(context, 1, e_dims, status);
-  const int32_t *tokens = input<int32_t>(context, 2, &num_tokens, status);
-  const Sizes s = checked(x_dims, e_dims, num_tokens, status);
-  const int64_t kept_rows = self->keep ? s.rows : 0;
-  float *logprobs = output<float>(context, LOGPROBS, TF_FLOAT, {s.rows}, status);
-  float *entropies = output<float>(context, ENTROPIES, TF_FLOAT, {s.rows}, status);
-  Rows rows = {};
-  rows.totals = output<float>(context, TOTALS, TF_FLOAT, {s.rows}, status);
-  rows.bases = output<float>(context, BASES, TF_FLOAT, {kept_rows, s.groups()}, status);
-  rows.kept = output<uint16_t>(context, KEPT, TF_HALF, {kept_rows, int64_t(padded(s.tokens))}, status);
-  if (!self->keep) rows.kept = nullptr;
-  if (TF_GetCode(status) == TF_OK) forward(*self, s, x, e, tokens, logprobs, entropies, rows, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
-  TF_DeleteStatus(status);
+  const States states(self, context);
+  const Sizes s = states.sizes();
+  const int64_t kept_rows = self.keep ? s.rows : 0;
+  float *logprobs = context.output<float>(LOGPROBS, TF_FLOAT, {s.rows});
+  float *entropies = context.output<float>(ENTROPIES, TF_FLOAT, {s.rows});
+  RowsOf<float> rows = {};
+  rows.totals = context.output<float>(TOTALS, TF_FLOAT, {s.rows});
+  rows.bases = context.output<float>(BASES, TF_FLOAT, {kept_rows, s.groups()});
+  rows.kept = context.output<uint16_t>(KEPT, TF_HALF, {kept_rows, int64_t(padded(s.tokens))});
+  if (!self.keep) rows.kept = nullptr;
+  forward(self, s, states.x, states.e, states.tokens, logprobs, entropies, rows);
 }
 
-static void compute_head_gradient(void *kernel, TF_OpKernelContext *context) {
-  enum { X, E, TOKENS, LOGPROBS, ENTROPIES, DLOGPROBS, DENTROPIES, TOTALS, BASES, KEPT };
+static void compute_head_gradient(const Head &self, Context &context) {
+  enum { LOGPROBS = 3, ENTROPIES, DLOGPROBS, DENTROPIES, TOTALS, BASES, KEPT };
   enum { DX, DE, ROOM };
-  const Head *self = static_cast<const Head *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2] = {}, e_dims[2] = {}, num_tokens = 0;
-  const float *x = input<float>(context, X, x_dims, status), *e = input<float>(context, E, e_dims, status);
-  Chosen chosen = {input<int32_t>(context, TOKENS, &num_tokens, status)};
-  const float *of_rows[BASES + 1];
-  for (int i = LOGPROBS; i <= BASES; i++) of_rows[i] = input<float>(context, i, nullptr, status);
-  chosen.logprobs = of_rows[LOGPROBS], chosen.entropies = of_rows[ENTROPIES];
-  chosen.dlogprobs = of_rows[DLOGPROBS], chosen.dentropies = of_rows[DENTROPIES];
-  const Sizes s = checked(x_dims, e_dims, num_tokens, status);
-  const Rows from = {const_cast<float *>(of_rows[TOTALS]), const_cast<float *>(of_rows[BASES]),
-                     overwritten<uint16_t>(context, KEPT, ROOM, TF_HALF, {s.rows, int64_t(padded(s.tokens))}, status)};
-  float *dx = output<float>(context, DX, TF_FLOAT, {x_dims[0], x_dims[1]}, status);
-  float *de = output<float>(context, DE, TF_FLOAT, {e_dims[0], e_dims[1]}, status);
-  if (TF_GetCode(status) == TF_OK) backward(*self, s, x, e, chosen, from, dx, de, status);
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
-  TF_DeleteStatus(status);
+  States states(self, context);
+  const Sizes s = states.sizes();
+  Size groups{"groups", s.groups()}, padded_tokens{"padded V", int64_t(padded(s.tokens))};
+  const auto of_rows = [&](int n, const char *name) { return context.input<float>(n, name, {&states.rows}); };
+  const Chosen chosen = {states.tokens, of_rows(LOGPROBS, "logprobs"), of_rows(ENTROPIES, "entropies"),
+                         of_rows(DLOGPROBS, "dlogprobs"), of_rows(DENTROPIES, "dentropies")};
+  const RowsOf<const float> from = {of_rows(TOTALS, "totals"),
+                                    context.input<float>(BASES, "bases", {&states.rows, &groups}),
+                                    context.overwritten<uint16_t>(KEPT, "kept", {&states.rows, &padded_tokens}, ROOM)};
+  float *dx = context.output<float>(DX, TF_FLOAT, {s.rows, s.width});
+  float *de = context.output<float>(DE, TF_FLOAT, {s.tokens, s.width});
+  backward(self, s, states.x, states.e, chosen, from, dx, de);
 }
+
+static const Registration registration([] {
+  if (!products_allowed()) return;
+  const auto attributes = {"temperature: float", "penalty: float", "masked: int", "keep: int"};
+  define<Head, compute_head>("TfppoHead", {"hidden: float", "embedding: float", "tokens: int32"},
+                             {"logprobs: float", "entropies: float", "totals: float", "bases: float", "kept: half"},
+                             attributes);
+  define<Head, compute_head_gradient>(
+      "TfppoHeadGradient",
+      {"hidden: float", "embedding: float", "tokens: int32", "logprobs: float", "entropies: float", "dlogprobs: float",
+       "dentropies: float", "totals: float", "bases: float", "kept: half"},
+      {"dhidden: float", "dembedding: float", "room: half"}, attributes);
+});
 
 }  // namespace
-
-__attribute__((constructor)) static void register_head_ops(void) {
-  if (!products_allowed()) return;
-  const char *const attrs[] = {"temperature: float", "penalty: float", "masked: int", "keep: int", nullptr};
-  const char *const head_in[] = {"hidden: float", "embedding: float", "tokens: int32", nullptr};
-  const char *const head_out[] = {"logprobs: float", "entropies: float", "totals: float",
-                                  "bases: float",    "kept: half",       nullptr};
-  define<Head>("TfppoHead", head_in, head_out, attrs, compute_head);
-  const char *const gradient_in[] = {"hidden: float",
-                                     "embedding: float",
-                                     "tokens: int32",
-                                     "logprobs: float",
-                                     "entropies: float",
-                                     "dlogprobs: float",
-                                     "dentropies: float",
-                                     "totals: float",
-                                     "bases: float",
-                                     "kept: half",
-                                     nullptr};
-  const char *const gradient_out[] = {"dhidden: float", "dembedding: float", "room: half", nullptr};
-  define<Head>("TfppoHeadGradient", gradient_in, gradient_out, attrs, compute_head_gradient);
-}
 #endif

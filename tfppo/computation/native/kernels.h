@@ -5,19 +5,15 @@
 #ifndef TFPPO_KERNELS_H
 #define TFPPO_KERNELS_H
 
-#include <vector>
-
 #include "vectors.h"
 
-enum {
-  DEPTH = 8,    /* rows of a matrix that a pass over the sums takes together */
-  ROWS = 64,    /* of states that are multiplied together */
-  SUMS = 9216,  /* of a task, which stay in the cache of a core */
-  VECTORS = 8,  /* of the output matrix that are multiplied together */
-  BLOCK = 64,   /* tokens that are looked for together */
-  WIDEST = 512, /* columns of a matrix that are read together */
-  LINE = 16,    /* floats of a line of the cache, of which one is fetched at once */
-};
+constexpr int DEPTH = 8;    /* rows of a matrix that a pass over the sums takes together */
+constexpr int ROWS = 64;    /* of states that are multiplied together */
+constexpr int SUMS = 9216;  /* of a task, which stay in the cache of a core */
+constexpr int TOKENS = 8;   /* of the output matrix whose vectors are multiplied together */
+constexpr int BLOCK = 64;   /* tokens that are looked for together */
+constexpr int WIDEST = 512; /* columns of a matrix that are read together */
+constexpr int LINE = 16;    /* floats of a line of the cache, of which one is fetched at once */
 
 typedef float vec8 __attribute__((vector_size(8 * sizeof(float))));
 
@@ -96,34 +92,38 @@ static void project_columns(const float *x, int rows, int k, const float *w, int
   }
 }
 
-/* out[r, v] = x[r] . e[v] for VECTORS vectors e and up to as many rows as V has lanes: transposed is [d, lanes] of x.
+/* out[r, v] = x[r] . e[v] for TOKENS vectors e and up to as many rows as V has lanes: transposed is [d, lanes] of x.
  */
 template <typename V>
 INLINE void dot_products(const float *transposed, int rows, const float *e, int d, float *out, int ldo) {
   constexpr int lanes = sizeof(V) / sizeof(float);
-  V sums[VECTORS] = {};
+  V sums[TOKENS] = {};
   for (int k = 0; k < d; k++) {
     V column;
     memcpy(&column, transposed + k * lanes, sizeof(V));
-    for (int i = 0; i < VECTORS; i++) sums[i] += column * e[(size_t)i * d + k];
+    for (int i = 0; i < TOKENS; i++) sums[i] += column * e[(size_t)i * d + k];
     if (k % LINE == 0)
-      for (int i = 0; i < VECTORS; i++) __builtin_prefetch(e + (size_t)(i + VECTORS) * d + k);
+      for (int i = 0; i < TOKENS; i++) __builtin_prefetch(e + (size_t)(i + TOKENS) * d + k);
   }
   for (int r = 0; r < rows; r++)
-    for (int i = 0; i < VECTORS; i++) out[(size_t)r * ldo + i] = sums[i][r];
+    for (int i = 0; i < TOKENS; i++) out[(size_t)r * ldo + i] = sums[i][r];
 }
 
-/* out[r, 0:n] = x[r, 0:d] . e[0:n, 0:d] for such a group of rows. */
+/* The room that `dots` wants, in floats. */
+INLINE size_t size_of_dots(int d) { return size_t(TOKENS) * d + TOKENS * LANES; }
+
+/* out[r, 0:n] = x[r, 0:d] . e[0:n, 0:d] for such a group of rows. `room` is a thread's own. */
 template <typename V>
-static void dots(const float *transposed, int rows, const float *e, int n, int d, float *out, int ldo) {
+static void dots(const float *transposed, int rows, const float *e, int n, int d, float *room, float *out, int ldo) {
   int v = 0;
-  for (; v + VECTORS <= n; v += VECTORS) dot_products<V>(transposed, rows, e + (size_t)v * d, d, out + v, ldo);
+  for (; v + TOKENS <= n; v += TOKENS) dot_products<V>(transposed, rows, e + (size_t)v * d, d, out + v, ldo);
   if (v == n) return;
-  std::vector<float> last(VECTORS * d),
-      outs(rows * VECTORS); /* the same steps for the last few, so the same rounding */
-  memcpy(last.data(), e + (size_t)v * d, (size_t)(n - v) * d * sizeof(float));
-  dot_products<V>(transposed, rows, last.data(), d, outs.data(), VECTORS);
-  for (int r = 0; r < rows; r++) memcpy(out + (size_t)r * ldo + v, &outs[r * VECTORS], (n - v) * sizeof(float));
+  float *last = room, *outs = room + size_t(TOKENS) * d; /* the same steps for the last few, so the same rounding */
+  const size_t given = size_t(n - v) * d;
+  memcpy(last, e + (size_t)v * d, given * sizeof(float));
+  memset(last + given, 0, (size_t(TOKENS) * d - given) * sizeof(float));
+  dot_products<V>(transposed, rows, last, d, outs, TOKENS);
+  for (int r = 0; r < rows; r++) memcpy(out + (size_t)r * ldo + v, &outs[r * TOKENS], (n - v) * sizeof(float));
 }
 
 /* One head of one query: context[0:d] = softmax(query . keys) @ values over the slots that may be seen.

@@ -5,32 +5,26 @@
 
    Gradients are float32 or bfloat16, and become float32 number by number: no copy of them is made. */
 #ifdef __AVX512BF16__
+#include <variant>
+#include <vector>
+
+#include "memory.h"
 #include "operations.h"
 #include "products.h"
 #include "variables.h"
 
 namespace {
 
-enum { CHUNK = 1 << 14 }; /* numbers that are added up, or updated, together, so that threads don't matter */
+constexpr int CHUNK = 1 << 14; /* numbers that are added up, or updated, together, so that threads don't matter */
 
 INLINE vec load_numbers(const float *from, int n) { return load_some(from, n); }
 INLINE vec load_numbers(const bf16 *from, int n) { return widened(some_rounded(from, n)); }
 
 /* A gradient of either dtype. */
 struct Gradient {
-  const void *data;
-  bool is_rounded;
+  std::variant<const float *, const bf16 *> numbers;
   int64_t count;
 };
-
-/* Calls work(numbers) with the numbers from `first` on, in the gradient's own type. */
-template <typename Work>
-INLINE void with_numbers(const Gradient &g, int64_t first, Work work) {
-  if (g.is_rounded)
-    work(static_cast<const bf16 *>(g.data) + first);
-  else
-    work(static_cast<const float *>(g.data) + first);
-}
 
 /* A chunk of a gradient. */
 struct Chunk {
@@ -50,16 +44,26 @@ static std::vector<Chunk> chunks_of(const std::vector<Gradient> &gradients) {
 }
 
 /* `count` gradients, inputs from `first` on. */
-static std::vector<Gradient> gradients_from(TF_OpKernelContext *context, int first, int count, TF_Status *status) {
+static std::vector<Gradient> gradients_from(Context &context, int first, int count) {
   std::vector<Gradient> gradients;
-  for (int i = 0; i < count && TF_GetCode(status) == TF_OK; i++) {
-    TF_Tensor *tensor = nullptr;
-    TF_GetInput(context, first + i, &tensor, status);
-    if (TF_GetCode(status) != TF_OK) break;
-    gradients.push_back({TF_TensorData(tensor), TF_TensorType(tensor) == TF_BFLOAT16, TF_TensorElementCount(tensor)});
-    TF_DeleteTensor(tensor);
+  for (int i = 0; i < count; i++) {
+    const Tensor tensor = context.tensor(first + i);
+    const void *data = TF_TensorData(tensor.get());
+    Gradient gradient{static_cast<const float *>(data), TF_TensorElementCount(tensor.get())};
+    if (TF_TensorType(tensor.get()) == TF_BFLOAT16) gradient.numbers = static_cast<const bf16 *>(data);
+    gradients.push_back(gradient);
   }
   return gradients;
+}
+
+/* Calls work(chunk, its numbers in the gradient's own type, n-th chunk) of all chunks, by all cores. */
+template <typename Work>
+static void for_each_chunk(const std::vector<Gradient> &gradients, const std::vector<Chunk> &chunks, Work work) {
+  const std::lock_guard<std::mutex> lock(cores);
+#pragma omp parallel for schedule(dynamic, 4)
+  for (size_t i = 0; i < chunks.size(); i++)
+    std::visit([&](const auto *numbers) { work(chunks[i], numbers + chunks[i].first, i); },
+               gradients[chunks[i].gradient].numbers);
 }
 
 template <typename T>
@@ -72,36 +76,23 @@ static double squares_of(const T *x, int n) {
   return double(sum_of(sums[0])) + double(sum_of(sums[1]));
 }
 
-static void compute_squares(void *, TF_OpKernelContext *context) {
-  TF_Status *status = TF_NewStatus();
-  const std::vector<Gradient> gradients = gradients_from(context, 0, TF_NumInputs(context), status);
-  float *squares = output<float>(context, 0, TF_FLOAT, {TF_NumInputs(context)}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    const std::vector<Chunk> chunks = chunks_of(gradients);
-    std::vector<double> sums(chunks.size()), totals(gradients.size());
-    pthread_mutex_lock(&cores);
-#pragma omp parallel for schedule(dynamic, 4)
-    for (size_t i = 0; i < chunks.size(); i++) {
-      const Chunk &chunk = chunks[i];
-      with_numbers(gradients[chunk.gradient], chunk.first,
-                   [&](const auto *numbers) { sums[i] = squares_of(numbers, chunk.size); });
-    }
-    pthread_mutex_unlock(&cores);
-    for (size_t i = 0; i < chunks.size(); i++) totals[chunks[i].gradient] += sums[i];
-    for (size_t i = 0; i < totals.size(); i++) squares[i] = totals[i];
-  } else {
-    TF_OpKernelContext_Failure(context, status);
-  }
-  TF_DeleteStatus(status);
+static void compute_squares(const NoAttributes &, Context &context) {
+  const int count = context.num_inputs();
+  const std::vector<Gradient> gradients = gradients_from(context, 0, count);
+  float *squares = context.output<float>(0, TF_FLOAT, {count});
+  const std::vector<Chunk> chunks = chunks_of(gradients);
+  std::vector<double> sums(chunks.size()), totals(gradients.size());
+  for_each_chunk(gradients, chunks,
+                 [&](const Chunk &chunk, const auto *numbers, size_t i) { sums[i] = squares_of(numbers, chunk.size); });
+  for (size_t i = 0; i < chunks.size(); i++) totals[chunks[i].gradient] += sums[i];
+  for (size_t i = 0; i < totals.size(); i++) squares[i] = totals[i];
 }
 
 /* The shares of a gradient and of its square in the moments, 1 - beta: float32 betas of nearly 1 would not tell them.
  */
 struct Adam {
   float share1, share2;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "share1", &share1, status), attribute(construction, "share2", &share2, status);
-  }
+  explicit Adam(Attributes &from) : share1(from.number("share1")), share2(from.number("share2")) {}
 };
 
 /* What a variable's step needs besides its gradient. */
@@ -123,65 +114,40 @@ static void step(const Adam &adam, const Variable &own, int64_t first, const T *
   }
 }
 
-static void compute_adam(void *kernel, TF_OpKernelContext *context) {
-  enum { SCALES, RATES, DECAYS, EPSILON, LISTS };
-  const Adam *self = static_cast<const Adam *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  const int count = (TF_NumInputs(context) - LISTS) / 4;
-  const float *of_variables[3];
-  for (int i = SCALES; i <= DECAYS; i++) {
-    int64_t size = 0;
-    of_variables[i] = input<float>(context, i, &size, status);
-    check(size == count, "TfppoAdam: there must be a scale, a rate and a decay for every variable", status);
+static void compute_adam(const Adam &self, Context &context) {
+  enum { SCALES, RATES, DECAYS, EPSILON, GRADIENTS };
+  const int count = (context.num_inputs() - GRADIENTS) / 4;
+  check(GRADIENTS + 4 * count == context.num_inputs(), "TfppoAdam: there must be a gradient for every variable");
+  Size variables{"variables", count};
+  const auto of_variables = [&](int n, const char *name) {
+    return context.input<float>(n, name, {&variables}, "there must be a scale, a rate and a decay for every variable");
+  };
+  const float *scales = of_variables(SCALES, "scales"), *rates = of_variables(RATES, "rates");
+  const float *decays = of_variables(DECAYS, "decays");
+  const float epsilon = *context.input<float>(EPSILON, "epsilon", {});
+  const std::vector<Gradient> gradients = gradients_from(context, GRADIENTS, count);
+  std::vector<Variable> steps;
+  for (int i = 0; i < count; i++) {
+    const auto held = [&](int part) {
+      return numbers_of_variable(context, GRADIENTS + part * count + i, gradients[i].count);
+    };
+    steps.push_back({held(1), held(2), held(3), scales[i], rates[i], decays[i]});
   }
-  check(LISTS + 4 * count == TF_NumInputs(context), "TfppoAdam: there must be a gradient for every variable", status);
-  const float *epsilon = input<float>(context, EPSILON, nullptr, status);
-  const std::vector<Gradient> gradients = gradients_from(context, LISTS, count, status);
-  std::vector<Variable> variables;
-  for (int i = 0; i < count && TF_GetCode(status) == TF_OK; i++) {
-    std::shared_ptr<float> held[3];
-    for (int part = 0; part < 3; part++)
-      held[part] = numbers_of_variable(context, LISTS + (part + 1) * count + i, gradients[i].count, status);
-    if (TF_GetCode(status) == TF_OK)
-      variables.push_back(
-          {held[0], held[1], held[2], of_variables[SCALES][i], of_variables[RATES][i], of_variables[DECAYS][i]});
-  }
-  if (TF_GetCode(status) == TF_OK) {
-    const std::vector<Chunk> chunks = chunks_of(gradients);
-    pthread_mutex_lock(&cores);
-#pragma omp parallel for schedule(dynamic, 4)
-    for (size_t i = 0; i < chunks.size(); i++) {
-      const Chunk &chunk = chunks[i];
-      with_numbers(gradients[chunk.gradient], chunk.first, [&](const auto *numbers) {
-        step(*self, variables[chunk.gradient], chunk.first, numbers, chunk.size, *epsilon);
-      });
-    }
-    pthread_mutex_unlock(&cores);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
-  }
-  TF_DeleteStatus(status);
+  for_each_chunk(gradients, chunks_of(gradients), [&](const Chunk &chunk, const auto *numbers, size_t) {
+    step(self, steps[chunk.gradient], chunk.first, numbers, chunk.size, epsilon);
+  });
 }
+
+static const Registration registration([] {
+  if (!products_allowed()) return;
+  const char *types = "T: list({float, bfloat16}) >= 1";
+  define<NoAttributes, compute_squares>("TfppoSquares", {"gradients: T"}, {"squares: float"}, {types});
+  define<Adam, compute_adam>(
+      "TfppoAdam",
+      {"scales: float", "rates: float", "decays: float", "epsilon: float", "gradients: T",
+       "variables: count * resource", "momentums: count * resource", "velocities: count * resource"},
+      {}, {types, "count: int >= 1", "share1: float", "share2: float"}, true);
+});
 
 }  // namespace
-
-__attribute__((constructor)) static void register_optimizer_ops(void) {
-  if (!products_allowed()) return;
-  const char *const gradient_types = "T: list({float, bfloat16}) >= 1";
-  const char *const squares_in[] = {"gradients: T", nullptr}, *const squares_out[] = {"squares: float", nullptr};
-  const char *const squares_attrs[] = {gradient_types, nullptr};
-  define<NoAttributes>("TfppoSquares", squares_in, squares_out, squares_attrs, compute_squares);
-  const char *const adam_in[] = {"scales: float",
-                                 "rates: float",
-                                 "decays: float",
-                                 "epsilon: float",
-                                 "gradients: T",
-                                 "variables: count * resource",
-                                 "momentums: count * resource",
-                                 "velocities: count * resource",
-                                 nullptr};
-  const char *const adam_out[] = {nullptr};
-  const char *const adam_attrs[] = {gradient_types, "count: int >= 1", "share1: float", "share2: float", nullptr};
-  define<Adam>("TfppoAdam", adam_in, adam_out, adam_attrs, compute_adam, true);
-}
 #endif

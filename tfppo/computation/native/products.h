@@ -14,16 +14,15 @@
 
 typedef uint16_t bf16;
 
-enum {
-  PANEL = 32, /* columns of a packed matrix */
+constexpr int PANEL = 32; /* columns of a packed matrix */
+/* Rows that are multiplied together, and of how many a sum's pairs are a multiple. */
 #ifdef __AMX_BF16__
-  TILE = 32,  /* rows that are multiplied together: with PANEL columns, their sums fill four of the eight tiles */
-  PAIRS = 16, /* a sum's pairs come in so many: the width of a tile */
+constexpr int TILE = 32;  /* with PANEL columns, their sums fill four of the eight tiles */
+constexpr int PAIRS = 16; /* the width of a tile */
 #else
-  TILE = 12, /* rows that are multiplied together: with PANEL columns, their sums fill 24 of the 32 registers */
-  PAIRS = 1,
+constexpr int TILE = 12; /* with PANEL columns, their sums fill 24 of the 32 registers */
+constexpr int PAIRS = 1;
 #endif
-};
 
 /* Whether this process may multiply them: matrix tiles have to be asked for. */
 INLINE bool products_allowed() {
@@ -113,7 +112,7 @@ static void pack_transposed(const T *from, size_t ld, int rows, int columns, uin
 }
 
 /* to[j, r] = from[r, j], in rows ldt apart, for up to 16 of the columns; 0 beyond the rows and columns. */
-static void turn_columns(const bf16 *from, size_t ld, int rows, int columns, bf16 *to, size_t ldt) {
+[[maybe_unused]] static void turn_columns(const bf16 *from, size_t ld, int rows, int columns, bf16 *to, size_t ldt) {
   for (int r = 0; r < rows; r += 2 * LANES) {
     ivec turned[LANES];
     for (int i = 0; i < LANES; i++) {
@@ -177,8 +176,8 @@ INLINE void multiply_tile(Left a, int rows, const uint32_t *panel, int pairs, fl
   _tile_stored(0, sums, side);
   _tile_stored(1, sums + LANES, side);
   if (both) {
-    _tile_stored(2, sums + int(SIDE) * int(PANEL), side);
-    _tile_stored(3, sums + int(SIDE) * int(PANEL) + LANES, side);
+    _tile_stored(2, sums + SIDE * PANEL, side);
+    _tile_stored(3, sums + SIDE * PANEL + LANES, side);
   }
 }
 #else

@@ -4,8 +4,6 @@
 
 #include <omp.h>
 
-#include <vector>
-
 #include "products.h"
 
 INLINE void round_row(const float *x, int n, bf16 *to) {
@@ -14,19 +12,18 @@ INLINE void round_row(const float *x, int n, bf16 *to) {
 }
 
 /* x [rows, d], whose rows are ld apart. For all threads of a region. */
-static void round_rows(const float *x, size_t ld, int rows, int d, bf16 *to) {
+[[maybe_unused]] static void round_rows(const float *x, size_t ld, int rows, int d, bf16 *to) {
 #pragma omp for schedule(static)
   for (int r = 0; r < rows; r++) round_row(x + r * ld, d, to + r * padded(d));
 }
 
-/* The layer norms of x [rows, width]. For all threads of a region. */
-static void norm_rows(const float *x, int rows, const float *gamma, const float *beta, int width, float epsilon,
-                      bf16 *to) {
-  std::vector<float> normed(width);
+/* The layer norms of x [rows, width]; `normed` is a thread's own row. For all threads of a region. */
+[[maybe_unused]] static void norm_rows(const float *x, int rows, const float *gamma, const float *beta, int width,
+                                       float epsilon, float *normed, bf16 *to) {
 #pragma omp for schedule(static)
   for (int r = 0; r < rows; r++) {
-    layer_norm(x + r * padded(width), gamma, beta, width, epsilon, normed.data());
-    round_row(normed.data(), width, to + r * padded(width));
+    layer_norm(x + r * padded(width), gamma, beta, width, epsilon, normed);
+    round_row(normed, width, to + r * padded(width));
   }
 }
 

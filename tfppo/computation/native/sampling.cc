@@ -6,38 +6,19 @@
 
    Each is one parallel region: its threads meet at barriers, with no scheduler between two products. */
 #include "kernels.h"
+#include "memory.h"
 #include "operations.h"
+#include "weights.h"
 
-enum { X, START, REAL, CACHES, TASK = 64 };
+namespace {
+
+constexpr int TASK = 64; /* tokens of the output matrix */
 
 struct Batch {
   int rows, length, width, heads, slots, start, hidden; /* of the batch, T, D, H, C, the first slot, of the MLP */
   float epsilon;
   const bool *real;
-  float *x, *normed, *qkv, *context, *inner;
-};
-
-struct Extend {
-  int32_t heads;
-  float epsilon;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "num_heads", &heads, status), attribute(construction, "epsilon", &epsilon, status);
-  }
-};
-
-struct Logits {
-  int32_t masked;
-  float penalty;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "masked", &masked, status), attribute(construction, "penalty", &penalty, status);
-  }
-};
-
-struct Draw {
-  float temperature;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "temperature", &temperature, status);
-  }
+  float *x = nullptr, *normed = nullptr, *qkv = nullptr, *context = nullptr, *inner = nullptr;
 };
 
 static void project(const float *x, int rows, int k, const float *w, int n, const float *bias, Ending ending,
@@ -94,129 +75,155 @@ static void run_block(const Batch *b, const Block *w, int is_last, float *keys, 
   project(b->inner, rows, b->hidden, w->back, b->width, w->back_bias, ADD, b->x);
 }
 
-static void compute_extend(void *kernel, TF_OpKernelContext *context) {
-  const Extend *self = static_cast<const Extend *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  const int num_blocks = (TF_NumOutputs(context) - 1) / 2, num_weights = num_blocks * PER_BLOCK + PER_TRUNK;
-  const bool is_new = TF_NumInputs(context) == CACHES + num_weights; /* there is no cache yet */
-  int64_t x_dims[3], real_dims[2], inner_dims[2];
-  std::vector<const float *> w(num_weights);
-  std::vector<float *> caches(2 * num_blocks);
-  const float *x = input<float>(context, X, x_dims, status);
-  const int32_t *start = input<int32_t>(context, START, nullptr, status);
-  const bool *real = input<bool>(context, REAL, real_dims, status);
-  for (int i = 0; i < num_weights; i++)
-    w[i] = input<float>(context, TF_NumInputs(context) - num_weights + i, i == INNER ? inner_dims : nullptr, status);
-  const std::vector<int64_t> cache_dims = {x_dims[0], self->heads, real_dims[1], x_dims[2] / self->heads};
-  for (size_t i = 0; i < caches.size() && TF_GetCode(status) == TF_OK; i++)
-    caches[i] = overwritten<float>(context, is_new ? -1 : CACHES + int(i), 1 + int(i), TF_FLOAT, cache_dims, status);
-  float *hidden = nullptr;
-  if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
-  check(x_dims[1] > 0 && *start >= 0, "TfppoExtend: there must be a new token, at slot 0 or later", status);
-  check(*start + x_dims[1] <= real_dims[1], "TfppoExtend: the cache has no slot for every new token", status);
-  if (TF_GetCode(status) != TF_OK) {
-    TF_OpKernelContext_Failure(context, status);
-  } else if (x_dims[0] > 0) {
-    Batch b = {.rows = int(x_dims[0]),
-               .length = int(x_dims[1]),
-               .width = int(x_dims[2]),
-               .heads = self->heads,
-               .slots = int(real_dims[1]),
-               .start = *start,
-               .hidden = int(inner_dims[1]),
-               .epsilon = self->epsilon,
-               .real = real,
-               .x = nullptr,
-               .normed = nullptr,
-               .qkv = nullptr,
-               .context = nullptr,
-               .inner = nullptr};
-    const size_t states = size_t(b.rows) * b.length, ld = stride_of(b.width), size = states * ld;
-    std::vector<float> room(3 * size + states * (stride_of(3 * b.width) + stride_of(b.hidden)));
-    b.x = room.data(), b.normed = b.x + size, b.context = b.normed + size, b.qkv = b.context + size;
-    b.inner = b.qkv + states * stride_of(3 * b.width);
-    for (size_t i = 0; i < states; i++) memcpy(b.x + i * ld, x + i * b.width, b.width * sizeof(float));
-    pthread_mutex_lock(&cores);
-#pragma omp parallel
-    {
-      std::vector<float> scores(b.slots + LANES);
-      for (int i = 0; i < num_blocks; i++)
-        run_block(&b, reinterpret_cast<const Block *>(&w[i * PER_BLOCK]), i == num_blocks - 1, caches[2 * i],
-                  caches[2 * i + 1], scores.data());
-      norm_rows(b.x, b.rows, w[w.size() - 2], w[w.size() - 1], &b, hidden, b.width);
-    }
-    pthread_mutex_unlock(&cores);
+struct Extend {
+  int32_t num_blocks, num_caches, heads;
+  float epsilon;
+  explicit Extend(Attributes &from)
+      : num_blocks(from.integer("num_grown") / 2),
+        num_caches(from.integer("num_caches")),
+        heads(from.integer("num_heads")),
+        epsilon(from.number("epsilon")) {
+    check_count("num_grown", from.integer("num_grown"), num_blocks, 2, 0);
+    check_count("num_weights", from.integer("num_weights"), num_blocks, PER_BLOCK, PER_TRUNK);
+    if (num_caches) check_count("num_caches", num_caches, num_blocks, 2, 0); /* else there is no cache yet */
   }
-  TF_DeleteStatus(status);
+};
+
+static Batch batch_in(Room &room, Batch b) {
+  const size_t states = size_t(b.rows) * b.length, ld = stride_of(b.width);
+  b.x = room.take<float>(states * ld), b.normed = room.take<float>(states * ld);
+  b.context = room.take<float>(states * ld), b.qkv = room.take<float>(states * stride_of(3 * b.width));
+  b.inner = room.take<float>(states * stride_of(b.hidden));
+  return b;
 }
 
-static void compute_logits(void *kernel, TF_OpKernelContext *context) {
-  const Logits *self = static_cast<const Logits *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2], e_dims[2];
-  const float *x = input<float>(context, 0, x_dims, status), *e = input<float>(context, 1, e_dims, status);
-  float *logits = nullptr;
-  if (TF_GetCode(status) == TF_OK) logits = output<float>(context, 0, TF_FLOAT, {x_dims[0], e_dims[0]}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    const int n = e_dims[0], d = e_dims[1], rows = x_dims[0];
-    const int group = rows > 8 ? LANES : 8, groups = (rows + group - 1) / group; /* narrow vectors know one size */
-    std::vector<float> transposed(size_t(groups) * d * group);
-    for (int r = 0; r < rows; r++)
-      for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];
-    pthread_mutex_lock(&cores);
-#pragma omp parallel for schedule(dynamic, 1)
+static void extend(const Batch &sizes, const float *x, const Weights &w, const std::vector<float *> &caches,
+                   float *hidden) {
+  const int num_blocks = w.blocks.size(), ld = stride_of(sizes.width);
+  const auto own = [&](Room &room) { return room.take<float>(sizes.slots + LANES); };
+  const Parts parts(size_of([&](Room &room) { batch_in(room, sizes); }), size_of(own));
+  Room shared = parts.shared();
+  const Batch b = batch_in(shared, sizes);
+  for (size_t i = 0; i < size_t(b.rows) * b.length; i++) memcpy(b.x + i * ld, x + i * b.width, b.width * sizeof(float));
+#pragma omp parallel
+  {
+    Room room = parts.of_thread();
+    float *scores = own(room);
+    for (int i = 0; i < num_blocks; i++)
+      run_block(&b, &w.blocks[i], i == num_blocks - 1, caches[2 * i], caches[2 * i + 1], scores);
+    norm_rows(b.x, b.rows, w.gamma, w.beta, &b, hidden, b.width);
+  }
+}
+
+static void compute_extend(const Extend &self, Context &context) {
+  enum { X, START, REAL, CACHES };
+  enum { HIDDEN, GROWN };
+  Size rows{"B"}, length{"T"}, slots{"C"}, heads{"H", self.heads}, head_width{"D / H"};
+  Widths widths;
+  const float *x = context.input<float>(X, "x", {&rows, &length, &widths.width});
+  check_heads(self.heads, widths);
+  check_places(rows, length, self.heads);
+  head_width.value = widths.width / self.heads;
+  const int64_t start = *context.input<int32_t>(START, "start", {});
+  const bool *real = context.input<bool>(REAL, "real", {&rows, &slots});
+  check(length > 0 && start >= 0, "TfppoExtend: there must be a new token, at slot 0 or later");
+  check(start + length <= slots, "TfppoExtend: the cache has no slot for every new token");
+  const Weights w = weights_from(context, CACHES + self.num_caches, self.num_blocks, widths);
+  std::vector<float *> caches(2 * self.num_blocks);
+  for (int i = 0; i < int(caches.size()); i++)
+    caches[i] = self.num_caches ? context.overwritten<float>(CACHES + i, {i % 2 ? "values" : "keys", i / 2},
+                                                             {&rows, &heads, &slots, &head_width}, GROWN + i)
+                                : context.output<float>(GROWN + i, TF_FLOAT, {rows, heads, slots, head_width});
+  float *hidden = context.output<float>(HIDDEN, TF_FLOAT, {rows, widths.width});
+  const Batch sizes = {.rows = int(rows),
+                       .length = int(length),
+                       .width = int(widths.width),
+                       .heads = self.heads,
+                       .slots = int(slots),
+                       .start = int(start),
+                       .hidden = int(widths.inner),
+                       .epsilon = self.epsilon,
+                       .real = real};
+  if (rows > 0) extend(sizes, x, w, caches, hidden);
+}
+
+struct Logits {
+  int32_t masked;
+  float penalty;
+  explicit Logits(Attributes &from) : masked(from.integer("masked")), penalty(from.number("penalty")) {}
+};
+
+static void compute_logits(const Logits &self, Context &context) {
+  Size states{"N"}, width{"D"}, tokens{"V"};
+  const float *x = context.input<float>(0, "hidden", {&states, &width});
+  const float *e = context.input<float>(1, "embedding", {&tokens, &width});
+  check(self.masked >= 0 && self.masked < tokens, "masked is ", self.masked,
+        ", wanted is a token below V = ", int64_t(tokens));
+  float *logits = context.output<float>(0, TF_FLOAT, {states, tokens});
+  const int n = tokens, d = width, rows = states;
+  const int group = rows > 8 ? LANES : 8, groups = (rows + group - 1) / group; /* narrow vectors know one size */
+  const size_t size = size_t(groups) * d * group;
+  const auto own = [&](Room &room) { return room.take<float>(size_of_dots(d)); };
+  const Parts parts(size_of([&](Room &room) { room.take<float>(size); }), size_of(own));
+  float *transposed = parts.shared().take<float>(size);
+  memset(transposed, 0, size * sizeof(float));
+  for (int r = 0; r < rows; r++)
+    for (int k = 0; k < d; k++) transposed[(size_t(r / group) * d + k) * group + r % group] = x[size_t(r) * d + k];
+#pragma omp parallel
+  {
+    Room room = parts.of_thread();
+    float *scratch = own(room);
+#pragma omp for schedule(dynamic, 1)
     for (int v = 0; v < n; v += TASK)
       for (int g = 0; g < groups; g++)
         (group == 8 ? dots<vec8> : dots<vec>)(&transposed[size_t(g) * d * group], minimum(group, rows - g * group),
-                                              e + size_t(v) * d, minimum(TASK, n - v), d,
+                                              e + size_t(v) * d, minimum(TASK, n - v), d, scratch,
                                               logits + size_t(g) * group * n + v, n);
-    pthread_mutex_unlock(&cores);
-    for (int r = 0; r < rows; r++) logits[size_t(r) * n + self->masked] += self->penalty;
-  } else {
-    TF_OpKernelContext_Failure(context, status);
   }
-  TF_DeleteStatus(status);
+  for (int r = 0; r < rows; r++) logits[size_t(r) * n + self.masked] += self.penalty;
 }
 
-static void compute_draw(void *kernel, TF_OpKernelContext *context) {
-  const float scale = 1.0f / static_cast<const Draw *>(kernel)->temperature;
-  TF_Status *status = TF_NewStatus();
-  int64_t dims[2];
-  const float *logits = input<float>(context, 0, dims, status), *uniforms = input<float>(context, 1, nullptr, status);
-  int32_t *tokens = nullptr;
-  float *logprobs = nullptr;
-  if (TF_GetCode(status) == TF_OK) tokens = output<int32_t>(context, 0, TF_INT32, {dims[0]}, status);
-  if (TF_GetCode(status) == TF_OK) logprobs = output<float>(context, 1, TF_FLOAT, {dims[0]}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    const int n = dims[1];
-    pthread_mutex_lock(&cores);
+struct Draw {
+  float temperature;
+  explicit Draw(Attributes &from) : temperature(from.number("temperature")) {
+    check(temperature > 0, "temperature is ", temperature, ", wanted is a number above 0");
+  }
+};
+
+static void compute_draw(const Draw &self, Context &context) {
+  const float scale = 1.0f / self.temperature;
+  Size rows{"B"}, width{"V"};
+  const float *logits = context.input<float>(0, "logits", {&rows, &width});
+  const float *uniforms = context.input<float>(1, "uniforms", {&rows});
+  check(width > 0, "logits have V = 0 tokens, of which none can be drawn");
+  int32_t *tokens = context.output<int32_t>(0, TF_INT32, {rows});
+  float *logprobs = context.output<float>(1, TF_FLOAT, {rows});
+  const int n = width;
+  struct Own {
+    float *weights, *sums;
+  };
+  const auto own = [&](Room &room) { return Own{room.take<float>(n + BLOCK), room.take<float>(n / BLOCK + 1)}; };
+  const Parts parts(0, size_of(own));
 #pragma omp parallel
-    {
-      std::vector<float> weights(n + BLOCK), sums(n / BLOCK + 1);
+  {
+    Room room = parts.of_thread();
+    const Own mine = own(room);
 #pragma omp for schedule(dynamic, 1)
-      for (int r = 0; r < int(dims[0]); r++)
-        tokens[r] = draw(logits + size_t(r) * n, n, scale, uniforms[r], weights.data(), sums.data(), logprobs + r);
-    }
-    pthread_mutex_unlock(&cores);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
+    for (int r = 0; r < int(rows); r++)
+      tokens[r] = draw(logits + size_t(r) * n, n, scale, uniforms[r], mine.weights, mine.sums, logprobs + r);
   }
-  TF_DeleteStatus(status);
 }
 
-__attribute__((constructor)) static void register_ops(void) {
-  const char *const extend_in[] = {
-      "x: float", "start: int32", "real: bool", "caches: num_caches * float", "weights: num_weights * float", nullptr};
-  const char *const extend_out[] = {"hidden: float", "grown: num_grown * float", nullptr};
-  const char *const extend_attrs[] = {"num_caches: int >= 0", "num_grown: int >= 2", "num_weights: int >= 1",
-                                      "num_heads: int",       "epsilon: float",      nullptr};
-  define<Extend>("TfppoExtend", extend_in, extend_out, extend_attrs, compute_extend);
-  const char *const logits_in[] = {"hidden: float", "embedding: float", nullptr};
-  const char *const logits_out[] = {"logits: float", nullptr};
-  const char *const logits_attrs[] = {"masked: int", "penalty: float", nullptr};
-  define<Logits>("TfppoLogits", logits_in, logits_out, logits_attrs, compute_logits);
-  const char *const draw_in[] = {"logits: float", "uniforms: float", nullptr};
-  const char *const draw_out[] = {"tokens: int32", "logprobs: float", nullptr};
-  const char *const draw_attrs[] = {"temperature: float", nullptr};
-  define<Draw>("TfppoDraw", draw_in, draw_out, draw_attrs, compute_draw);
-}
+static const Registration registration([] {
+  define<Extend, compute_extend>(
+      "TfppoExtend",
+      {"x: float", "start: int32", "real: bool", "caches: num_caches * float", "weights: num_weights * float"},
+      {"hidden: float", "grown: num_grown * float"},
+      {"num_caches: int >= 0", "num_grown: int >= 2", "num_weights: int >= 1", "num_heads: int", "epsilon: float"});
+  define<Logits, compute_logits>("TfppoLogits", {"hidden: float", "embedding: float"}, {"logits: float"},
+                                 {"masked: int", "penalty: float"});
+  define<Draw, compute_draw>("TfppoDraw", {"logits: float", "uniforms: float"}, {"tokens: int32", "logprobs: float"},
+                             {"temperature: float"});
+});
+
+}  // namespace

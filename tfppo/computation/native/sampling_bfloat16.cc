@@ -1,37 +1,40 @@
-/* TensorFlow operations that sample with a Transformer on CPUs by products of bfloat16 numbers, by tiles or vectors:
+/* A TensorFlow operation that samples with a Transformer on CPUs by products of bfloat16 numbers, by tiles or vectors:
 
-   TfppoPack           a matrix as the others read it
-   TfppoExtendRounded  as TfppoExtend, with packed matrices and a cache of bfloat16
-   TfppoLogitsRounded  as TfppoLogits, with the packed transpose of the token embedding
+   TfppoExtendRounded  as TfppoExtend, with matrices packed by TfppoPack and a cache of bfloat16
 
-   They round what TfppoTrunk rounds: a state's hidden numbers are the same to float32's rounding, but where a number
+   It rounds what TfppoTrunk rounds: a state's hidden numbers are the same to float32's rounding, but where a number
    lies between two of bfloat16. In the cache, the values of two neighbouring slots lie together, number by number. */
 #ifdef __AVX512BF16__
 #include "memory.h"
 #include "operations.h"
+#include "packed.h"
 #include "rounded.h"
+#include "weights.h"
 
 namespace {
 
-enum { X, START, REAL, CACHES };                       /* inputs */
-enum { MATRICES = 4, VECTORS = 8, BIAS_OF_INNER = 6 }; /* of a block; the vector as wide as the MLP */
-
-/* A block's weights: packed matrices, and vectors. */
-struct Matrices {
-  const uint32_t *qkv, *out, *in, *back;
-};
-struct Vectors {
-  const float *norm1_gamma, *norm1_beta, *qkv_bias, *out_bias, *norm2_gamma, *norm2_beta, *in_bias, *back_bias;
-};
+using PackedBlock = BlockOf<const uint32_t *, const float *>;
+using PackedWeights = TrunkOf<const uint32_t *, const float *>;
 
 struct Batch {
   int rows, length, width, heads, slots, start, inner; /* of the batch, T, D, H, C, the first slot, of the MLP */
   float epsilon;
   const bool *real;
-  float *x; /* as all below, rows of `padded` width */
-  bf16 *normed, *qkv, *context, *activated;
+  float *x = nullptr; /* as all below, rows of `padded` width */
+  bf16 *normed = nullptr, *qkv = nullptr, *context = nullptr, *activated = nullptr;
   int head_width() const { return width / heads; }
 };
+
+/* A thread's own. */
+struct Scratch {
+  float *scores, *normed;
+  bf16 *weights;
+};
+
+static Scratch scratch_in(Room &room, const Batch &b) {
+  const size_t slots = size_t(b.slots) + LANES;
+  return {room.take<float>(slots), room.take<float>(b.width), room.take<bf16>(slots)};
+}
 
 /* An even number of slots, as values lie in pairs. */
 static int64_t even(int64_t slots) { return (slots + 1) / 2 * 2; }
@@ -107,12 +110,12 @@ INLINE void write_value(const bf16 *value, int slot, int d, uint32_t *values) {
 }
 
 /* Writes the keys and values of a row's head into its cache and reads them from position `first` of the new ones on. */
-static void attend_head(const Batch &b, int row, int head, int first, bf16 *keys, uint32_t *values, float *scores,
-                        bf16 *weights) {
+static void attend_head(const Batch &b, int row, int head, int first, bf16 *keys, uint32_t *values,
+                        const Scratch &own) {
   const int d = b.head_width(), wanted = b.length - first;
-  const size_t ld = padded(3 * b.width), own = size_t(row) * b.heads + head;
+  const size_t ld = padded(3 * b.width), before = size_t(row) * b.heads + head;
   const bf16 *qkv = b.qkv + size_t(row) * b.length * ld + head * d;
-  keys += own * even(b.slots) * d, values += own * even(b.slots) / 2 * d;
+  keys += before * even(b.slots) * d, values += before * even(b.slots) / 2 * d;
   for (int t = 0; t < b.length; t++) {
     memcpy(keys + size_t(b.start + t) * d, qkv + t * ld + b.width, d * sizeof(bf16));
     write_value(qkv + t * ld + 2 * b.width, b.start + t, d, values);
@@ -120,14 +123,14 @@ static void attend_head(const Batch &b, int row, int head, int first, bf16 *keys
   for (int t = first; t < b.length; t++) {
     const size_t to = size_t(row) * wanted + t - first;
     if (head == 0) clear_end(b.context + to * padded(b.width), b.width);
-    attend(qkv + t * ld, keys, values, b.real + size_t(row) * b.slots, b.start + t + 1, d, 1.0f / sqrtf(d), scores,
-           weights, b.context + to * padded(b.width) + head * d);
+    attend(qkv + t * ld, keys, values, b.real + size_t(row) * b.slots, b.start + t + 1, d, 1.0f / sqrtf(d), own.scores,
+           own.weights, b.context + to * padded(b.width) + head * d);
   }
 }
 
 /* One block over the states b.x; of the last block, the last position of each row alone, which moves to the front. */
-static void run_block(const Batch &b, const Matrices &m, const Vectors &v, bool is_last, bf16 *keys, bf16 *values,
-                      float *scores, bf16 *weights) {
+static void run_block(const Batch &b, const PackedBlock &w, bool is_last, bf16 *keys, bf16 *values,
+                      const Scratch &own) {
   const int all = b.rows * b.length, first = is_last ? b.length - 1 : 0, rows = b.rows * (b.length - first);
   const int d = b.width;
   const size_t ld = padded(d), ld3 = padded(3 * d), ldi = padded(b.inner);
@@ -135,32 +138,24 @@ static void run_block(const Batch &b, const Matrices &m, const Vectors &v, bool 
     float *x = b.x + r * ld + j;
     store_panel(x, load(x) + low, load(x + LANES) + high);
   };
-  norm_rows(b.x, all, v.norm1_gamma, v.norm1_beta, d, b.epsilon, b.normed);
-  project(b.normed, all, d, m.qkv, 3 * d, v.qkv_bias,
+  norm_rows(b.x, all, w.norm1_gamma, w.norm1_beta, d, b.epsilon, own.normed, b.normed);
+  project(b.normed, all, d, w.qkv, 3 * d, w.qkv_bias,
           [&](int r, int j, vec low, vec high) { store_panel(b.qkv + r * ld3 + j, low, high); });
 #pragma omp for schedule(dynamic, 1)
   for (int i = 0; i < b.rows * b.heads; i++)
-    attend_head(b, i / b.heads, i % b.heads, first, keys, (uint32_t *)values, scores, weights);
+    attend_head(b, i / b.heads, i % b.heads, first, keys, (uint32_t *)values, own);
   if (is_last && b.length > 1) {
 #pragma omp single
     for (int r = 0; r < b.rows; r++)
       memmove(b.x + r * ld, b.x + (size_t(r) * b.length + first) * ld, d * sizeof(float));
   }
-  project(b.context, rows, d, m.out, d, v.out_bias, to_residual);
-  norm_rows(b.x, rows, v.norm2_gamma, v.norm2_beta, d, b.epsilon, b.normed);
-  project(b.normed, rows, d, m.in, b.inner, v.in_bias, [&](int r, int j, vec low, vec high) {
+  project(b.context, rows, d, w.out, d, w.out_bias, to_residual);
+  norm_rows(b.x, rows, w.norm2_gamma, w.norm2_beta, d, b.epsilon, own.normed, b.normed);
+  project(b.normed, rows, d, w.in, b.inner, w.in_bias, [&](int r, int j, vec low, vec high) {
     store_panel(b.activated + r * ldi + j, gelu_of(low), gelu_of(high));
   });
-  project(b.activated, rows, b.inner, m.back, d, v.back_bias, to_residual);
+  project(b.activated, rows, b.inner, w.back, d, w.back_bias, to_residual);
 }
-
-struct Extend {
-  int32_t heads;
-  float epsilon;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "num_heads", &heads, status), attribute(construction, "epsilon", &epsilon, status);
-  }
-};
 
 static Batch batch_in(Room &room, Batch b) {
   const size_t states = size_t(b.rows) * b.length, ld = padded(b.width);
@@ -170,177 +165,102 @@ static Batch batch_in(Room &room, Batch b) {
   return b;
 }
 
-static void extend(const Batch &sizes, const float *x, const std::vector<const uint32_t *> &matrices,
-                   const std::vector<const float *> &vectors, const std::vector<bf16 *> &caches, float *hidden,
-                   TF_Status *status) {
-  const int num_blocks = matrices.size() / MATRICES;
+static void extend(const Batch &sizes, const float *x, const PackedWeights &w, const std::vector<bf16 *> &caches,
+                   float *hidden) {
+  const int num_blocks = w.blocks.size();
   const size_t ld = padded(sizes.width);
-  Room measured = {nullptr};
-  batch_in(measured, sizes);
-  const Region region(measured.size, status);
-  if (!region.at) return;
-  Room room = {region.at};
-  const Batch b = batch_in(room, sizes);
+  const Parts parts(size_of([&](Room &room) { batch_in(room, sizes); }),
+                    size_of([&](Room &room) { scratch_in(room, sizes); }));
+  Room shared = parts.shared();
+  const Batch b = batch_in(shared, sizes);
 #pragma omp parallel
   {
-    std::vector<float> scores(b.slots + LANES);
-    std::vector<bf16> weights(b.slots + LANES);
+    Room room = parts.of_thread();
+    const Scratch own = scratch_in(room, b);
 #pragma omp for schedule(static)
     for (int i = 0; i < b.rows * b.length; i++) memcpy(b.x + i * ld, x + size_t(i) * b.width, b.width * sizeof(float));
     for (int i = 0; i < num_blocks; i++)
-      run_block(b, *reinterpret_cast<const Matrices *>(&matrices[i * MATRICES]),
-                *reinterpret_cast<const Vectors *>(&vectors[i * VECTORS]), i == num_blocks - 1, caches[2 * i],
-                caches[2 * i + 1], scores.data(), weights.data());
+      run_block(b, w.blocks[i], i == num_blocks - 1, caches[2 * i], caches[2 * i + 1], own);
 #pragma omp for schedule(static)
     for (int r = 0; r < b.rows; r++)
-      layer_norm(b.x + r * ld, vectors[num_blocks * VECTORS], vectors[num_blocks * VECTORS + 1], b.width, b.epsilon,
-                 hidden + size_t(r) * b.width);
+      layer_norm(b.x + r * ld, w.gamma, w.beta, b.width, b.epsilon, hidden + size_t(r) * b.width);
   }
 }
 
-static void compute_extend(void *kernel, TF_OpKernelContext *context) {
-  const Extend *self = static_cast<const Extend *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  const int num_blocks = (TF_NumOutputs(context) - 1) / 2, num_matrices = num_blocks * MATRICES;
-  const int num_vectors = num_blocks * VECTORS + PER_TRUNK;
-  const bool is_new = TF_NumInputs(context) == CACHES + num_matrices + num_vectors; /* there is no cache yet */
-  int from = CACHES + (is_new ? 0 : 2 * num_blocks);
-  int64_t x_dims[3], real_dims[2], inner = 0;
-  std::vector<const uint32_t *> matrices(num_matrices);
-  std::vector<const float *> vectors(num_vectors);
-  std::vector<bf16 *> caches(2 * num_blocks);
-  const float *x = input<float>(context, X, x_dims, status);
-  const int32_t *start = input<int32_t>(context, START, nullptr, status);
-  const bool *real = input<bool>(context, REAL, real_dims, status);
-  for (auto &matrix : matrices) matrix = input<uint32_t>(context, from++, nullptr, status);
-  for (int i = 0; i < num_vectors; i++)
-    vectors[i] = input<float>(context, from++, i == BIAS_OF_INNER ? &inner : nullptr, status);
-  const std::vector<int64_t> cache_dims = {x_dims[0], self->heads, even(real_dims[1]), x_dims[2] / self->heads};
-  for (size_t i = 0; i < caches.size() && TF_GetCode(status) == TF_OK; i++)
-    caches[i] = overwritten<bf16>(context, is_new ? -1 : CACHES + int(i), 1 + int(i), TF_BFLOAT16, cache_dims, status);
-  float *hidden = nullptr;
-  if (TF_GetCode(status) == TF_OK) hidden = output<float>(context, 0, TF_FLOAT, {x_dims[0], x_dims[2]}, status);
-  check(x_dims[1] > 0 && *start >= 0, "TfppoExtendRounded: there must be a new token, at slot 0 or later", status);
-  check(*start + x_dims[1] <= real_dims[1], "TfppoExtendRounded: the cache has no slot for every new token", status);
-  if (TF_GetCode(status) == TF_OK) {
-    const Batch b = {.rows = int(x_dims[0]),
-                     .length = int(x_dims[1]),
-                     .width = int(x_dims[2]),
-                     .heads = self->heads,
-                     .slots = int(real_dims[1]),
-                     .start = *start,
-                     .inner = int(inner),
-                     .epsilon = self->epsilon,
-                     .real = real};
-    if (b.rows) extend(b, x, matrices, vectors, caches, hidden, status);
-  }
-  if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
-  TF_DeleteStatus(status);
-}
-
-struct Logits {
-  int32_t num_tokens, masked;
-  float penalty;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "num_tokens", &num_tokens, status), attribute(construction, "masked", &masked, status);
-    attribute(construction, "penalty", &penalty, status);
+struct Extend {
+  int32_t num_blocks, num_caches, heads;
+  float epsilon;
+  explicit Extend(Attributes &from)
+      : num_blocks(from.integer("num_grown") / 2),
+        num_caches(from.integer("num_caches")),
+        heads(from.integer("num_heads")),
+        epsilon(from.number("epsilon")) {
+    check_count("num_grown", from.integer("num_grown"), num_blocks, 2, 0);
+    check_count("num_matrices", from.integer("num_matrices"), num_blocks, MATRICES, 0);
+    check_count("num_vectors", from.integer("num_vectors"), num_blocks, VECTORS, PER_TRUNK);
+    if (num_caches) check_count("num_caches", num_caches, num_blocks, 2, 0); /* else there is no cache yet */
   }
 };
 
-static void compute_logits(void *kernel, TF_OpKernelContext *context) {
-  const Logits *self = static_cast<const Logits *>(kernel);
-  TF_Status *status = TF_NewStatus();
-  int64_t x_dims[2];
-  const float *x = input<float>(context, 0, x_dims, status);
-  const uint32_t *e = input<uint32_t>(context, 1, nullptr, status);
-  float *logits = nullptr;
-  if (TF_GetCode(status) == TF_OK) logits = output<float>(context, 0, TF_FLOAT, {x_dims[0], self->num_tokens}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    const int n = self->num_tokens, rows = x_dims[0], d = x_dims[1], pairs = pairs_of(d);
-    std::vector<bf16> rounded(rows * padded(d));
-    pthread_mutex_lock(&cores);
-    for (int r = 0; r < rows; r++) round_row(x + size_t(r) * d, d, &rounded[r * padded(d)]);
-#pragma omp parallel for schedule(dynamic, 4)
-    for (int panel = 0; panel < panels_of(n); panel++) {
-      float *to = logits + size_t(panel) * PANEL;
-      multiply_rows(by_rows(rounded.data(), padded(d)), 0, rows, e + panel * panel_size(pairs), pairs,
-                    [&](int r, vec low, vec high) { store_panel(to + size_t(r) * n, low, high, n - panel * PANEL); });
-    }
-    pthread_mutex_unlock(&cores);
-    for (int r = 0; r < rows; r++) logits[size_t(r) * n + self->masked] += self->penalty;
-  } else {
-    TF_OpKernelContext_Failure(context, status);
-  }
-  TF_DeleteStatus(status);
+/* The weights of inputs, from two of them on; the vectors first, which tell the inner width. */
+static PackedWeights packed_weights_from(Context &context, int matrix, int vector, int num_blocks, Widths &widths) {
+  PackedWeights weights(num_blocks);
+  const auto no_vector = [](const Name &, const float *&, Size &) {};
+  const auto no_matrix = [](const Name &, const uint32_t *&, Size &, Size &) {};
+  const auto read_vector = [&](const Name &name, const float *&to, Size &size) {
+    to = context.input<float>(vector++, name, {&size});
+  };
+  const auto read_matrix = [&](const Name &name, const uint32_t *&to, Size &rows, Size &columns) {
+    to = packed_matrix(context, matrix++, name, rows, columns);
+  };
+  for_each_weight(weights, widths, read_vector, no_matrix);
+  for_each_weight(weights, widths, no_vector, read_matrix);
+  return weights;
 }
 
-struct Pack {
-  int32_t transposed;
-  void read(TF_OpKernelConstruction *construction, TF_Status *status) {
-    attribute(construction, "transposed", &transposed, status);
-  }
-};
-
-static void compute_pack(void *kernel, TF_OpKernelContext *context) {
-  const bool transposed = static_cast<const Pack *>(kernel)->transposed;
-  TF_Status *status = TF_NewStatus();
-  int64_t dims[2];
-  const float *matrix = input<float>(context, 0, dims, status);
-  const int k = dims[transposed ? 1 : 0], n = dims[transposed ? 0 : 1], panels = panels_of(n), pairs = pairs_of(k);
-  bf16 *packed = nullptr;
-  if (TF_GetCode(status) == TF_OK)
-    packed = output<bf16>(context, 0, TF_BFLOAT16, {panels, pairs, 2 * int64_t(PANEL)}, status);
-  if (TF_GetCode(status) == TF_OK) {
-    pthread_mutex_lock(&cores);
-#pragma omp parallel
-    {
-      std::vector<uint32_t> turned(panel_size(pairs + LANES)); /* pack_transposed writes whole groups of pairs */
-#pragma omp for schedule(dynamic, 4)
-      for (int panel = 0; panel < panels; panel++) {
-        const int j = panel * PANEL;
-        uint32_t *to = (uint32_t *)packed + panel * panel_size(pairs);
-        if (transposed) {
-          pack_transposed(matrix + size_t(j) * k, k, minimum(PANEL, n - j), k, turned.data());
-          memcpy(to, turned.data(), panel_size(pairs) * sizeof(uint32_t));
-        } else {
-          pack_rows(matrix + j, n, k, n - j, to);
-        }
-      }
-    }
-    pthread_mutex_unlock(&cores);
-  } else {
-    TF_OpKernelContext_Failure(context, status);
-  }
-  TF_DeleteStatus(status);
+static void compute_extend(const Extend &self, Context &context) {
+  enum { X, START, REAL, CACHES };
+  enum { HIDDEN, GROWN };
+  Size rows{"B"}, length{"T"}, slots{"C"}, even_slots{"even C"}, heads{"H", self.heads}, head_width{"D / H"};
+  Widths widths;
+  const float *x = context.input<float>(X, "x", {&rows, &length, &widths.width});
+  check_heads(self.heads, widths);
+  check_places(rows, length, self.heads);
+  head_width.value = widths.width / self.heads;
+  const int64_t start = *context.input<int32_t>(START, "start", {});
+  const bool *real = context.input<bool>(REAL, "real", {&rows, &slots});
+  even_slots.value = even(slots);
+  check(length > 0 && start >= 0, "TfppoExtendRounded: there must be a new token, at slot 0 or later");
+  check(start + length <= slots, "TfppoExtendRounded: the cache has no slot for every new token");
+  const int matrix = CACHES + self.num_caches, vector = matrix + MATRICES * self.num_blocks;
+  const PackedWeights w = packed_weights_from(context, matrix, vector, self.num_blocks, widths);
+  std::vector<bf16 *> caches(2 * self.num_blocks);
+  for (int i = 0; i < int(caches.size()); i++)
+    caches[i] = self.num_caches ? context.overwritten<bf16>(CACHES + i, {i % 2 ? "values" : "keys", i / 2},
+                                                            {&rows, &heads, &even_slots, &head_width}, GROWN + i)
+                                : context.output<bf16>(GROWN + i, TF_BFLOAT16, {rows, heads, even_slots, head_width});
+  float *hidden = context.output<float>(HIDDEN, TF_FLOAT, {rows, widths.width});
+  const Batch sizes = {.rows = int(rows),
+                       .length = int(length),
+                       .width = int(widths.width),
+                       .heads = self.heads,
+                       .slots = int(slots),
+                       .start = int(start),
+                       .inner = int(widths.inner),
+                       .epsilon = self.epsilon,
+                       .real = real};
+  if (rows > 0) extend(sizes, x, w, caches, hidden);
 }
+
+static const Registration registration([] {
+  if (!products_allowed()) return;
+  define<Extend, compute_extend>("TfppoExtendRounded",
+                                 {"x: float", "start: int32", "real: bool", "caches: num_caches * bfloat16",
+                                  "matrices: num_matrices * bfloat16", "vectors: num_vectors * float"},
+                                 {"hidden: float", "grown: num_grown * bfloat16"},
+                                 {"num_caches: int >= 0", "num_grown: int >= 2", "num_matrices: int >= 1",
+                                  "num_vectors: int >= 1", "num_heads: int", "epsilon: float"});
+});
 
 }  // namespace
-
-__attribute__((constructor)) static void register_rounded_ops(void) {
-  if (!products_allowed()) return;
-  const char *const extend_in[] = {"x: float",
-                                   "start: int32",
-                                   "real: bool",
-                                   "caches: num_caches * bfloat16",
-                                   "matrices: num_matrices * bfloat16",
-                                   "vectors: num_vectors * float",
-                                   nullptr};
-  const char *const extend_out[] = {"hidden: float", "grown: num_grown * bfloat16", nullptr};
-  const char *const extend_attrs[] = {"num_caches: int >= 0",
-                                      "num_grown: int >= 2",
-                                      "num_matrices: int >= 1",
-                                      "num_vectors: int >= 1",
-                                      "num_heads: int",
-                                      "epsilon: float",
-                                      nullptr};
-  define<Extend>("TfppoExtendRounded", extend_in, extend_out, extend_attrs, compute_extend);
-  const char *const logits_in[] = {"hidden: float", "embedding: bfloat16", nullptr};
-  const char *const logits_out[] = {"logits: float", nullptr};
-  const char *const logits_attrs[] = {"num_tokens: int", "masked: int", "penalty: float", nullptr};
-  define<Logits>("TfppoLogitsRounded", logits_in, logits_out, logits_attrs, compute_logits);
-  const char *const pack_in[] = {"matrix: float", nullptr};
-  const char *const pack_out[] = {"packed: bfloat16", nullptr};
-  const char *const pack_attrs[] = {"transposed: int", nullptr};
-  define<Pack>("TfppoPack", pack_in, pack_out, pack_attrs, compute_pack);
-}
 #endif

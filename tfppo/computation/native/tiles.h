@@ -9,11 +9,11 @@
 
 #include "vectors.h"
 
-enum { SIDE = 16 }; /* rows of a tile, and floats or pairs of bfloat16 numbers in each */
+constexpr int SIDE = 16; /* rows of a tile, and floats or pairs of bfloat16 numbers in each */
 
 /* Whether the kernel lets this process use tiles, which it must be asked for once. */
 static bool tiles_allowed() {
-  enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+  constexpr int REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
   static const bool allowed = syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
   return allowed;
 }

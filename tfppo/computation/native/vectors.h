@@ -8,9 +8,9 @@
 
 /* Floats of a vector: one register of AVX-512, or of AVX. Wider ones would be kept in memory. */
 #ifdef __AVX512F__
-enum { LANES = 16 };
+constexpr int LANES = 16;
 #else
-enum { LANES = 8 };
+constexpr int LANES = 8;
 #endif
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -117,7 +117,8 @@ INLINE vec gelu_of(vec x) {
 }
 
 /* out[0:d] = gamma (x - mean) / sqrt(variance + epsilon) + beta, of one row. */
-static void layer_norm(const float *x, const float *gamma, const float *beta, int d, float epsilon, float *out) {
+[[maybe_unused]] static void layer_norm(const float *x, const float *gamma, const float *beta, int d, float epsilon,
+                                        float *out) {
   vec total = {0};
   float rest = 0;
   int i = 0;
