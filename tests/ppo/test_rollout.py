@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_collector, build_learner
+from native_support import ops_of_sampling
 
-from tfppo.computation.native.building import native_ops
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import pad_left
 from tfppo.data.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def full_forward(prompt, response):
 
 @pytest.mark.parametrize("native", [False, True])
 def test_in_bfloat16_all_of_a_rollout_is_of_one_dtype(native):
-    ops = native_ops(None, "mixed_bfloat16") if native else None
+    ops = ops_of_sampling(None, "mixed_bfloat16") if native else None
     if native and ops is None:
         pytest.skip("the processor does not multiply bfloat16 numbers")
     collector = make_collector(RewardConfig(), True, native=native, dtype="mixed_bfloat16", ops=ops)

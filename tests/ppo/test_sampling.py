@@ -5,9 +5,9 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+from native_support import OPS, needs_compiler
 
 from tfppo.computation.graph import GraphEngine
-from tfppo.computation.native.building import native_ops
 from tfppo.computation.native.decoder import draw_natively
 from tfppo.computation.native.engine import NativeEngine
 from tfppo.models.language_model import LanguageModel
@@ -39,10 +39,10 @@ def make_policy(separate_critic=False, mlp_value_head=False, positions=20, **bia
 ENGINE = {"native": None}
 
 
-@pytest.fixture(autouse=True, params=["graph", "native"])
+@pytest.fixture(autouse=True, params=["graph", pytest.param("native", marks=needs_compiler)])
 def engine(request, monkeypatch):
     """What `run` samples with: every test of this module holds for plain graphs and for the operations for CPUs."""
-    monkeypatch.setitem(ENGINE, "native", native_ops(True, "float32") if request.param == "native" else None)
+    monkeypatch.setitem(ENGINE, "native", OPS if request.param == "native" else None)
     return request.param
 
 

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from native_support import OPS
 
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.differentiation import dense_gradients
-from tfppo.computation.native.building import training_ops
 from tfppo.computation.native.engine import NativeKernels
-from tfppo.config import PpoConfig
 from tfppo.training.optimization import clip_by_global_norm, clipping_scales, make_optimizer, scaled
 
 RATE = 0.5
@@ -21,7 +20,7 @@ def kernels(request):
         return None
     if not has_fast_bfloat16():
         pytest.skip("the processor does not multiply bfloat16 numbers")
-    return NativeKernels(training_ops(PpoConfig(native=True), "mixed_bfloat16"))
+    return NativeKernels(OPS)
 
 
 @pytest.fixture

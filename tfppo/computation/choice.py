@@ -56,6 +56,7 @@ def choose_sampling(
     ops, reason = find_operations(
         "sampling.native",
         sampling.native,
+        dtype=dtype,
         refusal=_refusal(architecture) or (None if is_fast else "bfloat16 is not fast on this processor"),
         needs=None if dtype == "float32" else BFLOAT16_SAMPLING,
     )
@@ -72,7 +73,7 @@ def choose_sampling(
 def _choose_update(ppo, dtype, why_dtype, architecture):
     _check_architecture("ppo.native", ppo.native, architecture)
     refusal = _refusal(architecture) or _refusal_of_update(ppo, dtype)
-    ops, reason = find_operations("ppo.native", ppo.native, refusal=refusal, needs=BFLOAT16_TRAINING)
+    ops, reason = find_operations("ppo.native", ppo.native, dtype=dtype, refusal=refusal, needs=BFLOAT16_TRAINING)
     if ops is not None:
         return Chosen(engines=(NativeEngine(ops, dtype),), reason=f"{reason}; {why_dtype}")
     compiled = resolve_jit_compile(ppo.jit_compile, dtype)

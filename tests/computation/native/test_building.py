@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from absl import logging
-from native_support import needs_compiler
+from native_support import needs_compiler, ops_of_sampling
 
 from tfppo.computation import choice, devices
 from tfppo.computation.native import building
@@ -22,7 +22,7 @@ def fresh(monkeypatch, tmp_path):
     """No operations are loaded, and the folder where built ones are kept is empty; one source, as all take seconds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(building, "_SOURCES", [source for source in building._SOURCES if source.stem == "embedding"])
-    monkeypatch.setattr(building, "_load", building._load.__wrapped__)
+    monkeypatch.setattr(building, "load", building.load.__wrapped__)
     return tmp_path
 
 
@@ -65,7 +65,7 @@ def test_without_a_compiler_sampling_goes_on_with_a_warning(fresh, monkeypatch, 
     monkeypatch.setenv("CXX", failing_compiler(fresh, "no OpenMP here"))
     warnings = []
     monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
-    assert building.native_ops(None, "float32") is None
+    assert ops_of_sampling(None, "float32") is None
     assert len(warnings) == 1 and "no OpenMP here" in warnings[0] and "sampling.native" in warnings[0]
     assert not [name for name in os.listdir(fresh / "tfppo")]
 
@@ -74,7 +74,7 @@ def test_without_a_compiler_sampling_goes_on_with_a_warning(fresh, monkeypatch, 
 def test_insisting_without_a_compiler_is_refused(fresh, monkeypatch, reason):
     monkeypatch.setenv("CXX", failing_compiler(fresh, reason) if reason else str(fresh / "missing"))
     with pytest.raises(UserError, match=f"sampling.native is True.*{reason or 'missing'}.*CXX"):
-        building.native_ops(True, "float32")
+        ops_of_sampling(True, "float32")
 
 
 @needs_compiler
@@ -86,7 +86,7 @@ def test_an_operation_that_is_not_registered_fails_the_load_with_the_reason(fres
     )
     monkeypatch.setenv("CXX", f"{os.environ.get('CXX') or 'c++'} -I{Path(building.__file__).parent}")
     monkeypatch.setattr(building, "_SOURCES", [source])
-    assert building._load() == (None, "an operation could not be registered: there is no room for it")
+    assert building.load() == (None, "an operation could not be registered: there is no room for it")
 
 
 def test_where_there_is_no_compiler_tests_of_the_operations_are_skipped(fresh):
@@ -101,17 +101,17 @@ def test_where_there_is_no_compiler_tests_of_the_operations_are_skipped(fresh):
 
 def test_who_wants_none_gets_none_and_nothing_is_built(fresh, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
-    monkeypatch.setattr(building, "has_fast_bfloat16", lambda: False)
-    assert building.native_ops(False, "float32") is None
-    assert building.native_ops(None, "mixed_bfloat16") is None
+    monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: False)
+    assert ops_of_sampling(False, "float32") is None
+    assert ops_of_sampling(None, "mixed_bfloat16") is None
 
 
 def test_in_bfloat16_a_processor_has_to_multiply_it(monkeypatch):
-    monkeypatch.setattr(building, "_load", lambda: (object(), None))  # built for a processor without AVX512_BF16
-    monkeypatch.setattr(building, "has_fast_bfloat16", lambda: True)
-    assert building.native_ops(None, "mixed_bfloat16") is None
+    monkeypatch.setattr(building, "load", lambda: (object(), None))  # built for a processor without AVX512_BF16
+    monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: True)
+    assert ops_of_sampling(None, "mixed_bfloat16") is None
     with pytest.raises(UserError, match="sampling.native is True in mixed_bfloat16.*AVX512_BF16.*None.*float32"):
-        building.native_ops(True, "mixed_bfloat16")
+        ops_of_sampling(True, "mixed_bfloat16")
 
 
 def test_rollouts_are_computed_as_the_update_is(monkeypatch):
@@ -122,7 +122,7 @@ def test_rollouts_are_computed_as_the_update_is(monkeypatch):
         return chosen.sampling.engine.dtype, update.dtype, ops if isinstance(update, NativeEngine) else None
 
     ops = SimpleNamespace(tfppo_trunk=None)
-    monkeypatch.setattr(building, "_load", lambda: (ops, None))
+    monkeypatch.setattr(building, "load", lambda: (ops, None))
     for module in (choice, devices):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
     assert computation() == ("mixed_bfloat16", "mixed_bfloat16", ops)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_learner
-from native_support import OPS, needs_bfloat16_ops
+from native_support import OPS, needs_bfloat16_ops, ops_of_update
 
+from tfppo.computation import choice
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native import building
 from tfppo.computation.native.trunk import hidden_states
@@ -177,19 +178,19 @@ def test_an_update_is_near_the_one_in_float32_and_parts_of_it_add_up(critic):
 
 def test_ops_are_taken_where_they_help(monkeypatch):
     def taken(dtype="mixed_bfloat16", **changes):
-        return building.training_ops(PpoConfig(**PPO, **changes), dtype)
+        return ops_of_update(PpoConfig(**PPO, **changes), dtype)
 
     assert taken() is OPS
     assert taken("float32") is None and taken(native=False) is None
     assert taken(trainable_blocks=1) is None and taken(gradient_checkpointing=True) is None
     assert taken(jit_compile=True) is None  # which asks for XLA; False only says that there is to be none
     assert taken(jit_compile=False) is OPS and taken(jit_compile=False, native=True) is OPS
-    monkeypatch.setattr(building, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: False)
     assert taken() is None and taken(native=True) is OPS
-    monkeypatch.setattr(building, "_load", lambda: (object(), None))  # built for a processor without AVX512_BF16
+    monkeypatch.setattr(building, "load", lambda: (object(), None))  # built for a processor without AVX512_BF16
     with pytest.raises(UserError, match="ppo.native is True.*AVX512_BF16"):
         taken(native=True)
-    monkeypatch.setattr(building, "_load", lambda: (None, "no compiler"))
+    monkeypatch.setattr(building, "load", lambda: (None, "no compiler"))
     with pytest.raises(UserError, match="ppo.native is True.*no compiler.*CXX"):
         taken(native=True)
 

@@ -9,11 +9,12 @@ from tfppo.errors import UserError
 BFLOAT16_SAMPLING, BFLOAT16_TRAINING = "tfppo_pack", "tfppo_trunk"
 
 
-def find_operations(field: str, setting: bool | None, *, refusal: str | None, needs: str | None = None):
+def find_operations(field: str, setting: bool | None, *, dtype: str, refusal: str | None, needs: str | None):
     """The loaded operations, or None; and why.
 
     Args:
         field, setting: of the configuration: True insists, None takes them where they help, False does without.
+        dtype: Keras dtype policy that they are to compute in.
         refusal: why they would not help, where a setting of None is not to take them.
         needs: an operation that must be among them; None: any will do.
     Raises: UserError where they are insisted on, and cannot be had.
@@ -22,7 +23,7 @@ def find_operations(field: str, setting: bool | None, *, refusal: str | None, ne
         return None, f"{field} is False"
     if setting is None and refusal:
         return None, refusal
-    ops, reason = building._load()
+    ops, reason = building.load()
     if ops is None:
         _without(field, setting, reason)
         return None, "it cannot be built here"
@@ -30,8 +31,8 @@ def find_operations(field: str, setting: bool | None, *, refusal: str | None, ne
         return ops, "C++ built for this processor"
     if setting:
         raise UserError(
-            f"{field} is True, but this processor has no AVX512_BF16, whose instructions it takes in bfloat16; "
-            f"set {field} to None"
+            f"{field} is True in {dtype}, but this processor has no AVX512_BF16, whose instructions that takes; "
+            f"set {field} to None, or compute in float32"
         )
     return None, "this processor has no AVX512_BF16"
 

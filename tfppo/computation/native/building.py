@@ -12,10 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tensorflow as tf
-from absl import logging
-
-from tfppo.computation.devices import has_fast_bfloat16
-from tfppo.errors import UserError
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
@@ -92,7 +88,7 @@ def _load_library(path):
 
 
 @functools.cache
-def _load():
+def load():
     """The module of operations, or None, and why there is none."""
     try:
         return _load_library(build()), None
@@ -101,69 +97,3 @@ def _load():
         return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
     except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: also where there is no home folder
         return None, str(error)
-
-
-def native_ops(native, dtype):
-    """The operations to sample with under a dtype policy; None: sample without.
-
-    Args: native: of the configuration; True insists, None takes them where they help: on CPUs, in float32, and in
-        mixed_bfloat16 where the processor multiplies it.
-    Raises: UserError where they are insisted on, and can't be had.
-    """
-    if native is False or native is None and tf.config.list_physical_devices("GPU"):
-        return None
-    if native is None and not (dtype == "float32" or dtype == "mixed_bfloat16" and has_fast_bfloat16()):
-        return None
-    ops = _ops_for("sampling.native", native)
-    if ops is None or dtype == "float32" or hasattr(ops, "tfppo_pack"):
-        return ops
-    if native:
-        raise UserError(
-            f"sampling.native is True in {dtype}, but this processor has no AVX512_BF16, which that takes; "
-            "set sampling.native to None, or sample in float32"
-        )
-    return None
-
-
-def training_ops(ppo, dtype):
-    """The operations to compute the update with under a dtype policy; None: compute it without.
-
-    Args: ppo: a PpoConfig, whose `native` True insists, and None takes them where they help: all blocks trained in
-        mixed_bfloat16, on CPUs that multiply bfloat16 numbers, where `jit_compile` does not ask for XLA.
-    Raises: UserError where they are insisted on, and can't be had.
-    """
-    if ppo.native is False:
-        return None
-    if ppo.native is None:
-        chosen_else = ppo.trainable_blocks is not None or ppo.gradient_checkpointing or ppo.jit_compile
-        if dtype != "mixed_bfloat16" or chosen_else or tf.config.list_physical_devices("GPU"):
-            return None
-        if not has_fast_bfloat16():
-            return None
-    ops = _ops_for("ppo.native", ppo.native)
-    if ops is None or hasattr(ops, "tfppo_trunk"):
-        return ops
-    if ppo.native:
-        raise UserError(
-            "ppo.native is True, but this processor has no AVX512_BF16, whose instructions it is made of; "
-            "set ppo.native to None"
-        )
-    return None
-
-
-def _ops_for(field, native):
-    """The operations for what a field of the configuration says True or None of."""
-    ops, reason = _load()
-    if ops is None and native:
-        raise UserError(
-            f"{field} is True, but its operations can't be built ({reason}); "
-            f"install a C++ compiler with OpenMP (such as g++), name it in CXX, or set {field} to None"
-        )
-    if ops is None:
-        logging.warning(
-            "PPO goes without the operations for CPUs, which is slower: %s. Install a C++ compiler with OpenMP "
-            "(such as g++), or set %s to False to go on without this warning.",
-            reason,
-            field,
-        )
-    return ops

@@ -63,7 +63,7 @@ class _Bfloat16:
 class NativePolicy:
     """What `sample` needs of a policy, computed by the native operations. Make it where the weights are to be read.
 
-    Args: ops: of `native_ops`; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops` have it.
+    Args: ops: the loaded operations; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops` have it.
     """
 
     def __init__(self, policy, ops, dtype):
@@ -117,7 +117,7 @@ class NativePolicy:
 def draw_natively(ops, temperature, logits, uniforms):
     """Tokens int32 [B], each drawn from softmax(logits / temperature) by a uniform number, and their log-probabilities.
 
-    As `inverse_cdf_sample`, in one pass. Args: ops: of `native_ops`; logits [B, V]; uniforms [B].
+    As `inverse_cdf_sample`, in one pass. Args: ops: the loaded operations; logits [B, V]; uniforms [B].
     """
     tokens, logprobs = ops.tfppo_draw(logits=logits, uniforms=uniforms, temperature=temperature)
     return tf.ensure_shape(tokens, uniforms.shape), tf.ensure_shape(logprobs, uniforms.shape)

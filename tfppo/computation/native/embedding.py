@@ -6,7 +6,7 @@ import tensorflow as tf
 def add_rows(ops, matrix, rows, places):
     """matrix [V, D] with rows [N, D] added to its rows `places` int [N], float32; in place where nobody else needs it.
 
-    Args: ops: of `training_ops`.
+    Args: ops: the loaded operations.
     """
     sums = ops.tfppo_add_rows(matrix=matrix, rows=rows, places=tf.cast(places, tf.int32))
     return tf.ensure_shape(sums, matrix.shape)

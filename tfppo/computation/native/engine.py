@@ -31,12 +31,12 @@ class NativeEngine:
     skips_padding = True
 
     def __init__(self, ops, dtype, compiles_filters=True):
-        self._ops, self.dtype, self._compiles_filters = ops, dtype, compiles_filters
+        self.ops, self.dtype, self._compiles_filters = ops, dtype, compiles_filters
         self.kernels = NativeKernels(ops)
 
     def decoder(self, policy):
         """See `Engine`."""
-        return NativePolicy(policy, self._ops, self.dtype)
+        return NativePolicy(policy, self.ops, self.dtype)
 
     def piece(self, function):
         """See `Engine`; nothing here can be compiled."""
@@ -45,7 +45,7 @@ class NativeEngine:
     def drawer(self, draw, *, temperature, filtered):
         """See `Engine`."""
         if temperature and not filtered:
-            return partial(draw_natively, self._ops, temperature)
+            return partial(draw_natively, self.ops, temperature)
         return tf.function(draw, jit_compile=True) if self._compiles_filters else draw
 
     def function(self, function):
@@ -55,12 +55,12 @@ class NativeEngine:
     def response_states(self, trunk, *batch, with_gradient=False):
         """See `Engine`."""
         token_ids, mask, start = teacher_forced(*batch)
-        return hidden_states(self._ops, trunk, token_ids, mask, positions_from_mask(mask), start, with_gradient)
+        return hidden_states(self.ops, trunk, token_ids, mask, positions_from_mask(mask), start, with_gradient)
 
     def token_logprobs(self, language_model, hidden, token_ids, temperature):
         """See `Engine`."""
         logprobs, _ = logprobs_and_entropies(
-            self._ops,
+            self.ops,
             language_model.trunk.token_embedding,
             hidden,
             token_ids,
@@ -85,7 +85,7 @@ class NativeEngine:
                 *batch, trunk_coef=trunk_coef, places=places, states_of=states_of
             )
             tokens = logprobs_and_entropies(
-                self._ops,
+                self.ops,
                 copy,
                 hidden,
                 loss.token_ids,

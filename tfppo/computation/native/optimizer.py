@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def squared_norms(ops, gradients):
-    """The sum of squares of each gradient, of float32 or bfloat16: float32 [N]. Args: ops: of `training_ops`."""
+    """The sum of squares of each gradient, of float32 or bfloat16: float32 [N]. Args: ops: the loaded operations."""
     return tf.ensure_shape(ops.tfppo_squares(gradients=gradients), [len(gradients)])
 
 

@@ -11,7 +11,7 @@ def hidden_states(ops, trunk, token_ids, padding_mask, positions, start, with_gr
 
     The gradients of the blocks' matrices are bfloat16.
 
-    Args: ops: of `training_ops`; with_gradient: False keeps nothing for it.
+    Args: ops: the loaded operations; with_gradient: False keeps nothing for it.
     """
     real = tf.cast(padding_mask, tf.bool)
     num_blocks = len(trunk.blocks)
