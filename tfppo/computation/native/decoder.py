@@ -63,7 +63,8 @@ class _Bfloat16:
 class NativePolicy:
     """What `sample` needs of a policy, computed by the native operations. Make it where the weights are to be read.
 
-    Args: ops: the loaded operations; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops` have it.
+    Args: ops: the loaded operations; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops`
+        have it.
     """
 
     def __init__(self, policy, ops, dtype):

@@ -11,8 +11,8 @@ from tfppo.models.layers import MASKED_SCORE
 def logprobs_and_entropies(ops, embedding, hidden, token_ids, *, temperature, pad_id, with_gradient=True):
     """As `token_logprobs` and `entropy` of a language model's logits: two float32 [...].
 
-    Args: ops: the loaded operations; embedding [V, D] float32; hidden [..., D]; token_ids int32 [...]; with_gradient: False
-        keeps nothing for it.
+    Args: ops: the loaded operations; embedding [V, D] float32; hidden [..., D]; token_ids int32 [...]; with_gradient:
+        False keeps nothing for it.
     """
     embedding = tf.convert_to_tensor(embedding)
     tokens = tf.reshape(token_ids, [-1])
