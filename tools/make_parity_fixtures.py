@@ -12,25 +12,27 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 from absl import app, flags
 
 PARITY = Path(__file__).resolve().parents[1] / "tests" / "parity"
-sys.path.insert(0, str(PARITY))
-
-from independent import advantages, kl, losses, optimizers, rewards, updates  # noqa: E402  the path comes first
 
 OUTPUT = flags.DEFINE_string("output", str(PARITY / "fixtures"), "Folder of the JSON files.")
 
-FILES = {
-    "advantages": advantages.advantages_file,
-    "whitening": advantages.whitening_file,
-    "kl": kl.kl_file,
-    "rewards": rewards.rewards_file,
-    "losses": losses.losses_file,
-    "optimizers": optimizers.optimizers_file,
-    "updates": updates.updates_file,
-}
+
+def files():
+    """{name of a file: what computes its content}; PyTorch is imported here, so that --help does without."""
+    sys.path.insert(0, str(PARITY))
+    from independent import advantages, kl, losses, optimizers, rewards, updates
+
+    return {
+        "advantages": advantages.advantages_file,
+        "whitening": advantages.whitening_file,
+        "kl": kl.kl_file,
+        "rewards": rewards.rewards_file,
+        "losses": losses.losses_file,
+        "optimizers": optimizers.optimizers_file,
+        "updates": updates.updates_file,
+    }
 
 
 def plain(value):
@@ -49,10 +51,12 @@ def plain(value):
 def main(argv):
     if len(argv) > 1:
         raise app.UsageError("this program takes flags only")
+    import torch
+
     torch.set_num_threads(1)
     folder = Path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, compute in FILES.items():
+    for name, compute in files().items():
         content = {"made_with": {"numpy": np.__version__, "torch": torch.__version__.partition("+")[0]}, **compute()}
         lines = [f"{json.dumps(key)}:{json.dumps(plain(part), separators=(',', ':'))}" for key, part in content.items()]
         path = folder / f"{name}.json"
