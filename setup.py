@@ -29,8 +29,9 @@ TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill"]
 
 EXTRAS_REQUIRE = {
     "test": TEST_REQUIRES,
-    # The range of ruff is also in .ci/run and pyproject.toml: another one formats differently.
-    "dev": [*TEST_REQUIRES, "ruff>=0.17,<0.18", "build"],
+    # The ranges of ruff (also in .ci/run and pyproject.toml), mypy and clang-format (also in .ci/run and
+    # tools/check_native.py): another version formats differently, or finds other errors.
+    "dev": [*TEST_REQUIRES, "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "clang-format>=23,<24", "pre-commit", "build"],
     "gpu": [f"tensorflow[and-cuda]{TENSORFLOW_RANGE}"],
 }
 

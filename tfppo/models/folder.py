@@ -1,5 +1,6 @@
 """A model on disk: one folder with `model.keras` and the tokenizer that belongs to it."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -51,6 +52,17 @@ def check_model(folder: str | os.PathLike, made_by: str) -> None:
     _finish_swap(Path(folder))
     if not (Path(folder) / _MODEL_FILE).is_file():
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
+
+
+def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
+    """The sizes of the language model in a folder, without its weights; None where there is none that can be read."""
+    _finish_swap(Path(folder))
+    try:
+        with zipfile.ZipFile(Path(folder) / _MODEL_FILE) as archive:
+            config = json.loads(archive.read("config.json"))["config"]
+        return config["language_model"]["config"] if "language_model" in config else config
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None  # what is wrong with it, loading says
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:

@@ -14,34 +14,12 @@ slot in place.
 import keras
 import tensorflow as tf
 
-from tfppo.errors import UserError
+from tfppo.config.validation import validate_sizes
 from tfppo.models.layers import LayerNorm, TransformerBlock, dropout, fold
 from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.masking import causal_mask, positions_from_mask
 from tfppo.ops.sequences import teacher_forced
 from tfppo.ops.shapes import size_of
-
-
-def check_sizes(*, vocabulary_size, num_layers, num_heads, hidden_dim, intermediate_dim, max_sequence_length, dropout):
-    """Raises UserError, naming field, value and remedy, for sizes that make no Transformer."""
-    sizes = dict(
-        vocabulary_size=vocabulary_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        hidden_dim=hidden_dim,
-        intermediate_dim=intermediate_dim,
-        max_sequence_length=max_sequence_length,
-    )
-    for name, value in sizes.items():
-        if value < 1:
-            raise UserError(f"model.{name} is {value}; it must be at least 1")
-    if hidden_dim % num_heads:
-        raise UserError(
-            f"model.num_heads is {num_heads}, which does not divide model.hidden_dim {hidden_dim}; "
-            f"choose a number of heads that divides it"
-        )
-    if not 0.0 <= dropout < 1.0:
-        raise UserError(f"model.dropout is {dropout}; it must be at least 0 and below 1")
 
 
 @keras.saving.register_keras_serializable(package="tfppo")
@@ -71,7 +49,7 @@ class Transformer(keras.layers.Layer):
             max_sequence_length=max_sequence_length,
             dropout=dropout,
         )
-        check_sizes(**self.sizes)
+        validate_sizes(**self.sizes)
         self.dropout = dropout
         self.num_heads, self.head_dim = num_heads, hidden_dim // num_heads
         normal = keras.initializers.RandomNormal(stddev=0.02)

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from tfppo.config import Config
+from tfppo.config.validation import validate_positions
 from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
 from tfppo.ppo.evaluation import Evaluation, evaluate
-from tfppo.stages.fitting import check_positions
 from tfppo.stages.rewards import load_rewards
 from tfppo.stages.texts import load_packed, load_prompts
 from tfppo.stages.workdir import language_model_folder
@@ -20,7 +20,7 @@ def evaluate_model(config: Config, folder: Path, strategy, model_folder) -> Eval
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)
     ref_model, _ = load_language_model(reference)
-    check_positions(config, ref_model, reference)
+    validate_positions(config, ref_model.max_sequence_length, folder=reference)
     evaluation = evaluate(
         policy,
         ref_model,

@@ -1,9 +1,7 @@
-"""Whether models of a run fit each other and its settings."""
+"""Whether models of a run fit each other."""
 
-import operator
 from pathlib import Path
 
-from tfppo.config import Config
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 
@@ -14,21 +12,4 @@ def check_tokenizer(setting: str, folder: Path | str, its_tokenizer: Tokenizer, 
         raise UserError(
             f"{setting}, but the model in {str(folder)!r} has another tokenizer than the language model, and scores "
             f"tokens; name one that was trained from this language model"
-        )
-
-
-def check_positions(
-    config: Config,
-    model,
-    folder: Path,
-    prompt: str = "data.max_prompt_tokens",
-    response: str = "sampling.response_length",
-) -> None:
-    """Raises UserError where a prompt and a response, as long as two settings allow, exceed a model's positions."""
-    prompt_tokens, response_tokens = (operator.attrgetter(name)(config) for name in (prompt, response))
-    longest = 1 + prompt_tokens + response_tokens
-    if longest > model.max_sequence_length:
-        raise UserError(
-            f"{response} is {response_tokens}: with a start token and {prompt} {prompt_tokens} that is {longest} "
-            f"positions, and the model in {str(folder)!r} has {model.max_sequence_length}; lower one of them"
         )

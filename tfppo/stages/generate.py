@@ -8,7 +8,7 @@ from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config
 from tfppo.data.prompts import pad_left
 from tfppo.errors import UserError
-from tfppo.models.folder import load_policy
+from tfppo.models.folder import load_policy, model_exists
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
 from tfppo.stages.workdir import language_model_folder
@@ -22,7 +22,7 @@ def generate(config: Config, folder: Path, model_folder, prompts: list[str]) -> 
     sampling = config.sampling
     if model_folder is None:
         policy_folder = folder / "policy"
-        model_folder = policy_folder if policy_folder.exists() else language_model_folder(config, folder)
+        model_folder = policy_folder if model_exists(policy_folder) else language_model_folder(config, folder)
     policy, tokenizer = load_policy(model_folder)
     rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
     room = policy.language_model.max_sequence_length - sampling.response_length

@@ -1,18 +1,21 @@
 """The stage that fine-tunes a language model with PPO."""
 
+import dataclasses
 from pathlib import Path
 
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
-from tfppo.config.validation import validate_for_ppo, validate_trainable_blocks
+from tfppo.config.validation import validate_for_ppo, validate_positions, validate_trainable_blocks
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import (
     check_model,
     copy_language_model,
     copy_policy,
+    language_model_sizes,
     load_language_model,
     load_reward_model,
+    model_exists,
     save_model,
 )
 from tfppo.models.language_model import LanguageModel
@@ -22,7 +25,7 @@ from tfppo.ops.seeds import seed_for
 from tfppo.ppo.assembly import assemble
 from tfppo.ppo.charts import plot_reward_over_kl
 from tfppo.ppo.trainer import PpoTrainer
-from tfppo.stages.fitting import check_positions, check_tokenizer
+from tfppo.stages.fitting import check_tokenizer
 from tfppo.stages.rewards import check_rewards, load_rewards
 from tfppo.stages.seeding import set_keras_seed
 from tfppo.stages.texts import load_prompts
@@ -36,9 +39,10 @@ def check_ppo(config: Config, folder: Path) -> None:
     model_folder = language_model_folder(config, folder)
     if config.language_model:
         check_model(config.language_model, "train_lm.py")
-    elif not model_folder.exists():  # it is trained first, of these sizes
+    elif not model_exists(model_folder):  # it is trained first, of these sizes
         validate_trainable_blocks(config.ppo.trainable_blocks, config.model.num_layers)
-    choose_computation(config.ppo, config.sampling, width=config.model.hidden_dim)
+    sizes = language_model_sizes(model_folder) or dataclasses.asdict(config.model)  # of a model yet to be trained
+    choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"])
     check_rewards(config, folder)
     if config.ppo.critic_folder():
         check_model(config.ppo.critic_folder(), "train_reward_model.py")
@@ -53,7 +57,7 @@ def train_ppo(config: Config, folder: Path, strategy) -> None:
         ref_model.trainable = False
         policy = new_policy(ppo, config.seed, ref_model, tokenizer)
         average = copy_policy(policy) if ppo.ema_decay else None
-    check_positions(config, ref_model, model_folder)
+    validate_positions(config, ref_model.max_sequence_length, folder=model_folder)
     computation = computation_of(config, ref_model)
     collector, learner = assemble(
         policy,

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 from tfppo.config import Config
+from tfppo.config.validation import validate_positions
 from tfppo.data.preferences import encode_preferences, load_preferences
 from tfppo.models.folder import load_language_model, save_model
 from tfppo.models.reward_model import RewardModel
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer
-from tfppo.stages.fitting import check_positions
 from tfppo.stages.seeding import set_keras_seed
 from tfppo.stages.workdir import language_model_folder, write_config
 
@@ -22,7 +22,13 @@ def train_reward_model(config: Config, folder: Path, strategy) -> None:
     responses = ["reward_model.max_response_tokens"]
     responses += ["sampling.response_length"] if settings.normalize == "samples" else []
     for response in responses:
-        check_positions(config, language_model, model_folder, "reward_model.max_prompt_tokens", response)
+        validate_positions(
+            config,
+            language_model.max_sequence_length,
+            folder=model_folder,
+            prompt="reward_model.max_prompt_tokens",
+            response=response,
+        )
     train, validation = (
         encode_preferences(preferences[split], tokenizer, settings) for split in ("train", "validation")
     )

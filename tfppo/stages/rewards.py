@@ -4,11 +4,12 @@ from pathlib import Path
 
 from tfppo.computation.devices import resolve_jit_compile
 from tfppo.config import Config
+from tfppo.config.validation import validate_positions
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import check_model
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
 from tfppo.rewards.scoring import TextReward, name_apart
-from tfppo.stages.fitting import check_positions, check_tokenizer
+from tfppo.stages.fitting import check_tokenizer
 from tfppo.stages.workdir import language_model_folder
 
 
@@ -25,7 +26,7 @@ def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list:
             continue
         model, its_tokenizer = kind.load(its_folder)
         check_tokenizer(f"reward.functions has {name!r}", its_folder, its_tokenizer, tokenizer)
-        check_positions(config, model, its_folder)
+        validate_positions(config, model.max_sequence_length, folder=its_folder)
         rewards.append(kind.make(model, resolve_jit_compile(config.sampling.jit_compile, "float32")))
     name_apart(rewards)
     return rewards
