@@ -21,7 +21,6 @@ EXEMPT = {
     "tfppo.serving",
     "tfppo.stages.evaluate",
     "tfppo.stages.export",
-    "tfppo.stages.fitting",
     "tfppo.stages.generate",
     "tfppo.stages.language_model",
     "tfppo.stages.ppo",
