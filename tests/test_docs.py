@@ -26,7 +26,7 @@ def test_the_tree_has_a_line_for_every_file(path):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_path_that_a_page_names_exists(page):
-    named = set(PATH.findall(page.read_text(encoding="utf-8")))
+    named = {path for path in PATH.findall(page.read_text(encoding="utf-8")) if "NAME" not in path}  # yours to choose
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 

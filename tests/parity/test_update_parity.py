@@ -27,8 +27,11 @@ class LinearPolicy(keras.Model):
         self.values_of.assign(values_of)
         self.built = True
 
-    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, trunk_coef=None, places=None):
-        del prompt_mask, response_mask, trunk_coef, places  # nothing is shared, and all are wanted
+    def product_weights(self):
+        return []
+
+    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, **computation):
+        del prompt_mask, response_mask, computation  # there are no products, nothing is shared, and all are wanted
         states = tf.concat([prompt_ids[:, -1:], response_ids[:, :-1]], axis=1)
         return tf.gather(tf.convert_to_tensor(self.rows), states), tf.gather(
             tf.convert_to_tensor(self.values_of), states

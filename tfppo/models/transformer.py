@@ -163,11 +163,11 @@ class Transformer(keras.layers.Layer):
         """Each block with the first position that it computes: all need every position, but for the last block."""
         return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
-    def embed(self, token_ids, positions, dtype):
-        """Sums [..., D] of the tokens' and the positions' embeddings, in a dtype."""
+    def embed(self, token_ids, positions, dtype=None):
+        """Sums [..., D] of the tokens' and the positions' embeddings, in a dtype (None: the compute dtype)."""
         tokens = tf.gather(tf.convert_to_tensor(self.token_embedding), token_ids)
         places = tf.gather(tf.convert_to_tensor(self.position_embedding), positions)
-        return tf.cast(tokens + places, dtype)
+        return tf.cast(tokens + places, dtype or self.compute_dtype)
 
     def get_config(self):
         return {**super().get_config(), **self.sizes}
