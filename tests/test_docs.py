@@ -1,4 +1,4 @@
-"""The documents name what is there: every file of the library stands in the tree, and every path that is named exists."""
+"""The documents name what is there: every file of the library stands in the tree, and every named path exists."""
 
 import re
 import subprocess

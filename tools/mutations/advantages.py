@@ -12,8 +12,8 @@ MUTATIONS = [
     Mutation(
         "whitened_over_the_rollout_not_the_minibatch",
         "ppo/learner.py",
-        "Learner._update.minibatch",
-        [replace('config.whiten_scope == "rollout"', "True")],
+        "Learner._targets_of_step",
+        [replace('self.config.whiten_scope == "rollout"', "True")],
         UPDATE,
     ),
     Mutation(

@@ -10,43 +10,44 @@ ROLLOUT = "tests/ppo/test_rollout.py"
 
 MUTATIONS = [
     Mutation(
-        "temperature_dropped_in_the_loss", "ppo/learner.py", "ppo_loss", [drop_argument("token_logprobs", 2)], UPDATE
+        "temperature_dropped_in_the_loss",
+        "computation/engine.py",
+        "Loss.of_logits",
+        [drop_argument("token_logprobs", 2)],
+        UPDATE,
     ),
     Mutation(
         "temperature_dropped_in_the_sampler",
-        "ppo/sampling.py",
-        "sample.choose",
+        "ppo/drawing.py",
+        "draw_tokens",
         [drop_operand("temperature or 1.0")],
         SAMPLING,
     ),
     Mutation(
         "temperature_dropped_in_the_reference",
-        "ppo/rollout.py",
-        "RolloutCollector.__init__.logprobs_of_logits",
+        "computation/graph.py",
+        "GraphEngine.token_logprobs.of_logits",
         [drop_argument("token_logprobs", 2)],
         SAMPLING,
     ),
     Mutation(
         "rollouts_sampled_in_float32",
-        "ppo/rollout.py",
-        "Sampler.__init__.sample_share",
-        [set_argument("computing_in", 1, "policy.dtype_policy.name")],
+        "computation/graph.py",
+        "GraphEngine.decoder",
+        [set_argument("_Decoder", 1, "None")],
         ROLLOUT,
     ),
     Mutation(
         "reference_computed_in_float32",
-        "ppo/rollout.py",
-        "RolloutCollector.__init__.ref_logprobs",
-        [
-            set_argument("computing_in", 1, "ref_model.dtype_policy.name"),
-            set_argument("computing_by", 1, "None"),
-        ],
+        "computation/graph.py",
+        "GraphEngine.response_states",
+        [drop_argument("trunk.response_states", 1)],
         ROLLOUT,
     ),
     Mutation(
         "value_slice_shifted",
-        "models/transformer.py",
-        "Transformer.response_states",
+        "ops/sequences.py",
+        "teacher_forced",
         [
             set_argument(
                 "tf.concat", 0, "[prompt_ids[:, 1:], response_ids]", having="[prompt_ids, response_ids[:, :-1]]"
@@ -56,7 +57,7 @@ MUTATIONS = [
     ),
     Mutation(
         "last_block_masked_as_at_the_beginning",
-        "models/transformer.py",
+        "models/layers.py",
         "TransformerBlock.with_cache",
         [set_index("attention_mask", ":, :, : size_of(x, 1) - start")],
         SAMPLING,
@@ -78,8 +79,12 @@ MUTATIONS = [
     Mutation(
         "stop_token_outside_the_mask",
         "ppo/sampling.py",
-        "sample.with_token",
-        [set_argument("tf.cast", 0, "alive & (tokens != (-1 if stop_id is None else stop_id))", having="alive")],
+        "_Loop.with_token",
+        [
+            set_argument(
+                "tf.cast", 0, "alive & (tokens != (-1 if self.stop_id is None else self.stop_id))", having="alive"
+            )
+        ],
         SAMPLING,
     ),
     Mutation(

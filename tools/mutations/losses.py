@@ -30,7 +30,7 @@ MUTATIONS = [
         [drop_operand("num_sequences", beside="tf.math.divide_no_nan")],
         LOSS,
     ),
-    Mutation("entropy_sign", "ppo/learner.py", "loss_of_tokens", [swap_operator("-", "+", beside="objective")], UPDATE),
+    Mutation("entropy_sign", "ppo/loss.py", "ppo_loss", [swap_operator("-", "+", beside="objective")], UPDATE),
     Mutation(
         "preference_loss_sign",
         "ops/losses.py",

@@ -18,7 +18,7 @@ MUTATIONS = [
         "temperature_dropped_in_the_native_draw",
         "sampling.cc",
         "compute_draw",
-        "1.0f / static_cast<const Draw *>(kernel)->temperature",
+        "1.0f / self.temperature",
         "1.0f",
         DECODER,
     ),
@@ -63,7 +63,7 @@ MUTATIONS = [
         "- mean)",
         TRUNK,
     ),
-    _mutation("mean_dropped_in_the_native_norm_gradient", "training.cc", "norm_gradient", "- g_mean", "", TRUNK),
+    _mutation("mean_dropped_in_the_native_norm_gradient", "gradients.h", "norm_gradient", "- g_mean", "", TRUNK),
     _mutation(
         "future_seen_in_the_native_update",
         "attention.h",
