@@ -9,12 +9,16 @@ from tfppo.computation.native import building
 from tfppo.computation.native.engine import NativeEngine
 from tfppo.config import PpoConfig, SamplingConfig
 
+<<<<<<< HEAD
 OPS, _REASON = building.load()
+=======
+OPS, REASON = building._load()
+>>>>>>> f96c45bd5b87c576b558e0a7bdbc4340db998e14
 
-needs_compiler = pytest.mark.skipif(OPS is None, reason=f"the native operations can't be built: {_REASON}")
+needs_compiler = pytest.mark.skipif(OPS is None, reason=f"the native operations can't be built: {REASON}")
 # Those that multiply bfloat16 numbers, in sampling or in training.
 needs_bfloat16_ops = pytest.mark.skipif(
-    not hasattr(OPS, "tfppo_trunk"), reason=f"no native operations in bfloat16: {_REASON or 'not of this processor'}"
+    not hasattr(OPS, "tfppo_trunk"), reason=f"no native operations in bfloat16: {REASON or 'not of this processor'}"
 )
 
 

@@ -98,7 +98,7 @@ def sanitizers_pass():
             "XDG_CACHE_HOME": folder,
             "PYTHONPATH": str(ROOT),
         }
-        load = "from native_support import OPS, _REASON\nif OPS is None: exit(f'not built with sanitizers: {_REASON}')"
+        load = "from native_support import OPS, REASON\nif OPS is None: exit(f'not built with sanitizers: {REASON}')"
         loaded = subprocess.run([sys.executable, "-c", load], env=environment, cwd=ROOT / "tests")
         if loaded.returncode:  # or all tests would be skipped
             return False

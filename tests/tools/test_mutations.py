@@ -95,7 +95,7 @@ def test_a_function_is_found_in_a_class_in_a_function_and_at_the_top():
         (drop_argument("tf.sqrt", "axis"), "Wide.area", "0 places"),
         (return_early("0"), "Wide.volume", "0 times volume of Wide.volume"),
     ],
-    ids=str,
+    ids=["everywhere", "nowhere", "no_argument", "no_name", "no_function"],
 )
 def test_what_does_not_fit_once_is_refused(operator, function, message):
     with pytest.raises(LookupError, match=message):

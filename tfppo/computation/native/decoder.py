@@ -10,7 +10,7 @@ from tfppo.ops.shapes import size_of
 def trunk_weights(trunk):
     """The weights of a trunk's blocks and final norm, as the native operations take them."""
     layers = []
-    for block in trunk.blocks:  # in the order of struct Block in operations.h
+    for block in trunk.blocks:  # in the order of for_each_weight in weights.h
         layers += [block.attention_norm, block.qkv, block.attention_out]
         layers += [block.mlp_norm, block.mlp_in, block.mlp_out]
     return [tf.convert_to_tensor(variable) for layer in [*layers, trunk.final_norm] for variable in layer.weights]
