@@ -9,11 +9,7 @@ from tfppo.computation.native import building
 from tfppo.computation.native.engine import NativeEngine
 from tfppo.config import PpoConfig, SamplingConfig
 
-<<<<<<< HEAD
-OPS, _REASON = building.load()
-=======
-OPS, REASON = building._load()
->>>>>>> f96c45bd5b87c576b558e0a7bdbc4340db998e14
+OPS, REASON = building.load()
 
 needs_compiler = pytest.mark.skipif(OPS is None, reason=f"the native operations can't be built: {REASON}")
 # Those that multiply bfloat16 numbers, in sampling or in training.
