@@ -29,7 +29,7 @@ test:  ## all tests
 native:  ## the C++ checks in full
 	$(PYTHON) tools/check_native.py
 
-mutations:  ## breaks the mathematics line by line; a test must notice each
+mutations:  ## puts something wrong into one function at a time; a test must notice each
 	$(PYTHON) tools/mutation_check.py
 
 bench:  ## times the phases of an iteration of the smallest model
