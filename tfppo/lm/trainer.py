@@ -62,8 +62,8 @@ class LmTrainer:
                 epsilon=1e-8,
                 weight_decay=config.weight_decay,
             )
-        self._gradients = tf.function(self._gradients_eagerly, jit_compile=config.jit_compile)
-        self._update = tf.function(self._update_eagerly)
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=config.jit_compile)
+        self._update = tf.function(self._optimizer_step)
         self.held_out = HeldOutLoss(model, validation, num_words, 4 * config.batch_size)
         self.keeper = CheckpointKeeper(
             folder / "lm_checkpoints",
@@ -141,7 +141,7 @@ class LmTrainer:
             )
         bar.set_postfix(shown)
 
-    def _update_eagerly(self, batch, dropout_seed):
+    def _optimizer_step(self, batch, dropout_seed):
         num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)
         loss, norm, _, _ = optimize(
             self.strategy,
@@ -158,7 +158,7 @@ class LmTrainer:
         seed = dropout_seed + tf.stack([tf.cast(replica, tf.int32), 0])
         return self._gradients(share_of_replica(batch), num_tokens, seed)
 
-    def _gradients_eagerly(self, batch, num_tokens, dropout_seed):
+    def _gradients_of_share(self, batch, num_tokens, dropout_seed):
         variables = [variable.value for variable in self.model.trainable_variables]
 
         def loss_fn():

@@ -62,8 +62,8 @@ class RewardTrainer:
                 epsilon=config.adam_epsilon,
                 weight_decay=0.0,
             )
-        self._gradients = tf.function(self._gradients_eagerly)
-        self._update = tf.function(self._update_eagerly)
+        self._gradients = tf.function(self._gradients_of_share)
+        self._update = tf.function(self._optimizer_step)
         self._held_out_scores = ComparisonScorer(model, config.batch_size)
         self.keeper = CheckpointKeeper(
             folder / "reward_checkpoints",
@@ -142,7 +142,7 @@ class RewardTrainer:
             )
         bar.set_postfix(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 
-    def _update_eagerly(self, batch):
+    def _optimizer_step(self, batch):
         statistics, norm, _, _ = optimize(
             self.strategy,
             self.optimizer,
@@ -155,7 +155,7 @@ class RewardTrainer:
     def _replica_gradients(self, batch):
         return self._gradients(share_of_replica(batch))
 
-    def _gradients_eagerly(self, batch):
+    def _gradients_of_share(self, batch):
         """Gradients of the rows of one replica, divided by the size of the whole batch: replicas sum up to its mean."""
         variables = [variable.value for variable in self.model.trainable_variables]
 
