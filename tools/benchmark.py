@@ -15,7 +15,7 @@ from absl import app, flags
 from tfppo.config import Config, EvaluationConfig, PpoConfig, SamplingConfig
 from tfppo.config.validation import require
 from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
-from tfppo.stages.cli import one_line_errors
+from tfppo.stages.cli import one_line_errors, parse_flags
 
 STARTED = time.perf_counter()
 
@@ -164,14 +164,14 @@ def table(record):
         f"\nceilings: {ceilings['float32_gflops']:.0f} GFLOP/s float32, {ceilings['bfloat16_gflops']:.0f} bfloat16, "
         f"copy {ceilings['copy_gb_per_second']:.1f} GB/s; peak memory {record['peak_memory_gb']:.2f} GB; "
         f"start-up {record['startup_seconds']:.1f} s"
-        "\nA share is of runs of its own, each beside the ceilings of its moment."
+        "\nShares come from separate runs, each compared with the ceilings measured right before and after it."
     )
     return "\n".join(lines)
 
 
 def parse(argv):
     with one_line_errors():
-        return flags.FLAGS(argv)
+        return parse_flags(argv)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from tfppo.config.validation import require, require_one_of
 from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
 from tfppo.planning.estimate import GIGA, Estimate, estimate
 from tfppo.planning.workload import Device, Workload
-from tfppo.stages.cli import one_line_errors
+from tfppo.stages.cli import one_line_errors, parse_flags
 
 # Products in bfloat16 without sparsity; the interconnect is NVLink within a host.
 DEVICES = {
@@ -135,7 +135,7 @@ def number(value):
 
 def parse(argv):
     with one_line_errors():
-        return flags.FLAGS(argv)
+        return parse_flags(argv)
 
 
 if __name__ == "__main__":
