@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import tensorflow as tf
 
@@ -36,7 +37,7 @@ def processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def compile_command():
+def compile_command() -> list[str]:
     """The compiler, CXX of the environment or c++, and its flags; TensorFlow's headers are those of a system."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     flags = (
@@ -46,7 +47,7 @@ def compile_command():
     return [*compiler, *flags, *_FLAGS]
 
 
-def build():
+def build() -> Path:
     """The path of the built library, from the cache where this machine has built these sources before.
 
     The compiler and what it is given are those of `compile_command`. Raises: OSError or subprocess.CalledProcessError.
@@ -88,7 +89,7 @@ def _load_library(path):
 
 
 @functools.cache
-def load():
+def load() -> tuple[ModuleType, None] | tuple[None, str]:
     """The module of operations, or None, and why there is none."""
     try:
         return _load_library(build()), None
