@@ -6,6 +6,8 @@ from pathlib import Path
 from tfppo.config import Config
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.reward_model import RewardModel
 
 
 def check_tokenizer(setting: str, folder: Path | str, its_tokenizer: Tokenizer, tokenizer: Tokenizer) -> None:
@@ -19,7 +21,7 @@ def check_tokenizer(setting: str, folder: Path | str, its_tokenizer: Tokenizer, 
 
 def check_positions(
     config: Config,
-    model,
+    model: LanguageModel | RewardModel,
     folder: Path,
     prompt: str = "data.max_prompt_tokens",
     response: str = "sampling.response_length",
