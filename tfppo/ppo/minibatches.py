@@ -84,7 +84,7 @@ class Cutter:
     def part(self, targets: Targets, division: Division, number: int) -> Part:
         """One part, without the padding that costs something."""
         batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, division.rows[number]), targets)
-        weights: TokenWeights = tuple(tensor[number] for tensor in division.weights)
+        weights = tuple(tensor[number] for tensor in division.weights)
         if self._by_length:
             batch, weights = cut_responses((batch, weights), tf.reduce_max(division.lengths[number]), _LENGTH_BUCKETS)
         places = None

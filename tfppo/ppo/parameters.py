@@ -10,7 +10,7 @@ from tfppo.models.policy import Policy
 from tfppo.training.optimization import make_optimizer
 
 
-def learning_variables(policy: Policy, config: PpoConfig) -> list:
+def learning_variables(policy: Policy, config: PpoConfig) -> list[keras.Variable]:
     """The variables that learn: all, or those of the top `trainable_blocks`.
 
     Raises: UserError where the model has fewer blocks.
