@@ -1,4 +1,4 @@
-"""What the devices here multiply fast, and what that makes of the settings that say "auto" or None."""
+"""Which dtypes the devices multiply fast, and how settings of "auto" or None are resolved from that."""
 
 from pathlib import Path
 
@@ -41,9 +41,7 @@ def resolve_update_dtype(dtype: str, width: int, otherwise: str) -> str:
 
 
 def resolve_jit_compile(jit_compile: bool | None, dtype: str) -> bool:
-    """Whether XLA compiles what computes under a dtype policy, where the configuration says None: it does, but for
-    bfloat16 on CPUs, whose products are fast outside of XLA only.
-    """
+    """Whether XLA compiles. A setting of None means yes, except for bfloat16 on CPUs, which is slow inside of XLA."""
     if jit_compile is not None:
         return jit_compile
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))

@@ -5,7 +5,7 @@ from typing import Any
 
 import tensorflow as tf
 
-# A nest of tensors that comes along with a loss: which ones is the affair of who wrote the loss.
+# A nest of tensors that a loss returns beside its value. Its structure depends on the loss.
 Statistics = Any
 
 
@@ -37,10 +37,9 @@ def dense_gradients(
 ) -> list[tf.Tensor]:
     """Gradients as plain tensors, zeros where a variable has no part in the target.
 
-    Args: copies: for each variable, a copy of it that stands for it in some uses, or None; a gradient of the copy alone
-        keeps the copy's dtype.
-        add_rows: (matrix, rows, places) -> the matrix with rows added, for the gradients of embeddings; None:
-            TensorFlow's own.
+    Args: copies: for each variable, a copy that replaces it in some of its uses, or None; if only the copy has a
+        gradient, that keeps the copy's dtype.
+        add_rows: as `Kernels.add_rows`, for the gradients of embeddings; None: TensorFlow's own.
     """
     copies = list(copies) or [None] * len(variables)
     held = [copy for copy in copies if copy is not None]

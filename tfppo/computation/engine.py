@@ -100,18 +100,18 @@ class Engine(Protocol):
         """The policy with its weights as they are now."""
 
     def piece(self, function: Callable) -> Callable:
-        """A part of the sampling loop, compiled where this engine compiles."""
+        """The function, a part of the sampling loop, compiled by XLA if this engine uses it."""
 
     def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
-        """What draws tokens: `draw` (logits [B, V], uniforms [B]) -> (tokens, logprobs), or something faster and equal.
+        """`draw`, or a faster function with the same results: (logits [B, V], uniforms [B]) -> (tokens, logprobs).
 
-        Args: temperature: that `draw` divides by, 0 for the likeliest token; filtered: whether it masks tokens first.
+        Args: temperature: by which `draw` divides, 0 for the likeliest token; filtered: whether `draw` masks tokens.
         """
 
     # Teacher forcing, without gradients
 
     def function(self, function: Callable) -> Callable:
-        """A `tf.function` of a pass over whole sequences, compiled where this engine compiles."""
+        """A `tf.function` of a pass over whole sequences, compiled by XLA if this engine uses it."""
 
     def response_states(self, trunk: Transformer, *batch: tf.Tensor) -> tf.Tensor:
         """As `Transformer.response_states`."""
@@ -135,5 +135,5 @@ class Engine(Protocol):
     ) -> tuple[list[tf.Tensor], Statistics]:
         """Gradients of a loss with respect to variables, and its statistics.
 
-        Args: batch, trunk_coef, places: as of `Policy.response_states`.
+        Args: batch, trunk_coef, places: see `Policy.response_states`.
         """

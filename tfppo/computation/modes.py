@@ -25,9 +25,9 @@ _NAMES = {True: "XLA", False: "the plain graph"}
 
 
 def resolve_mode(key: str, rule: bool, run: Callable[[bool], object]) -> bool:
-    """The mode that is kept under a key, or else the faster one, which then is kept.
+    """The mode kept under a key; if there is none, measures which is faster and keeps that.
 
-    Args: rule: the mode that is taken without a clear winner; run: samples in a mode, and returns when that is done.
+    Args: rule: the default mode, used when neither is clearly faster; run: samples in a mode and returns when done.
     """
     mode = kept_mode(key)
     if mode is not None:
@@ -44,15 +44,15 @@ def resolve_mode(key: str, rule: bool, run: Callable[[bool], object]) -> bool:
 
 
 def choose(rule: bool, seconds: Mapping[bool, float]) -> bool:
-    """The mode of the rule, unless the other one takes at least 10 % less time; seconds: of each mode."""
+    """The default mode `rule`, unless the other one takes at least 10 % less time. Args: seconds: by mode."""
     return not rule if seconds[not rule] <= (1 - _MARGIN) * seconds[rule] else rule
 
 
 def measure(rule: bool, run: Callable[[bool], object]) -> dict[bool, float] | None:
-    """Seconds of each mode, of which the first call is left out: it traces and compiles.
+    """Seconds that each mode takes. The first call is not counted, since it traces and compiles.
 
-    Returns: {mode: seconds}; None where the mode that is not the rule's fails, for want of memory for instance.
-    Raises: what the rule's mode raises in its first call, which is what it would raise unmeasured.
+    Returns: {mode: seconds}; None if the other mode than `rule` fails, for example because memory runs out.
+    Raises: what `run(rule)` raises in its first call.
     """
     run(rule)
     seconds = {rule: math.inf, not rule: math.inf}
@@ -74,7 +74,7 @@ def seconds_of(function: Callable, *arguments: Any) -> float:
 
 
 def mode_key(**facts: object) -> str:
-    """What a measurement is kept under: what the time depends on, with devices and TensorFlow's version."""
+    """The key of a measurement: the facts that time depends on, with devices and TensorFlow's version."""
     facts |= {"devices": describe_devices(), "tensorflow": tf.__version__}
     return ", ".join(f"{name}={facts[name]}" for name in sorted(facts))
 
@@ -89,7 +89,7 @@ def describe_devices() -> str:
 
 
 def modes_file() -> Path:
-    """Where modes are kept. Raises: RuntimeError where there is no home folder."""
+    """The file that keeps measured modes. Raises: RuntimeError if there is no home folder."""
     return cache_folder() / "modes.json"
 
 

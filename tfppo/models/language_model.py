@@ -69,7 +69,7 @@ class LanguageModel(keras.Model):
         return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
 
     def logits(self, hidden: tf.Tensor, arithmetic: Arithmetic | None = None) -> tf.Tensor:
-        """Next-token logits [..., V] of hidden states [..., D], in the dtype that their product is made in."""
+        """Next-token logits [..., V] of hidden states [..., D], in the dtype of the product."""
         arithmetic = arithmetic or self.trunk.arithmetic
         embedding = arithmetic.read(self.trunk.token_embedding)
         flat = tf.reshape(tf.cast(hidden, arithmetic.dtype), [-1, embedding.shape[1]])

@@ -18,14 +18,14 @@ BlockCache = tuple[tf.Tensor, tf.Tensor]
 
 
 def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
-    """x with a share of its numbers set to 0 and the others scaled up; as it is where the seed is None."""
+    """Dropout: sets a share `rate` of x to 0 and scales the rest up; without a seed, x unchanged."""
     if seed is None or rate == 0.0:
         return x
     return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
 
 
 def fold(seed: tf.Tensor | None, number: int) -> tf.Tensor | None:
-    """A seed of its own for the number-th use of a seed; None stays None."""
+    """A seed derived from another one, different for each `number`; None stays None."""
     return None if seed is None else seed + tf.constant([0, number], seed.dtype)
 
 
@@ -132,7 +132,7 @@ class TransformerBlock(keras.layers.Layer):
         dropout_seed: tf.Tensor | None = None,
         start: int | tf.Tensor = 0,
     ) -> tuple[tf.Tensor, BlockCache]:
-        """As `states`, and the keys and values [B, T, H, D/H] that it computed."""
+        """The result of `states`, and the keys and values [B, T, H, D/H] of all T positions."""
         query, key, value = self._queries_keys_values(x, arithmetic)
         x, query, attention_mask = x[:, start:], query[:, start:], attention_mask[:, :, start:]
         scores = tf.einsum("bqhd,bkhd->bhqk", query, key)

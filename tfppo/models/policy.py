@@ -1,4 +1,4 @@
-"""The policy: a language model that also tells the value of every state."""
+"""The policy: a language model (actor) with a value head (critic)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -114,9 +114,9 @@ class Policy(keras.Model):
         """Hidden states [B, R, D] in which each response token was chosen, and their values [B, R].
 
         Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R]; trunk_coef scales
-            the gradient that flows from the values into a shared trunk (None: as it is); places int [N]: of which
-            of the B x R states, row after row, states [N, 1, D] and values [N, 1] are wanted (None: of all);
-            states_of: a trunk and the four tensors -> its hidden states, for engines that compute these themselves.
+            the gradient that flows from the values into a shared trunk (None: unscaled); places int [N]: flat indices
+            into the B x R states; only those are returned, as [N, 1, D] and [N, 1] (None: all are); states_of: (trunk,
+            *the four tensors) -> hidden states, for engines that compute these in their own way.
         """
         batch = (prompt_ids, prompt_mask, response_ids, response_mask)
         hidden = states_of(self.language_model.trunk, *batch)

@@ -40,7 +40,7 @@ def check_sizes(
     max_sequence_length: int,
     dropout: float,
 ) -> None:
-    """Raises UserError, naming field, value and remedy, for sizes that make no Transformer."""
+    """Raises UserError for sizes of which no Transformer can be built; it names field, value and remedy."""
     sizes = dict(
         vocabulary_size=vocabulary_size,
         num_layers=num_layers,
@@ -65,7 +65,7 @@ def check_sizes(
 class Transformer(keras.layers.Layer):
     """Embeddings, blocks and the final norm: token ids [B, T] to hidden states [B, T, D]."""
 
-    architecture = "gpt2"  # by which an engine says whether it computes this
+    architecture = "gpt2"  # engines state which architectures they compute
 
     def __init__(
         self,
@@ -157,8 +157,8 @@ class Transformer(keras.layers.Layer):
         """Hidden states [B, T - start, D] of the positions from `start` on.
 
         Args: token_ids int [B, T]; padding_mask [B, T], 1 for a real token (all real where it is None), or for packed
-            sequences segment_ids and positions [B, T]; dropout_seed int32 [2] turns dropout on; start: of earlier
-            positions the last block computes keys and values alone.
+            sequences segment_ids and positions [B, T]; dropout_seed int32 [2] turns dropout on; start: for earlier
+            positions, the last block computes keys and values only.
         """
         arithmetic = arithmetic or self.arithmetic
         if segment_ids is None:
@@ -225,7 +225,7 @@ class Transformer(keras.layers.Layer):
         return self.final_norm.normalize(x, arithmetic), grown
 
     def _with_starts(self, start):
-        """Each block with the first position that it computes: all need every position, but for the last block."""
+        """Pairs of a block and the first position that it computes: 0, and `start` for the last block."""
         return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
     def embed(self, token_ids: tf.Tensor, positions: tf.Tensor, dtype: str | tf.DType) -> tf.Tensor:

@@ -1,4 +1,4 @@
-"""How fast the phases of an iteration are, next to what the machine itself can do.
+"""How fast the phases of an iteration are, compared with the peak rates of the machine.
 
 The model has random weights of a given size and the prompts are random tokens: neither changes the speed.
 """

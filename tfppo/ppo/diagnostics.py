@@ -1,4 +1,4 @@
-"""Warnings that tell what is going wrong, and the likely cause; each is given once."""
+"""Warnings about typical failures of a PPO run, with the likely cause; each is given once."""
 
 
 class Diagnostics:

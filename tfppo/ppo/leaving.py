@@ -1,4 +1,4 @@
-"""Rows that have stopped leave the batch: the others go on in one of half the size, and so on."""
+"""Shrinking batches: once half of the rows have stopped, the others continue in a batch of half the size."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ _FEWEST_ROWS = 4  # smaller batches are not made: their steps take hardly less t
 
 
 def enough_of(size: int | None, rows_leave: bool) -> int:
-    """How many of `size` rows may still need tokens when the others leave: 0 where none ever leave.
+    """The number of unfinished rows at which a batch of `size` rows is halved; 0 if it never is.
 
     Args: size: None where it is known only when the graph runs; rows_leave: whether rows can stop early at all.
     """
@@ -18,10 +18,10 @@ def enough_of(size: int | None, rows_leave: bool) -> int:
 
 
 def go_on_in_smaller_batches(rows: Rows, go_on: Callable[[Rows, tf.Tensor], Rows], rows_leave: bool) -> Rows:
-    """The rows when all have the tokens that they need.
+    """Samples until no row needs more tokens, halving the batch on the way. Returns: all rows, finished.
 
     Args:
-        rows: `sampling.Rows`, of which no more than `enough_of` their number still need tokens.
+        rows: those being sampled, of which no more than `enough_of` their number still need tokens.
         go_on: (rows, enough) -> rows after as many steps as leave no more than `enough` in need.
     """
     size = rows.tokens.shape[0]

@@ -1,7 +1,7 @@
 """How a rollout is cut: into minibatches in a new order each epoch, and a minibatch into parts that fit in memory.
 
-Parts only share a sum: any cut gives the same gradients. So rows of like length share a part, which then is hardly
-padded; or, where the engine skips padding by itself, the states that count are picked out of all.
+The gradients of parts are summed, so any division gives the same result. Rows of similar length therefore share a part,
+which then has little padding. If the engine skips padding by itself, the states that count are gathered instead.
 """
 
 import math
@@ -82,7 +82,7 @@ class Cutter:
         return Division(*tf.nest.map_structure(by_part, mine))
 
     def part(self, targets: Targets, division: Division, number: int) -> Part:
-        """One part, without the padding that costs something."""
+        """The part with this number; padding is cut off where computing it would take time."""
         batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, division.rows[number]), targets)
         weights = tuple(tensor[number] for tensor in division.weights)
         if self._by_length:
@@ -94,7 +94,7 @@ class Cutter:
 
 
 def at_places_of(part: Part) -> tuple[Targets, TokenWeights]:
-    """Targets and weights of the states that count alone, [N, 1]; the prompts stay what they are."""
+    """Targets and weights of only the states that count, [N, 1] each; the prompts stay [b, P]."""
     if part.places is None:
         return part.targets, part.weights
     prompts, responses = part.targets[:2], part.targets[2:]
@@ -105,15 +105,15 @@ def at_places_of(part: Part) -> tuple[Targets, TokenWeights]:
 
 
 def last_position(*masks: tf.Tensor) -> tf.Tensor:
-    """Of each row, the last position that is 1 in one of the masks [B, R]; -1 where there is none: int32 [B]."""
+    """The last position of each row that is 1 in one of the masks [B, R]; -1 if there is none: int32 [B]."""
     position = tf.range(masks[0].shape[1])
     return tf.reduce_max(tf.stack([tf.where(mask > 0, position, -1) for mask in masks]), axis=[0, 2])
 
 
 def places_of(*masks: tf.Tensor, buckets: int) -> tf.Tensor:
-    """Which states of [B, R], row after row, one of the masks is 1 for; some others too, so that few counts come up.
+    """Flat indices of the states where one of the masks [B, R] is 1, filled up so that N takes few different values.
 
-    Args: buckets: how many counts. Returns: int32 [N].
+    Args: buckets: how many values N can take. Returns: int32 [N].
     """
     is_real = tf.reduce_any(tf.stack(masks) > 0, axis=0)
     flat = tf.reshape(is_real, [-1])

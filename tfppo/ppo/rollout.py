@@ -1,4 +1,4 @@
-"""From prompts to a Rollout: sample (or take what the data says), score, and look the reference up."""
+"""From prompts to a Rollout: sample (or replay the data's responses), score, compute reference log-probabilities."""
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ from tfppo.rewards.shaping import ScoreShaper
 
 
 class Collected(NamedTuple):
-    """A rollout with what a person reads of it."""
+    """A rollout, and its texts and scores for logs."""
 
     rollout: Rollout
     prompts: list[str]
@@ -113,7 +113,7 @@ class RolloutCollector:
         return Collected(rollout, batch.texts, batch.responses, scores.reshape(len(scores), -1).sum(axis=1), means)
 
     def score(self, prompts: Prompts, samples: Samples) -> tuple[Batch, np.ndarray, dict[str, float], tf.Tensor]:
-        """What the reward functions say of samples: Batch, scores, mean of each function, which responses stopped."""
+        """Scores samples. Returns: Batch, scores, mean of each reward function, which responses stopped."""
         ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
         mask, found = scored_part(ids, mask, self.reward, self.tokenizer.eos_id)
         prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())

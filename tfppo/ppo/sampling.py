@@ -1,7 +1,7 @@
 """Sampling: one loop that returns the tokens together with their log-probabilities and values.
 
-The randomness comes in as data: `uniforms` [B, R], one number a token. So the same numbers give the same text on any
-count of replicas, compiled or not, and different rows differ.
+The random numbers are an argument: `uniforms` [B, R], one number a token. The same numbers give the same text on any
+number of replicas, compiled or not.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Log-probabilities and values of responses that are there already: under the reference, and under the policy."""
+"""Log-probabilities and values of given responses, under the reference and under the policy."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ def by_length(
     num_parts: int,
     buckets: int,
 ) -> tf.Tensor:
-    """fn over rows with responses of varying lengths, in parts of like length, so that few pads are computed.
+    """Applies fn to rows in parts of similar response length, each cut to its longest, so that little is padding.
 
     Args:
         fn: (*rows, response_ids, response_mask) -> [b, r], each row by itself.

@@ -1,4 +1,4 @@
-"""The outer loop of PPO: collect a rollout, improve the policy, adapt the KL coefficient, say so, save."""
+"""The outer loop of PPO: collect a rollout, improve the policy, adapt the KL coefficient, report, save."""
 
 import math
 import time
@@ -31,9 +31,9 @@ from tfppo.training.schedules import scheduled_rate
 class PpoTrainer:
     """Trains a policy with PPO.
 
-    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
-    Its state: policy, optimizer, moving average, iterations done, KL coefficient, running moments of the scores, and
-    which engine samples where that was measured.
+    The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
+    A checkpoint holds policy, optimizer, moving average, iterations done, KL coefficient, running moments of the
+    scores, and which engine samples, if that was measured.
 
     Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
     """
@@ -105,7 +105,7 @@ class PpoTrainer:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
     def restored(self) -> tuple[int, float, bool]:
-        """Of the last checkpoint: iterations done, KL coefficient, and whether the run is at its end."""
+        """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
         scalars = self.keeper.scalars
         self.collector.state = scalars
         return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
@@ -185,7 +185,7 @@ class PpoTrainer:
             )
 
     def figures(self, step: int, collected: Collected, clock: Sequence[float]) -> dict[str, float]:
-        """What an iteration's figures are besides the update's statistics; the score is the raw one, unshaped."""
+        """Figures of an iteration beside the update's statistics. The score is the raw one, before shaping."""
         started, sampled, updated = clock
         num_tokens = response_lengths(collected).sum()
         return {

@@ -1,4 +1,4 @@
-"""Whether models of a run fit each other and its settings."""
+"""Checks that the models of a run fit each other and the settings."""
 
 import operator
 from pathlib import Path

@@ -84,7 +84,7 @@ class _FusedAdam(keras.optimizers.Adam):
             scaling.last = (applied,)
 
     def _backend_update_step(self, gradients, variables, learning_rate):
-        """The steps of all variables; through the kernel at once, on every replica by itself."""
+        """The steps of all variables: with `kernels` in one operation, on each replica separately."""
         if self.kernels is None:
             super()._backend_update_step(gradients, variables, learning_rate)
             return
@@ -114,10 +114,10 @@ class _FusedAdam(keras.optimizers.Adam):
         return self.weight_decay is not None and self._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables):
-        """Nothing: `update_step` does it, at each variable's own rate."""
+        """Does nothing: `update_step` decays each variable, at its own rate."""
 
     def _kernel_epsilon(self, correction):
-        """What the kernel adds to sqrt(v), by 1 - beta_2^step: it takes TensorFlow's form of Adam."""
+        """The epsilon for the kernel, which computes TensorFlow's form of Adam. Args: correction: 1 - beta_2^step."""
         del correction
         return self.epsilon
 
@@ -156,7 +156,7 @@ def make_optimizer(
     weight_decay: float,
     kernels: Kernels | None = None,
 ) -> keras.optimizers.Optimizer:
-    """An optimizer by name ("adam" or "adamw"), built for the variables; decay leaves vectors and scalars alone.
+    """An optimizer by name ("adam" or "adamw"), built for the variables. Vectors and scalars are not decayed.
 
     Args: kernels: of the engine that makes the gradients; None: TensorFlow's own operations.
     """

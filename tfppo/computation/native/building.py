@@ -24,12 +24,12 @@ WITH_CPP_HEADERS = {"variables.cc"}
 
 
 def cache_folder() -> Path:
-    """Where what holds for this machine is kept, built operations for one: tfppo in XDG_CACHE_HOME, or in ~/.cache."""
+    """The folder of what is specific to this machine, as built operations are: tfppo in XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfppo"
 
 
 def processor() -> str:
-    """What distinguishes processors that run different instructions."""
+    """A text that differs between processors with different instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -38,7 +38,7 @@ def processor() -> str:
 
 
 def compile_command() -> list[str]:
-    """The compiler, CXX of the environment or c++, and its flags; TensorFlow's headers are those of a system."""
+    """The compiler (CXX of the environment, else c++) and its flags; TensorFlow's headers count as system headers."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     flags = (
         flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag
@@ -90,7 +90,7 @@ def _load_library(path):
 
 @functools.cache
 def load() -> tuple[ModuleType, None] | tuple[None, str]:
-    """The module of operations, or None, and why there is none."""
+    """The module of operations and None; or None and the reason why they cannot be had. Builds them once."""
     try:
         return _load_library(build()), None
     except subprocess.CalledProcessError as error:

@@ -67,7 +67,7 @@ class _Bfloat16:
 
 
 class NativePolicy:
-    """What `sample` needs of a policy, computed by the native operations. Make it where the weights are to be read.
+    """The `Decoder` of the native operations. The constructor reads the weights: call it inside the graph that samples.
 
     Args: ops: the loaded operations; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops`
         have it.
