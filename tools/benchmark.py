@@ -97,17 +97,19 @@ def main(argv):
         benchmark = Benchmark(config, PROMPT_LENGTH.value, MEAN_LENGTH.value, REPLICAS.value >= 0)
     timings, length = benchmark.measure(RUNS.value)
     peak = peak_memory_gb()  # before the ceilings, whose matrices are not the iteration's
+    shares: dict[str, float] = {}
     if MEAN_LENGTH.value:
-        shares, ceilings = {}, Ceilings().measure()
+        ceilings = Ceilings().measure()
     else:
         shares, ceilings = shares_of_ceilings(benchmark, RUNS.value)
     positions = BATCH.value * (PROMPT_LENGTH.value + length)
     tokens = {"sampling": BATCH.value * length, "update": EPOCHS.value * positions, "iteration": BATCH.value * length}
+    sampler = benchmark.collector.sampler
     record = {
         **{flag.name: flag.value for flag in FLAGS_OF_A_RUN},
         "mean_response_length": length,
         "sampled_in": benchmark.computation.sampling.engine.dtype,
-        "sampled_by": benchmark.collector.sampler.engine.name,
+        "sampled_by": sampler.engine.name if sampler.engine else None,
         "updated_in": benchmark.computation.update.engine.dtype,
         "startup_seconds": startup,
         "first_call_seconds": {phase: timing.first for phase, timing in timings.items()},

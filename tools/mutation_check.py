@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("tfppo", "tests", "pyproject.toml")
 PYTEST = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "--color=no"]
 KILLED = {"killed", "timed out"}
-RUNNING = set()  # processes of pytest
+RUNNING: set[subprocess.Popen] = set()  # processes of pytest
 
 
 def copy_of_the_repository(folder):
@@ -163,7 +163,7 @@ def main(argv):
         sys.exit(2)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as an interrupt, which ends what this program started
     with tempfile.TemporaryDirectory(prefix="mutation_", ignore_cleanup_errors=True) as name:
-        folder, counts = Path(name), Counter()
+        folder, counts = Path(name), Counter[str]()
         verdict, detail = check_without_mutation(folder, mutations)
         if verdict != "survived":
             print(f"the tests fail without a mutation: {verdict}, {detail}")

@@ -18,10 +18,10 @@ from tfppo.errors import UserError
 def choose_computation(
     ppo: PpoConfig, sampling: SamplingConfig, *, width: int, architecture: str = "gpt2"
 ) -> Computation:
-    """What PPO computes a model of some width and architecture with.
+    """The engines with which PPO samples, scores and updates a model of this width and architecture.
 
-    Rollouts are computed as the update is where "auto" is theirs and C++ does both: what is sampled from then is what
-    learns, to less than a number of bfloat16 tells.
+    With `rollout_dtype` "auto", rollouts use the dtype of the update if C++ does both: the policy that samples and the
+    policy that learns then agree more closely than bfloat16 can resolve.
 
     Raises: UserError where a setting insists on what cannot be had.
     """
@@ -45,10 +45,10 @@ def choose_computation(
 def choose_sampling(
     sampling: SamplingConfig, dtype: str, *, architecture: str = "gpt2", measures: bool = False
 ) -> Chosen:
-    """What samples in a Keras dtype policy.
+    """The engine that samples in a Keras dtype policy, or two to choose from.
 
-    Args: measures: whether, where no setting and no C++ decides it, the first call is to find the faster of XLA and the
-        plain graph.
+    Args: measures: whether the first call shall find out if XLA or the plain graph is faster. This applies only if
+        C++ is not used and `sampling.jit_compile` is not set.
     Raises: UserError where `sampling.native` insists on what cannot be had.
     """
     _check_architecture("sampling.native", sampling.native, architecture)
@@ -109,7 +109,7 @@ def _check_architecture(field, setting, architecture):
 
 
 def _refusal(architecture):
-    """Why C++ is no use for a model, or on these devices; None where it may be."""
+    """Why C++ is of no use for this architecture or on these devices; None if it may be of use."""
     if architecture not in ARCHITECTURES:
         return f"it computes {', '.join(ARCHITECTURES)}, not {architecture}"
     return "there is a GPU" if tf.config.list_physical_devices("GPU") else None

@@ -1,11 +1,11 @@
-"""What the devices here multiply fast, and what that makes of the settings that say "auto" or None."""
+"""Which dtypes the devices multiply fast, and how settings of "auto" or None are resolved from that."""
 
 from pathlib import Path
 
 import tensorflow as tf
 
 
-def has_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
+def has_fast_bfloat16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether bfloat16 products are faster than float32 ones here: GPUs of compute capability 8, CPUs that have them.
 
     Elsewhere they are emulated, at a fraction of the speed.
@@ -17,7 +17,7 @@ def has_fast_bfloat16(cpuinfo="/proc/cpuinfo"):
     return "avx512_bf16" in _cpu_flags(cpuinfo) or has_bfloat16_tiles(cpuinfo)
 
 
-def has_bfloat16_tiles(cpuinfo="/proc/cpuinfo"):
+def has_bfloat16_tiles(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether the CPU multiplies tiles of bfloat16 numbers, several times as fast as vectors."""
     return "amx_bf16" in _cpu_flags(cpuinfo)
 
@@ -29,7 +29,7 @@ def _cpu_flags(cpuinfo):
         return []
 
 
-def resolve_update_dtype(dtype, width, otherwise):
+def resolve_update_dtype(dtype: str, width: int, otherwise: str) -> str:
     """The dtype policy of the PPO update that "auto" stands for: mixed_bfloat16 where that is faster, else `otherwise`.
 
     Below a width of 256, the products are too small a part of the update for their dtype to matter: on two cores with
@@ -40,10 +40,8 @@ def resolve_update_dtype(dtype, width, otherwise):
     return "mixed_bfloat16" if width >= 256 and has_fast_bfloat16() else otherwise
 
 
-def resolve_jit_compile(jit_compile, dtype):
-    """Whether XLA compiles what computes under a dtype policy, where the configuration says None: it does, but for
-    bfloat16 on CPUs, whose products are fast outside of XLA only.
-    """
+def resolve_jit_compile(jit_compile: bool | None, dtype: str) -> bool:
+    """Whether XLA compiles. A setting of None means yes, except for bfloat16 on CPUs, which is slow inside of XLA."""
     if jit_compile is not None:
         return jit_compile
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))

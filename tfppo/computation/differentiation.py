@@ -1,10 +1,18 @@
 """Gradients in two steps, through the outputs of a model, as plain tensors."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import tensorflow as tf
 
+# A nest of tensors that a loss returns beside its value. Its structure depends on the loss.
+Statistics = Any
 
-def output_gradients(loss_of, outputs, *, compiled):
-    """Gradients of a loss with respect to the outputs that it is of, and its statistics.
+
+def output_gradients(
+    loss_of: Callable, outputs: tuple[tf.Tensor, ...], *, compiled: bool
+) -> tuple[tuple[tf.Tensor, ...], Statistics]:
+    """Gradients of a loss with respect to the model outputs that it is computed from, and its statistics.
 
     Args: loss_of: (*outputs) -> (loss, statistics); outputs: tensors; compiled: whether XLA compiles it.
     """
@@ -19,13 +27,19 @@ def output_gradients(loss_of, outputs, *, compiled):
     return differentiated(*outputs)
 
 
-def dense_gradients(tape, target, variables, upstream=None, copies=(), add_rows=None):
+def dense_gradients(
+    tape: tf.GradientTape,
+    target: tf.Tensor | tuple[tf.Tensor, ...],
+    variables: Sequence[tf.Variable],
+    upstream: tuple[tf.Tensor, ...] | None = None,
+    copies: Sequence[tf.Tensor | None] = (),
+    add_rows: Callable[..., tf.Tensor] | None = None,
+) -> list[tf.Tensor]:
     """Gradients as plain tensors, zeros where a variable has no part in the target.
 
-    Args: copies: for each variable, a copy of it that stands for it in some uses, or None; a gradient of the copy alone
-        keeps the copy's dtype.
-        add_rows: (matrix, rows, places) -> the matrix with rows added, for the gradients of embeddings; None:
-            TensorFlow's own.
+    Args: copies: for each variable, a copy that replaces it in some of its uses, or None; if only the copy has a
+        gradient, that keeps the copy's dtype.
+        add_rows: as `Kernels.add_rows`, for the gradients of embeddings; None: TensorFlow's own.
     """
     copies = list(copies) or [None] * len(variables)
     held = [copy for copy in copies if copy is not None]

@@ -1,12 +1,16 @@
 """The engine of TensorFlow's own operations: compiled by XLA, or as a plain graph."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import keras
 import tensorflow as tf
 
-from tfppo.computation.differentiation import dense_gradients, output_gradients
-from tfppo.computation.engine import Loss
+from tfppo.computation.differentiation import Statistics, dense_gradients, output_gradients
+from tfppo.computation.engine import Decoder, Loss
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
+from tfppo.models.transformer import Responses, Transformer
 from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.logprobs import token_logprobs
 
@@ -23,37 +27,39 @@ class GraphEngine:
     skips_padding = False
     kernels = None
 
-    def __init__(self, dtype, compiled, recomputes=False):
+    def __init__(self, dtype: str, compiled: bool, recomputes: bool = False):
         self.dtype, self.compiled = dtype, compiled
         self.name = "XLA" if compiled else "graph"
         self._arithmetic = Arithmetic(dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled)
         # Activations in one piece inside a plain graph; where XLA compiles all of it, that changes nothing.
         self._of_update = replace(self._arithmetic, fuses_activations=True, recomputes=recomputes)
 
-    def decoder(self, policy):
+    def decoder(self, policy: Policy) -> Decoder:
         """See `Engine`. In a plain graph the weights are cast here, once for all steps; XLA does that by itself."""
         return _Decoder(
             policy, self._arithmetic if self.compiled else self._arithmetic.holding(policy.product_weights())
         )
 
-    def piece(self, function):
+    def piece(self, function: Callable) -> Callable:
         """See `Engine`."""
         return tf.function(function, jit_compile=True) if self.compiled else function
 
-    def drawer(self, draw, *, temperature, filtered):
+    def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
         """See `Engine`."""
         del temperature, filtered
         return draw
 
-    def function(self, function):
+    def function(self, function: Callable) -> Callable:
         """See `Engine`."""
         return tf.function(function, jit_compile=self.compiled)
 
-    def response_states(self, trunk, *batch):
+    def response_states(self, trunk: Transformer, *batch: tf.Tensor) -> tf.Tensor:
         """See `Engine`."""
-        return trunk.response_states(*batch, self._arithmetic)
+        return trunk.response_states(*batch, arithmetic=self._arithmetic)
 
-    def token_logprobs(self, language_model, hidden, token_ids, temperature):
+    def token_logprobs(
+        self, language_model: LanguageModel, hidden: tf.Tensor, token_ids: tf.Tensor, temperature: float
+    ) -> tf.Tensor:
         """See `Engine`."""
 
         @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
@@ -62,7 +68,16 @@ class GraphEngine:
 
         return of_logits(language_model.logits(hidden, self._arithmetic), token_ids)
 
-    def gradients(self, policy, variables, batch, loss: Loss, *, trunk_coef, places):
+    def gradients(
+        self,
+        policy: Policy,
+        variables: Sequence[keras.Variable],
+        batch: Responses,
+        loss: Loss,
+        *,
+        trunk_coef: tf.Tensor,
+        places: tf.Tensor | None,
+    ) -> tuple[list[tf.Tensor], Statistics]:
         """See `Engine`."""
         arithmetic = self._of_update.holding(policy.product_weights())
         copies = [arithmetic.copies.get(id(variable)) for variable in variables]

@@ -10,7 +10,9 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -22,10 +24,10 @@ _MARGIN = 0.1  # of the time that the other mode has to save: less may be noise
 _NAMES = {True: "XLA", False: "the plain graph"}
 
 
-def resolve_mode(key, rule, run) -> bool:
-    """The mode that is kept under a key, or else the faster one, which then is kept.
+def resolve_mode(key: str, rule: bool, run: Callable[[bool], object]) -> bool:
+    """The mode kept under a key; if there is none, measures which is faster and keeps that.
 
-    Args: rule: the mode that is taken without a clear winner; run: samples in a mode, and returns when that is done.
+    Args: rule: the default mode, used when neither is clearly faster; run: samples in a mode and returns when done.
     """
     mode = kept_mode(key)
     if mode is not None:
@@ -41,16 +43,16 @@ def resolve_mode(key, rule, run) -> bool:
     return mode
 
 
-def choose(rule, seconds) -> bool:
-    """The mode of the rule, unless the other one takes at least 10 % less time; seconds: of each mode."""
+def choose(rule: bool, seconds: Mapping[bool, float]) -> bool:
+    """The default mode `rule`, unless the other one takes at least 10 % less time. Args: seconds: by mode."""
     return not rule if seconds[not rule] <= (1 - _MARGIN) * seconds[rule] else rule
 
 
-def measure(rule, run):
-    """Seconds of each mode, of which the first call is left out: it traces and compiles.
+def measure(rule: bool, run: Callable[[bool], object]) -> dict[bool, float] | None:
+    """Seconds that each mode takes. The first call is not counted, since it traces and compiles.
 
-    Returns: {mode: seconds}; None where the mode that is not the rule's fails, for want of memory for instance.
-    Raises: what the rule's mode raises in its first call, which is what it would raise unmeasured.
+    Returns: {mode: seconds}; None if the other mode than `rule` fails, for example because memory runs out.
+    Raises: what `run(rule)` raises in its first call.
     """
     run(rule)
     seconds = {rule: math.inf, not rule: math.inf}
@@ -64,15 +66,15 @@ def measure(rule, run):
     return seconds
 
 
-def seconds_of(function, *arguments):
+def seconds_of(function: Callable, *arguments: Any) -> float:
     """Seconds that one call takes, which must have finished its work when it returns."""
     started = time.perf_counter()
     function(*arguments)
     return time.perf_counter() - started
 
 
-def mode_key(**facts) -> str:
-    """What a measurement is kept under: what the time depends on, with devices and TensorFlow's version."""
+def mode_key(**facts: object) -> str:
+    """The key of a measurement: the facts that time depends on, with devices and TensorFlow's version."""
     facts |= {"devices": describe_devices(), "tensorflow": tf.__version__}
     return ", ".join(f"{name}={facts[name]}" for name in sorted(facts))
 
@@ -87,17 +89,17 @@ def describe_devices() -> str:
 
 
 def modes_file() -> Path:
-    """Where modes are kept. Raises: RuntimeError where there is no home folder."""
+    """The file that keeps measured modes. Raises: RuntimeError if there is no home folder."""
     return cache_folder() / "modes.json"
 
 
-def kept_mode(key) -> bool | None:
+def kept_mode(key: str) -> bool | None:
     """The mode that is kept under a key; None where there is none, or none that can be read."""
     mode = _read_modes().get(key)
     return mode if isinstance(mode, bool) else None
 
 
-def keep_mode(key, mode):
+def keep_mode(key: str, mode: bool) -> None:
     """Keeps a mode under a key, beside the others. Where that can't be written, the next process measures again."""
     try:
         file = modes_file()

@@ -1,5 +1,7 @@
 """The language model: a Transformer whose output embedding is its input embedding."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -18,15 +20,15 @@ class LanguageModel(keras.Model):
 
     def __init__(
         self,
-        vocabulary_size,
-        num_layers,
-        num_heads,
-        hidden_dim,
-        intermediate_dim,
-        max_sequence_length,
-        dropout=0.0,
-        pad_id=0,
-        **kwargs,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        max_sequence_length: int,
+        dropout: float = 0.0,
+        pad_id: int = 0,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.trunk = Transformer(
@@ -44,21 +46,30 @@ class LanguageModel(keras.Model):
         self.built = True
 
     @property
-    def max_sequence_length(self):
+    def max_sequence_length(self) -> int:
         """The number of positions that the model knows."""
         return self.trunk.sizes["max_sequence_length"]
 
-    def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None):
+    def call(
+        self,
+        token_ids: tf.Tensor,
+        padding_mask: tf.Tensor | None = None,
+        segment_ids: tf.Tensor | None = None,
+        positions: tf.Tensor | None = None,
+        dropout_seed: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """Logits [B, T, V] in float32; the arguments are the trunk's."""
         hidden = self.trunk(token_ids, padding_mask, segment_ids, positions, dropout_seed)
         return tf.cast(self.logits(hidden), tf.float32)
 
-    def response_logits(self, prompt_ids, prompt_mask, response_ids, response_mask):
+    def response_logits(
+        self, prompt_ids: tf.Tensor, prompt_mask: tf.Tensor, response_ids: tf.Tensor, response_mask: tf.Tensor
+    ) -> tf.Tensor:
         """Logits [B, R, V] of the states in which each response token was chosen; the arguments are the trunk's."""
         return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
 
-    def logits(self, hidden, arithmetic: Arithmetic | None = None):
-        """Next-token logits [..., V] of hidden states [..., D], in the dtype that their product is made in."""
+    def logits(self, hidden: tf.Tensor, arithmetic: Arithmetic | None = None) -> tf.Tensor:
+        """Next-token logits [..., V] of hidden states [..., D], in the dtype of the product."""
         arithmetic = arithmetic or self.trunk.arithmetic
         embedding = arithmetic.read(self.trunk.token_embedding)
         flat = tf.reshape(tf.cast(hidden, arithmetic.dtype), [-1, embedding.shape[1]])
@@ -68,9 +79,9 @@ class LanguageModel(keras.Model):
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
 
-    def product_weights(self):
+    def product_weights(self) -> list[keras.Variable]:
         """The variables that enter products, whose copies an `Arithmetic` may hold."""
         return [self.trunk.token_embedding, *self.trunk.product_weights()]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.trunk.sizes, "pad_id": self.pad_id}

@@ -1,7 +1,9 @@
-"""The layers of a GPT-2-style Transformer (Radford et al. 2019): weights, and the equations that they stand in.
+"""The layers of a GPT-2-style Transformer (Radford et al. 2019): their weights and equations.
 
 Every equation takes an `Arithmetic`, which says in which dtype and pieces it computes.
 """
+
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -11,17 +13,19 @@ from tfppo.ops.shapes import size_of
 
 LAYER_NORM_EPSILON = 1e-5
 MASKED_SCORE = -1e9
+# Keys and values of one block: [B, T, H, D/H] each as computed, [B, H, C, D/H] as kept for decoding.
+BlockCache = tuple[tf.Tensor, tf.Tensor]
 
 
-def dropout(x, rate, seed):
-    """x with a share of its numbers set to 0 and the others scaled up; as it is where the seed is None."""
+def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
+    """Dropout: sets a share `rate` of x to 0 and scales the rest up; without a seed, x unchanged."""
     if seed is None or rate == 0.0:
         return x
     return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
 
 
-def fold(seed, number):
-    """A seed of its own for the number-th use of a seed; None stays None."""
+def fold(seed: tf.Tensor | None, number: int) -> tf.Tensor | None:
+    """A seed derived from another one, different for each `number`; None stays None."""
     return None if seed is None else seed + tf.constant([0, number], seed.dtype)
 
 
@@ -29,14 +33,14 @@ def fold(seed, number):
 class LayerNorm(keras.layers.Layer):
     """Layer normalisation over the last axis, computed in float32 whatever the dtype of products."""
 
-    def __init__(self, hidden_dim, **kwargs):
+    def __init__(self, hidden_dim: int, **kwargs: Any):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.gamma = self.add_weight(shape=[hidden_dim], initializer="ones", name="gamma", autocast=False)
         self.beta = self.add_weight(shape=[hidden_dim], initializer="zeros", name="beta", autocast=False)
         self.built = True
 
-    def normalize(self, x, arithmetic: Arithmetic):
+    def normalize(self, x: tf.Tensor, arithmetic: Arithmetic) -> tf.Tensor:
         """x [..., D] with mean 0 and variance 1 in each row, scaled and shifted: in the dtype of products."""
         x32 = tf.cast(x, tf.float32)
         mean = tf.reduce_mean(x32, axis=-1, keepdims=True)
@@ -45,7 +49,7 @@ class LayerNorm(keras.layers.Layer):
         normed = centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
         return tf.cast(normed * self.gamma + self.beta, arithmetic.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "hidden_dim": self.hidden_dim}
 
 
@@ -53,7 +57,7 @@ class LayerNorm(keras.layers.Layer):
 class Projection(keras.layers.Layer):
     """x @ kernel + bias over the last axis, as one two-dimensional product whatever the rank of x."""
 
-    def __init__(self, input_dim, output_dim, stddev=0.02, **kwargs):
+    def __init__(self, input_dim: int, output_dim: int, stddev: float = 0.02, **kwargs: Any):
         super().__init__(**kwargs)
         self.input_dim, self.output_dim, self.stddev = input_dim, output_dim, stddev
         normal = keras.initializers.RandomNormal(stddev=stddev)
@@ -61,13 +65,13 @@ class Projection(keras.layers.Layer):
         self.bias = self.add_weight(shape=[output_dim], initializer="zeros", name="bias")
         self.built = True
 
-    def project(self, x, arithmetic: Arithmetic):
+    def project(self, x: tf.Tensor, arithmetic: Arithmetic) -> tf.Tensor:
         """x [..., input_dim] to [..., output_dim], in the dtype of products."""
         x2d = tf.reshape(tf.cast(x, arithmetic.dtype), [-1, self.input_dim])
         y = tf.nn.bias_add(tf.matmul(x2d, arithmetic.read(self.kernel)), arithmetic.read(self.bias))
         return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         sizes = {"input_dim": self.input_dim, "output_dim": self.output_dim, "stddev": self.stddev}
         return {**super().get_config(), **sizes}
 
@@ -76,7 +80,15 @@ class Projection(keras.layers.Layer):
 class TransformerBlock(keras.layers.Layer):
     """Layer norm, self-attention and residual; layer norm, MLP and residual."""
 
-    def __init__(self, hidden_dim, num_heads, intermediate_dim, dropout=0.0, residual_stddev=0.02, **kwargs):
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_heads: int,
+        intermediate_dim: int,
+        dropout: float = 0.0,
+        residual_stddev: float = 0.02,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         self.hidden_dim, self.num_heads, self.intermediate_dim = hidden_dim, num_heads, intermediate_dim
         self.dropout, self.residual_stddev = dropout, residual_stddev
@@ -92,12 +104,19 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_out = Projection(intermediate_dim, hidden_dim, stddev=residual_stddev, dtype=policy, name="mlp_out")
         self.built = True
 
-    def product_weights(self):
+    def product_weights(self) -> list[keras.Variable]:
         """The variables that enter products, whose copies an `Arithmetic` may hold."""
         projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
         return [variable for projection in projections for variable in (projection.kernel, projection.bias)]
 
-    def states(self, x, attention_mask, arithmetic: Arithmetic, dropout_seed=None, start=0):
+    def states(
+        self,
+        x: tf.Tensor,
+        attention_mask: tf.Tensor,
+        arithmetic: Arithmetic,
+        dropout_seed: tf.Tensor | None = None,
+        start: int | tf.Tensor = 0,
+    ) -> tf.Tensor:
         """x [B, T, D], attention_mask bool [B, 1, T, T] -> [B, T - start, D], of the positions from `start` on."""
 
         def block(x, arithmetic):
@@ -105,15 +124,24 @@ class TransformerBlock(keras.layers.Layer):
 
         return arithmetic.block(block, x, self.product_weights())
 
-    def with_cache(self, x, attention_mask, arithmetic: Arithmetic, dropout_seed=None, start=0):
-        """As `states`, and the keys and values [B, T, H, D/H] that it computed."""
+    def with_cache(
+        self,
+        x: tf.Tensor,
+        attention_mask: tf.Tensor,
+        arithmetic: Arithmetic,
+        dropout_seed: tf.Tensor | None = None,
+        start: int | tf.Tensor = 0,
+    ) -> tuple[tf.Tensor, BlockCache]:
+        """The result of `states`, and the keys and values [B, T, H, D/H] of all T positions."""
         query, key, value = self._queries_keys_values(x, arithmetic)
         x, query, attention_mask = x[:, start:], query[:, start:], attention_mask[:, :, start:]
         scores = tf.einsum("bqhd,bkhd->bhqk", query, key)
         context = tf.einsum("bhqk,bkhd->bqhd", _softmax(scores, attention_mask, arithmetic), value)
         return self._residuals(x, context, arithmetic, dropout_seed), (key, value)
 
-    def decode_step(self, x, cache, index, visible, arithmetic: Arithmetic):
+    def decode_step(
+        self, x: tf.Tensor, cache: BlockCache, index: tf.Tensor, visible: tf.Tensor, arithmetic: Arithmetic
+    ) -> tuple[tf.Tensor, BlockCache]:
         """x [B, D], cache of [B, H, C, D/H], visible bool [B, 1, 1, C] -> [B, D] and the cache with one slot more."""
         query, key, value = self._queries_keys_values(x, arithmetic)
         keys, values = (
@@ -136,7 +164,7 @@ class TransformerBlock(keras.layers.Layer):
         hidden = self.mlp_out.project(arithmetic.activation(hidden), arithmetic)
         return x + dropout(hidden, self.dropout, fold(dropout_seed, 1))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         sizes = dict(hidden_dim=self.hidden_dim, num_heads=self.num_heads, intermediate_dim=self.intermediate_dim)
         rest = dict(dropout=self.dropout, residual_stddev=self.residual_stddev)
         return {**super().get_config(), **sizes, **rest}

@@ -11,36 +11,44 @@ The cache of a block is a pair of [B, H, C, D/H] tensors: attention then is one 
 slot in place.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from tfppo.config.validation import validate_sizes
-from tfppo.models.layers import LayerNorm, TransformerBlock, dropout, fold
+from tfppo.models.layers import BlockCache, LayerNorm, TransformerBlock, dropout, fold
 from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.masking import causal_mask, positions_from_mask
 from tfppo.ops.sequences import teacher_forced
 from tfppo.ops.shapes import size_of
+
+# prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R], padded on the right.
+Responses = tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]
+# The KV cache of a trunk: keys and values [B, H, C, D/H] of each block.
+TrunkCache = Sequence[BlockCache]
 
 
 @keras.saving.register_keras_serializable(package="tfppo")
 class Transformer(keras.layers.Layer):
     """Embeddings, blocks and the final norm: token ids [B, T] to hidden states [B, T, D]."""
 
-    architecture = "gpt2"  # by which an engine says whether it computes this
+    architecture = "gpt2"  # engines state which architectures they compute
 
     def __init__(
         self,
-        vocabulary_size,
-        num_layers,
-        num_heads,
-        hidden_dim,
-        intermediate_dim,
-        max_sequence_length,
-        dropout=0.0,
-        **kwargs,
+        vocabulary_size: int,
+        num_layers: int,
+        num_heads: int,
+        hidden_dim: int,
+        intermediate_dim: int,
+        max_sequence_length: int,
+        dropout: float = 0.0,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.sizes = dict(
+        self.sizes: dict[str, Any] = dict(
             vocabulary_size=vocabulary_size,
             num_layers=num_layers,
             num_heads=num_heads,
@@ -75,11 +83,11 @@ class Transformer(keras.layers.Layer):
         self.final_norm = LayerNorm(hidden_dim, dtype=self.dtype_policy, name="final_norm")
         self.built = True
 
-    def embeddings(self):
+    def embeddings(self) -> list[keras.Variable]:
         """The variables of the embeddings; the first is the language model's output matrix too."""
         return [self.token_embedding, self.position_embedding]
 
-    def variables_below(self, num_blocks):
+    def variables_below(self, num_blocks: int) -> list[keras.Variable]:
         """The variables below the top `num_blocks` blocks, which must be 1 or more: embeddings and other blocks."""
         lower = [variable for block in self.blocks[:-num_blocks] for variable in block.variables]
         return [*self.embeddings(), *lower]
@@ -89,29 +97,37 @@ class Transformer(keras.layers.Layer):
         """What the trunk computes with where nothing else is asked for: products in its own compute dtype."""
         return Arithmetic(dtype=self.compute_dtype)
 
-    def product_weights(self):
+    def product_weights(self) -> list[keras.Variable]:
         """The variables that enter the blocks' products, whose copies an `Arithmetic` may hold."""
         return [variable for block in self.blocks for variable in block.product_weights()]
 
-    def call(self, token_ids, padding_mask=None, segment_ids=None, positions=None, dropout_seed=None, start=0):
+    def call(
+        self,
+        token_ids: tf.Tensor,
+        padding_mask: tf.Tensor | None = None,
+        segment_ids: tf.Tensor | None = None,
+        positions: tf.Tensor | None = None,
+        dropout_seed: tf.Tensor | None = None,
+        start: int | tf.Tensor = 0,
+    ) -> tf.Tensor:
         """As `hidden_states`, in the trunk's own dtype."""
         return self.hidden_states(token_ids, padding_mask, segment_ids, positions, dropout_seed, start)
 
     def hidden_states(
         self,
-        token_ids,
-        padding_mask=None,
-        segment_ids=None,
-        positions=None,
-        dropout_seed=None,
-        start=0,
+        token_ids: tf.Tensor,
+        padding_mask: tf.Tensor | None = None,
+        segment_ids: tf.Tensor | None = None,
+        positions: tf.Tensor | None = None,
+        dropout_seed: tf.Tensor | None = None,
+        start: int | tf.Tensor = 0,
         arithmetic: Arithmetic | None = None,
-    ):
+    ) -> tf.Tensor:
         """Hidden states [B, T - start, D] of the positions from `start` on.
 
         Args: token_ids int [B, T]; padding_mask [B, T], 1 for a real token (all real where it is None), or for packed
-            sequences segment_ids and positions [B, T]; dropout_seed int32 [2] turns dropout on; start: of earlier
-            positions the last block computes keys and values alone.
+            sequences segment_ids and positions [B, T]; dropout_seed int32 [2] turns dropout on; start: for earlier
+            positions, the last block computes keys and values only.
         """
         arithmetic = arithmetic or self.arithmetic
         if segment_ids is None:
@@ -124,7 +140,15 @@ class Transformer(keras.layers.Layer):
             x = block.states(x, attention_mask, arithmetic, fold(dropout_seed, 1000 * (number + 1)), start=first)
         return self.final_norm.normalize(x, arithmetic)
 
-    def response_states(self, prompt_ids, prompt_mask, response_ids, response_mask, arithmetic=None):
+    def response_states(
+        self,
+        prompt_ids: tf.Tensor,
+        prompt_mask: tf.Tensor,
+        response_ids: tf.Tensor,
+        response_mask: tf.Tensor,
+        *,
+        arithmetic: Arithmetic | None = None,
+    ) -> tf.Tensor:
         """Hidden states [B, R, D] of the states in which each response token was chosen.
 
         Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R].
@@ -132,7 +156,9 @@ class Transformer(keras.layers.Layer):
         token_ids, mask, start = teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask)
         return self.hidden_states(token_ids, mask, start=start, arithmetic=arithmetic)
 
-    def prefill(self, token_ids, padding_mask, cache_length, arithmetic: Arithmetic | None = None):
+    def prefill(
+        self, token_ids: tf.Tensor, padding_mask: tf.Tensor, cache_length: int, arithmetic: Arithmetic | None = None
+    ) -> tuple[tf.Tensor, TrunkCache]:
         """Hidden states [B, D] after a prompt padded on the left, and a cache of `cache_length` positions."""
         arithmetic = arithmetic or self.arithmetic
         attention_mask = causal_mask(tf.cast(padding_mask, tf.int32))
@@ -145,7 +171,15 @@ class Transformer(keras.layers.Layer):
             caches.append(tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head))
         return self.final_norm.normalize(x, arithmetic)[:, 0], caches
 
-    def decode_step(self, token_ids, positions, index, visible, caches, arithmetic: Arithmetic | None = None):
+    def decode_step(
+        self,
+        token_ids: tf.Tensor,
+        positions: tf.Tensor,
+        index: tf.Tensor,
+        visible: tf.Tensor,
+        caches: TrunkCache,
+        arithmetic: Arithmetic | None = None,
+    ) -> tuple[tf.Tensor, TrunkCache]:
         """Hidden states [B, D] of one more token a row, and the caches with it at slot `index`.
 
         Args: token_ids, positions int [B]; index scalar; visible bool [B, C], the slots that may be seen, `index`
@@ -160,14 +194,14 @@ class Transformer(keras.layers.Layer):
         return self.final_norm.normalize(x, arithmetic), grown
 
     def _with_starts(self, start):
-        """Each block with the first position that it computes: all need every position, but for the last block."""
+        """Pairs of a block and the first position that it computes: 0, and `start` for the last block."""
         return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
-    def embed(self, token_ids, positions, dtype=None):
+    def embed(self, token_ids: tf.Tensor, positions: tf.Tensor, dtype: str | tf.DType | None = None) -> tf.Tensor:
         """Sums [..., D] of the tokens' and the positions' embeddings, in a dtype (None: the compute dtype)."""
         tokens = tf.gather(tf.convert_to_tensor(self.token_embedding), token_ids)
         places = tf.gather(tf.convert_to_tensor(self.position_embedding), positions)
         return tf.cast(tokens + places, dtype or self.compute_dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **self.sizes}

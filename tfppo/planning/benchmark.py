@@ -1,4 +1,4 @@
-"""How fast the phases of an iteration are, next to what the machine itself can do.
+"""How fast the phases of an iteration are, compared with the peak rates of the machine.
 
 The model has random weights of a given size and the prompts are random tokens: neither changes the speed.
 """
@@ -9,6 +9,7 @@ import math
 import operator
 import resource
 import statistics
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,6 +26,7 @@ from tfppo.ops.seeds import seed_for
 from tfppo.planning.costs import decode_bytes, decode_flops, forward_flops, prefill_flops, update_flops
 from tfppo.ppo.assembly import assemble
 from tfppo.ppo.targets import prepare_targets
+from tfppo.ppo.types import Rollout, Samples
 from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
@@ -38,7 +40,7 @@ class Timing:
     seconds: float
 
 
-def timed(function, runs) -> Timing:
+def timed(function: Callable, runs: int) -> Timing:
     """Times one call of `function`, and then as many as there are runs."""
     first, *others = (seconds_of(function) for _ in range(1 + runs))
     return Timing(first, statistics.median(others))
@@ -47,7 +49,7 @@ def timed(function, runs) -> Timing:
 class Ceilings:
     """The largest rates that TensorFlow reaches: products of 2048 x 2048 matrices in GFLOP/s, copies in GB/s."""
 
-    def __init__(self, size=2048, megabytes=256):
+    def __init__(self, size: int = 2048, megabytes: int = 256):
         matrix = tf.random.stateless_normal([size, size], [0, 0])
         product, copy = tf.function(tf.matmul), tf.function(lambda x: -x)
         flop, copied = 2 * size**3 / 1e9, 2 * megabytes * 2**20 / 1e9  # a copy is read and written
@@ -58,7 +60,7 @@ class Ceilings:
         }
         self.measure()  # traces
 
-    def measure(self, runs=3) -> dict[str, float]:
+    def measure(self, runs: int = 3) -> dict[str, float]:
         """The rates at this moment, of the fastest of a few runs."""
 
         def seconds(function, arguments):
@@ -67,10 +69,11 @@ class Ceilings:
         return {name: amount / seconds(*task) for name, (*task, amount) in self._tasks.items()}
 
 
-def make_tokenizer(vocabulary_size):
+def make_tokenizer(vocabulary_size: int) -> Tokenizer:
     """A tokenizer of exactly that many tokens, made of letters: all pairs, then all triples and so on."""
     letters = [bytes([byte]) for byte in b" abcdefghijklmnopqrstuvwxyz"]
-    merges, longest = [], letters
+    merges: list[tuple[bytes, bytes]] = []
+    longest = letters
     room = vocabulary_size - Tokenizer([]).vocabulary_size
     while len(merges) < room:
         pairs = [(left, letter) for left in longest for letter in letters][: room - len(merges)]
@@ -79,7 +82,7 @@ def make_tokenizer(vocabulary_size):
     return Tokenizer(merges)
 
 
-def stop_at_random(model, stop_id, probability):
+def stop_at_random(model: LanguageModel, stop_id: int, probability: float) -> None:
     """Makes a language model give its stop token the same probability in every state: lengths become geometric."""
     trunk = model.trunk
     embedding = trunk.token_embedding.numpy()
@@ -103,7 +106,7 @@ class Benchmark:
         use_strategy: False leaves MirroredStrategy out.
     """
 
-    def __init__(self, config: Config, prompt_length, mean_length=None, use_strategy=True):
+    def __init__(self, config: Config, prompt_length: int, mean_length: float | None = None, use_strategy: bool = True):
         self.config, self.prompt_length = config, prompt_length
         ppo, batch = config.ppo, config.ppo.rollout_batch_size
         strategy = make_strategy(config.num_replicas) if use_strategy else tf.distribute.get_strategy()
@@ -130,9 +133,11 @@ class Benchmark:
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))
         self._advantages = tf.function(lambda rollout: prepare_targets(rollout, ppo, config.reward, 0.05)[0])
-        self._number, self._samples, self._rollout = 0, None, None
+        self._number = 0
+        self._samples: Samples  # of the last call of `sampling`
+        self._rollout: Rollout  # of the last call of `iteration`, or of `measure`
 
-    def measure(self, runs):
+    def measure(self, runs: int) -> tuple[dict[str, Timing], float]:
         """Times every phase, and the whole. Returns: {phase: Timing}, mean response length."""
         timings = {phase: timed(getattr(self, phase), runs) for phase in ("sampling", "reward", "reference")}
         length = float(tf.reduce_mean(tf.reduce_sum(self._samples.response_mask, axis=1)))
@@ -140,30 +145,30 @@ class Benchmark:
         timings |= {phase: timed(getattr(self, phase), runs) for phase in ("advantages", "update", "iteration")}
         return timings, length
 
-    def sampling(self):
+    def sampling(self) -> None:
         """A new batch of responses."""
         self._samples = self.collector.sampler(self.prompts, self._next_seed())
         self._samples.response_ids.numpy()
 
-    def reward(self):
+    def reward(self) -> None:
         """The scores of the last batch."""
         self.collector.score(self.prompts, self._samples)
 
-    def reference(self):
+    def reference(self) -> None:
         """Log-probabilities of the last batch under the reference."""
         responses = self._samples.response_ids, self._samples.response_mask
         self.collector.teacher_forcing.ref_logprobs(self.prompts, *responses).numpy()
 
-    def advantages(self):
-        """Of the last rollout."""
+    def advantages(self) -> None:
+        """The advantages of the last rollout."""
         self._advantages(self._rollout).advantages.numpy()
 
-    def update(self):
+    def update(self) -> None:
         """All epochs over the last rollout."""
         coefs = tf.constant(0.05), tf.constant(1.0)
         float(self.learner.update(self._rollout, seed_for(0, "shuffle", self._number), *coefs)["loss/total"])
 
-    def iteration(self):
+    def iteration(self) -> None:
         """A new rollout (sampled, scored, looked up in the reference), and all epochs over it."""
         self._collect()
         self.update()
@@ -176,13 +181,13 @@ class Benchmark:
         return seed_for(0, "sample", self._number)
 
 
-def peak_memory_gb():
+def peak_memory_gb() -> float:
     """The most memory that this process ever held, in GB of 1e9 bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def shares_of_ceilings(benchmark: Benchmark, runs):
-    """Of each phase, the time that it needs at the machine's own rates, over the time that it takes.
+def shares_of_ceilings(benchmark: Benchmark, runs: int) -> tuple[dict[str, float], dict[str, float]]:
+    """The time that each phase needs at the machine's own rates, over the time that it takes.
 
     A shared machine changes its speed from one minute to the next: the rates are measured before and after every run,
     and the larger ones count. Only after `measure`, and for responses of full length.
@@ -202,12 +207,12 @@ def shares_of_ceilings(benchmark: Benchmark, runs):
     return shares, {name: statistics.median(rates[name] for rates in measured) for name in measured[0]}
 
 
-def larger_of_neighbours(rates):
-    """Of {name: rate} at moments in a row, the larger rates of each two that follow each other."""
+def larger_of_neighbours(rates: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The larger rates of each two neighbours, from {name: rate} at successive moments."""
     return [{name: max(before[name], after[name]) for name in before} for before, after in itertools.pairwise(rates)]
 
 
-def seconds_needed(benchmark: Benchmark, ceilings):
+def seconds_needed(benchmark: Benchmark, ceilings: Mapping[str, float]) -> dict[str, float]:
     """The seconds that the products and bytes of each phase need at the machine's own rates.
 
     Decoding needs the larger of two times: reading weights and cache at the copy rate, or its products at the peak.

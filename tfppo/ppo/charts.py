@@ -3,7 +3,7 @@
 from pathlib import Path
 
 
-def plot_reward_over_kl(rows: list[dict], path, *, smoothing=8):
+def plot_reward_over_kl(rows: list[dict], path: Path | str, *, smoothing: int = 8) -> None:
     """Writes a PNG of the reward over the KL to the reference, coloured by iteration, and of both over episodes.
 
     Args: rows: of a run's JSONL record; smoothing: iterations a running mean is taken over.

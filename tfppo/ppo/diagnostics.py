@@ -1,4 +1,4 @@
-"""Warnings that tell what is going wrong, and the likely cause; each is given once."""
+"""Warnings about typical failures of a PPO run, with the likely cause; each is given once."""
 
 
 class Diagnostics:
@@ -9,9 +9,11 @@ class Diagnostics:
         can_stop: whether sampling ends at EOS.
     """
 
-    def __init__(self, *, has_critic, can_stop):
+    def __init__(self, *, has_critic: bool, can_stop: bool):
         self._has_critic, self._can_stop = has_critic, can_stop
-        self._in_a_row, self._given, self._first_entropy = {}, set(), None
+        self._in_a_row: dict[str, int] = {}  # iterations that a sign has held
+        self._given: set[str] = set()  # signs that were told
+        self._first_entropy: float | None = None
 
     def update(self, scalars: dict[str, float]) -> list[str]:
         """The new warnings after one iteration's scalars."""

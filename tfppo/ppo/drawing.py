@@ -1,5 +1,6 @@
 """Drawing a token from logits: filters, exact inverse-CDF sampling, and the uniform numbers that it takes."""
 
+import numpy as np
 import tensorflow as tf
 
 from tfppo.models.layers import MASKED_SCORE
@@ -8,7 +9,7 @@ from tfppo.ops.logprobs import token_logprobs
 _BLOCK = 64  # tokens a block of the two-level search
 
 
-def draw_uniforms(seed, batch_size, response_length):
+def draw_uniforms(seed: tf.Tensor | np.ndarray, batch_size: int, response_length: int) -> tf.Tensor:
     """Uniform numbers in [0, 1) for a batch, from an int32 [2] seed: float32 [B, R].
 
     Made from integer bits, which are the same in every compile mode; 23 of them, so that u * total < total in float32.
@@ -19,7 +20,7 @@ def draw_uniforms(seed, batch_size, response_length):
     return tf.cast(tf.bitwise.right_shift(bits, tf.constant(9, tf.uint32)), tf.float32) * 2.0**-23
 
 
-def filter_logits(logits, *, top_k=0, top_p=1.0):
+def filter_logits(logits: tf.Tensor, *, top_k: int = 0, top_p: float = 1.0) -> tf.Tensor:
     """Masks all but the `top_k` likeliest tokens (0: all) and the smallest set of likeliest ones whose mass reaches
     `top_p` (Holtzman et al. 2020). The likeliest token always stays; ties at the edge stay together.
 
@@ -39,7 +40,7 @@ def filter_logits(logits, *, top_k=0, top_p=1.0):
     return tf.where(logits < threshold, MASKED_SCORE, logits)
 
 
-def inverse_cdf_sample(logits, uniforms):
+def inverse_cdf_sample(logits: tf.Tensor, uniforms: tf.Tensor) -> tf.Tensor:
     """The token at which the cumulative probability first exceeds u: exact sampling from softmax(logits).
 
     Two levels: the block of 64 tokens first, then the token in it, so that no running sum over the whole vocabulary
@@ -70,7 +71,9 @@ def _first_above(ends, target):
     return tf.minimum(count, ends.shape[-1] - 1)
 
 
-def draw_tokens(logits, uniforms, *, temperature=1.0, top_k=0, top_p=1.0):
+def draw_tokens(
+    logits: tf.Tensor, uniforms: tf.Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> tuple[tf.Tensor, tf.Tensor]:
     """A token a row, and its log-probability under the distribution drawn from: temperature and filters applied.
 
     Args: logits [B, V]; uniforms [B]; temperature: 0 takes the likeliest token, whose log-probability is that at

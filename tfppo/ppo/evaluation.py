@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,13 +12,16 @@ import tensorflow as tf
 from tfppo.computation.choice import choose_sampling
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
-from tfppo.rewards.scoring import Batch, total_scores
+from tfppo.rewards.scoring import Batch, Reward, total_scores
 from tfppo.training.replicas import check_divides
 
 
@@ -30,24 +34,24 @@ class Evaluation(NamedTuple):
     scores: np.ndarray  # [N]
 
 
-def distinct(texts, n):
-    """Share of different n-grams of words among all of them (Li et al. 2016); 0 where there is none."""
+def distinct(texts: Sequence[str], n: int) -> float:
+    """How many of all n-grams of words are different ones, as a share (Li et al. 2016); 0 if there are none."""
     grams = [gram for words in map(str.split, texts) for gram in zip(*(words[i:] for i in range(n)), strict=False)]
     return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def evaluate(
-    policy,
-    ref_model,
+    policy: Policy,
+    ref_model: LanguageModel,
     prompts: PromptSet,
     sampling: SamplingConfig,
     *,
-    tokenizer,
-    rewards,
+    tokenizer: Tokenizer,
+    rewards: Sequence[Reward],
     reward: RewardConfig,
-    strategy,
-    seed,
-    batch_size,
+    strategy: tf.distribute.Strategy,
+    seed: int,
+    batch_size: int,
 ) -> Evaluation:
     """Samples one response a prompt and measures them.
 
@@ -82,12 +86,12 @@ def evaluate(
         responses += tokenizer.decode_batch(np.where(mask > 0, ids, tokenizer.pad_id))
         part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer)
         scores.append(total_scores(rewards, reward.weights, part)[0].reshape(rows, -1).sum(axis=1))
-    scores = np.concatenate(scores)
+    all_scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     figures = {
-        "prompts": len(scores),
-        "reward": float(scores.mean()),
-        "reward_standard_error": _standard_error(scores),
+        "prompts": len(all_scores),
+        "reward": float(all_scores.mean()),
+        "reward_standard_error": _standard_error(all_scores),
         "kl": float(kl.mean()),
         "kl_standard_error": _standard_error(kl),
         "distinct_1": distinct(responses, 1),
@@ -95,7 +99,7 @@ def evaluate(
         "length": float(length.mean()),
         "reference_perplexity": math.exp(nll.sum() / length.sum()),
     }
-    return Evaluation(figures, texts, responses, scores)
+    return Evaluation(figures, texts, responses, all_scores)
 
 
 def _repeat_rows(tensor, size, rows):
@@ -107,7 +111,7 @@ def _standard_error(values):
     return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
-def write_evaluation(path, figures: dict):
+def write_evaluation(path: Path | str, figures: dict) -> None:
     """Writes figures as JSON, whole or not at all."""
     path = Path(path)
     fresh = path.with_suffix(".tmp")

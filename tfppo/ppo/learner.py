@@ -4,6 +4,7 @@ import tensorflow as tf
 
 from tfppo.computation.engine import Engine
 from tfppo.config import PpoConfig, RewardConfig
+from tfppo.models.policy import Policy
 from tfppo.ppo.loss import APPROX_KL, STEP_STATISTICS, make_loss
 from tfppo.ppo.minibatches import Cutter, Part, at_places_of, shuffled_minibatches
 from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
@@ -25,7 +26,15 @@ class Learner:
     """
 
     def __init__(
-        self, policy, config: PpoConfig, reward: RewardConfig, strategy, *, temperature, engine: Engine, lengths_vary
+        self,
+        policy: Policy,
+        config: PpoConfig,
+        reward: RewardConfig,
+        strategy: tf.distribute.Strategy,
+        *,
+        temperature: float,
+        engine: Engine,
+        lengths_vary: bool,
     ):
         part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)

@@ -1,24 +1,27 @@
-"""Rows that have stopped leave the batch: the others go on in one of half the size, and so on."""
+"""Shrinking batches: once half of the rows have stopped, the others continue in a batch of half the size."""
+
+from collections.abc import Callable
 
 import tensorflow as tf
+
+from tfppo.ppo.types import Rows
 
 _FEWEST_ROWS = 4  # smaller batches are not made: their steps take hardly less time
 
 
-def enough_of(size, rows_leave):
-    """How many of `size` rows may still need tokens when the others leave: 0 where none ever leave.
+def enough_of(size: int | None, rows_leave: bool) -> int:
+    """The number of unfinished rows at which a batch of `size` rows is halved; 0 if it never is.
 
     Args: size: None where it is known only when the graph runs; rows_leave: whether rows can stop early at all.
     """
-    can_shrink = rows_leave and size is not None and size % 2 == 0 and size >= 2 * _FEWEST_ROWS
-    return size // 2 if can_shrink else 0
+    return size // 2 if rows_leave and size is not None and size % 2 == 0 and size >= 2 * _FEWEST_ROWS else 0
 
 
-def go_on_in_smaller_batches(rows, go_on, rows_leave):
-    """The rows when all have the tokens that they need.
+def go_on_in_smaller_batches(rows: Rows, go_on: Callable[[Rows, tf.Tensor], Rows], rows_leave: bool) -> Rows:
+    """Samples until no row needs more tokens, halving the batch on the way. Returns: all rows, finished.
 
     Args:
-        rows: `sampling.Rows`, of which no more than `enough_of` their number still need tokens.
+        rows: those being sampled, of which no more than `enough_of` their number still need tokens.
         go_on: (rows, enough) -> rows after as many steps as leave no more than `enough` in need.
     """
     size = rows.tokens.shape[0]

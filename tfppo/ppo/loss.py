@@ -13,7 +13,7 @@ from tfppo.ops.losses import (
     is_value_clipped,
 )
 from tfppo.ops.masking import masked_sum
-from tfppo.ppo.types import Targets
+from tfppo.ppo.types import Targets, TokenWeights
 
 STEP_STATISTICS = (
     "loss/policy",
@@ -28,17 +28,29 @@ STEP_STATISTICS = (
 APPROX_KL = STEP_STATISTICS.index("policy/approx_kl")
 
 
-def make_loss(batch: Targets, weights, config: PpoConfig, temperature, policy_coef) -> Loss:
+def make_loss(
+    batch: Targets, weights: TokenWeights, config: PpoConfig, temperature: float, policy_coef: tf.Tensor
+) -> Loss:
     """The loss of some rows of a minibatch, for an engine to differentiate; the arguments are those of `ppo_loss`."""
     return Loss(
-        of_tokens=lambda *outputs: ppo_loss(*outputs, batch, weights, config, policy_coef),
+        of_tokens=lambda logprobs, entropies, values: ppo_loss(
+            logprobs, entropies, values, batch, weights, config, policy_coef
+        ),
         token_ids=batch.response_ids,
         temperature=temperature,
         entropy_learns=config.entropy_coef > 0,
     )
 
 
-def ppo_loss(logprobs, entropies, values, batch: Targets, weights, config: PpoConfig, policy_coef):
+def ppo_loss(
+    logprobs: tf.Tensor,
+    entropies: tf.Tensor,
+    values: tf.Tensor,
+    batch: Targets,
+    weights: TokenWeights,
+    config: PpoConfig,
+    policy_coef: tf.Tensor,
+) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """The loss of some rows of a minibatch, and STEP_STATISTICS, as shares of the whole minibatch's.
 
     Each token enters with its weight in the whole minibatch: however a minibatch is cut, over replicas or accumulation

@@ -1,7 +1,7 @@
 """How a rollout is cut: into minibatches in a new order each epoch, and a minibatch into parts that fit in memory.
 
-Parts only share a sum: any cut gives the same gradients. So rows of like length share a part, which then is hardly
-padded; or, where the engine skips padding by itself, the states that count are picked out of all.
+The gradients of parts are summed, so any division gives the same result. Rows of similar length therefore share a part,
+which then has little padding. If the engine skips padding by itself, the states that count are gathered instead.
 """
 
 import math
@@ -12,13 +12,13 @@ import tensorflow as tf
 from tfppo.config import PpoConfig
 from tfppo.ops.lengths import LENGTH_PARTS, at_places, bucket_of
 from tfppo.ops.losses import token_weights
-from tfppo.ppo.types import Targets
+from tfppo.ppo.types import Targets, TokenWeights
 from tfppo.training.replicas import share_of_replica
 
 _LENGTH_BUCKETS = 8  # lengths that parts are cut to: each one is compiled when it first comes up
 
 
-def shuffled_minibatches(seed, config: PpoConfig):
+def shuffled_minibatches(seed: tf.Tensor, config: PpoConfig) -> tf.Tensor:
     """Row numbers of every minibatch of every epoch, a new order each epoch: int32 [epochs * minibatches, M]."""
     rows = tf.range(config.rollout_batch_size)
     orders = [
@@ -32,7 +32,7 @@ class Division(NamedTuple):
     """This replica's rows of a minibatch, by part."""
 
     rows: tf.Tensor  # int [parts, b], of the rollout
-    weights: tuple  # three [parts, b, R]: of the policy's losses, of the statistics, of the critic's loss
+    weights: TokenWeights  # [parts, b, R] each
     lengths: tf.Tensor  # int [parts, b], of responses, the state after the last token included where it has a value
 
 
@@ -40,7 +40,7 @@ class Part(NamedTuple):
     """Some rows of a minibatch, whose gradients are computed at once."""
 
     targets: Targets  # [b, ...]
-    weights: tuple  # three [b, R], as of Division
+    weights: TokenWeights  # [b, R] each
     places: tf.Tensor | None  # int [N], which of the b x R states count, row after row; None: all of them
 
 
@@ -52,12 +52,12 @@ class Cutter:
         skips_padding: whether the engine does; see `Engine`.
     """
 
-    def __init__(self, config: PpoConfig, *, lengths_vary, skips_padding):
+    def __init__(self, config: PpoConfig, *, lengths_vary: bool, skips_padding: bool):
         self._config = config
         self._by_length = lengths_vary and not skips_padding
         self._by_place = lengths_vary and skips_padding
 
-    def divide(self, targets: Targets, rows) -> Division:
+    def divide(self, targets: Targets, rows: tf.Tensor) -> Division:
         """The rows [M] of a minibatch that this replica computes, by part. Call it inside `strategy.run`.
 
         Each token enters with its weight in the whole minibatch, however that is cut.
@@ -81,8 +81,8 @@ class Cutter:
 
         return Division(*tf.nest.map_structure(by_part, mine))
 
-    def part(self, targets: Targets, division: Division, number) -> Part:
-        """One part, without the padding that costs something."""
+    def part(self, targets: Targets, division: Division, number: int) -> Part:
+        """The part with this number; padding is cut off where computing it would take time."""
         batch = tf.nest.map_structure(lambda tensor: tf.gather(tensor, division.rows[number]), targets)
         weights = tuple(tensor[number] for tensor in division.weights)
         if self._by_length:
@@ -93,8 +93,8 @@ class Cutter:
         return Part(batch, weights, places)
 
 
-def at_places_of(part: Part):
-    """Targets and weights of the states that count alone, [N, 1]; the prompts stay what they are."""
+def at_places_of(part: Part) -> tuple[Targets, TokenWeights]:
+    """Targets and weights of only the states that count, [N, 1] each; the prompts stay [b, P]."""
     if part.places is None:
         return part.targets, part.weights
     prompts, responses = part.targets[:2], part.targets[2:]
@@ -104,16 +104,16 @@ def at_places_of(part: Part):
     return Targets(*prompts, *picked), weights
 
 
-def last_position(*masks):
-    """Of each row, the last position that is 1 in one of the masks [B, R]; -1 where there is none: int32 [B]."""
+def last_position(*masks: tf.Tensor) -> tf.Tensor:
+    """The last position of each row that is 1 in one of the masks [B, R]; -1 if there is none: int32 [B]."""
     position = tf.range(masks[0].shape[1])
     return tf.reduce_max(tf.stack([tf.where(mask > 0, position, -1) for mask in masks]), axis=[0, 2])
 
 
-def places_of(*masks, buckets):
-    """Which states of [B, R], row after row, one of the masks is 1 for; some others too, so that few counts come up.
+def places_of(*masks: tf.Tensor, buckets: int) -> tf.Tensor:
+    """Flat indices of the states where one of the masks [B, R] is 1, filled up so that N takes few different values.
 
-    Args: buckets: how many counts. Returns: int32 [N].
+    Args: buckets: how many values N can take. Returns: int32 [N].
     """
     is_real = tf.reduce_any(tf.stack(masks) > 0, axis=0)
     flat = tf.reshape(is_real, [-1])
@@ -123,7 +123,7 @@ def places_of(*masks, buckets):
     return tf.concat([places, tf.fill([count - tf.size(places)], other)], axis=0)
 
 
-def cut_responses(batch, length, buckets):
+def cut_responses(batch: tuple[Targets, TokenWeights], length: tf.Tensor, buckets: int) -> tuple[Targets, TokenWeights]:
     """A Targets and weights with responses cut to `length` tokens, rounded up so that there are few different lengths.
 
     Args: batch: a nest of a Targets of [b, P] prompts and [b, R] others, and of [b, R]; buckets: how many lengths.

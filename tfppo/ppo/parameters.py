@@ -1,10 +1,16 @@
 """Which variables PPO trains, at which rates, and which of their gradients are clipped together."""
 
+from collections.abc import Sequence
+
+import keras
+
+from tfppo.computation.engine import Kernels
 from tfppo.config import PpoConfig
+from tfppo.models.policy import Policy
 from tfppo.training.optimization import make_optimizer
 
 
-def learning_variables(policy, config: PpoConfig) -> list:
+def learning_variables(policy: Policy, config: PpoConfig) -> list[keras.Variable]:
     """The variables that learn: all, or those of the top `trainable_blocks`.
 
     Raises: UserError where the model has fewer blocks.
@@ -14,7 +20,9 @@ def learning_variables(policy, config: PpoConfig) -> list:
     return policy.top_variables(config.trainable_blocks)
 
 
-def make_policy_optimizer(policy, variables, config: PpoConfig, kernels):
+def make_policy_optimizer(
+    policy: Policy, variables: Sequence[keras.Variable], config: PpoConfig, kernels: Kernels | None
+) -> tuple[keras.optimizers.Optimizer, list[list[int]]]:
     """The optimizer of the update, and lists of indices of the variables whose gradients are clipped together.
 
     Embeddings and a separate critic may learn at rates of their own; such a critic then is clipped by itself too.

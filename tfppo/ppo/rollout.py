@@ -1,5 +1,6 @@
-"""From prompts to a Rollout: sample (or take what the data says), score, and look the reference up."""
+"""From prompts to a Rollout: sample (or replay the data's responses), score, compute reference log-probabilities."""
 
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -9,17 +10,20 @@ import tensorflow as tf
 from tfppo.computation.computation import Computation
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import Prompts
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
 from tfppo.ops.shaping import mask_after_last
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
 from tfppo.ppo.teacher_forcing import TeacherForcing
 from tfppo.ppo.types import Rollout, Samples
-from tfppo.rewards.scoring import Batch, total_scores
+from tfppo.rewards.scoring import Batch, Reward, total_scores
 from tfppo.rewards.shaping import ScoreShaper
 
 
 class Collected(NamedTuple):
-    """A rollout with what a person reads of it."""
+    """A rollout, and its texts and scores for logs."""
 
     rollout: Rollout
     prompts: list[str]
@@ -38,15 +42,15 @@ class RolloutCollector:
 
     def __init__(
         self,
-        policy,
-        ref_model,
+        policy: Policy,
+        ref_model: LanguageModel,
         *,
         sampling: SamplingConfig,
         reward: RewardConfig,
         computation: Computation,
-        tokenizer,
-        rewards,
-        strategy,
+        tokenizer: Tokenizer,
+        rewards: Sequence[Reward],
+        strategy: tf.distribute.Strategy,
     ):
         self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
         self.shaper = ScoreShaper(reward)
@@ -75,18 +79,18 @@ class RolloutCollector:
         return {**self.shaper.state, **self.sampler.state}
 
     @state.setter
-    def state(self, state):
+    def state(self, state: Mapping[str, float]) -> None:
         self.shaper.state = {name: state[name] for name in self.shaper.state}
         self.sampler.state = state
 
-    def collect(self, prompts: Prompts, seed) -> Collected:
+    def collect(self, prompts: Prompts, seed: np.ndarray) -> Collected:
         """One rollout of prompts [B, P], sampled from the policy.
 
         Raises: UserError where a reward function returns anything but finite numbers in the right count.
         """
         return self._complete(prompts, self.sampler(prompts, seed))
 
-    def replay(self, prompts: Prompts, response_ids, response_mask) -> Collected:
+    def replay(self, prompts: Prompts, response_ids: np.ndarray, response_mask: np.ndarray) -> Collected:
         """One rollout of the data's own responses: the data's actions, and how likely the policy finds them.
 
         Args: response_ids int32 [B, R]; response_mask float32 [B, R]. Raises: UserError as `collect` does.
@@ -97,7 +101,7 @@ class RolloutCollector:
         stopped = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
         return self._complete(prompts, Samples(response_ids, response_mask, logprobs, values * valued, stopped))
 
-    def _complete(self, prompts, samples):
+    def _complete(self, prompts: Prompts, samples: Samples) -> Collected:
         """Samples with their scores, and their log-probabilities under the reference."""
         with ThreadPoolExecutor(max_workers=1) as worker:  # the reference computes while Python scores
             responses = samples.response_ids, samples.response_mask
@@ -108,8 +112,8 @@ class RolloutCollector:
         rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(shaped), stopped)
         return Collected(rollout, batch.texts, batch.responses, scores.reshape(len(scores), -1).sum(axis=1), means)
 
-    def score(self, prompts, samples):
-        """What the reward functions say of samples: Batch, scores, mean of each function, which responses stopped."""
+    def score(self, prompts: Prompts, samples: Samples) -> tuple[Batch, np.ndarray, dict[str, float], tf.Tensor]:
+        """Scores samples. Returns: Batch, scores, mean of each reward function, which responses stopped."""
         ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
         mask, found = scored_part(ids, mask, self.reward, self.tokenizer.eos_id)
         prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())

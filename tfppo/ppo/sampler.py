@@ -1,14 +1,16 @@
 """Prompts to Samples on all replicas, by the engine that is given, or the faster one of several."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import tensorflow as tf
 
 from tfppo.computation.engine import Engine
 from tfppo.computation.modes import mode_key, resolve_mode
 from tfppo.config import SamplingConfig
 from tfppo.data.prompts import Prompts
+from tfppo.models.policy import Policy
 from tfppo.ppo.drawing import draw_uniforms
 from tfppo.ppo.sampling import sample
 from tfppo.ppo.types import Samples
@@ -26,18 +28,19 @@ class Sampler:
 
     def __init__(
         self,
-        policy,
+        policy: Policy,
         config: SamplingConfig,
         engines: Sequence[Engine],
         *,
-        eos_id,
-        pad_id,
-        strategy,
-        value_after_stop=False,
+        eos_id: int,
+        pad_id: int,
+        strategy: tf.distribute.Strategy,
+        value_after_stop: bool = False,
     ):
         self.policy, self.config, self.engines = policy, config, tuple(engines)
         self._num_replicas = strategy.num_replicas_in_sync
-        self.engine = self.engines[0] if len(self.engines) == 1 else None  # None: before a first call that measures
+        # None: before a first call that measures
+        self.engine: Engine | None = self.engines[0] if len(self.engines) == 1 else None
 
         def sample_share(engine, prompt_ids, prompt_mask, uniforms):
             return sample(
@@ -59,7 +62,7 @@ class Sampler:
 
         self.functions = {engine.name: function(engine) for engine in self.engines}  # traced when called
 
-    def __call__(self, prompts: Prompts, seed) -> Samples:
+    def __call__(self, prompts: Prompts, seed: np.ndarray) -> Samples:
         """Samples of prompts [B, P], by an int32 [2] seed."""
         uniforms = draw_uniforms(seed, prompts.prompt_ids.shape[0], self.config.response_length)
         rows = prompts.prompt_ids, prompts.prompt_mask, uniforms
@@ -91,11 +94,12 @@ class Sampler:
     @property
     def state(self) -> dict[str, float]:
         """What a resumed run needs: whether XLA was measured to be faster, 1 or 0; -1 where nothing was measured."""
-        measured = len(self.engines) > 1 and self.engine is not None
-        return {"sampling_compiled": float(self.engine.compiled) if measured else -1.0}
+        if len(self.engines) == 1 or self.engine is None:
+            return {"sampling_compiled": -1.0}
+        return {"sampling_compiled": float(self.engine.compiled)}
 
     @state.setter
-    def state(self, state):
+    def state(self, state: Mapping[str, float]) -> None:
         # Engines differ in the last bits: measured anew, a resumed run could go on with the other one.
         if len(self.engines) > 1 and state["sampling_compiled"] >= 0:
             by_mode = {engine.compiled: engine for engine in self.engines}

@@ -1,49 +1,35 @@
 """Sampling: one loop that returns the tokens together with their log-probabilities and values.
 
-The randomness comes in as data: `uniforms` [B, R], one number a token. So the same numbers give the same text on any
-count of replicas, compiled or not, and different rows differ.
+The random numbers are an argument: `uniforms` [B, R], one number a token. The same numbers give the same text on any
+number of replicas, compiled or not.
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import tensorflow as tf
 
 from tfppo.computation.engine import Engine
+from tfppo.models.policy import Policy
 from tfppo.ops.shapes import size_of
 from tfppo.ops.slots import write_slot
 from tfppo.ppo.drawing import draw_tokens
 from tfppo.ppo.leaving import enough_of, go_on_in_smaller_batches
-from tfppo.ppo.types import Samples
-
-
-class Rows(NamedTuple):
-    """The rows that are being sampled, after some steps."""
-
-    step: tf.Tensor  # scalar: tokens that every row has
-    tokens: tf.Tensor  # [B] the last ones
-    alive: tf.Tensor  # [B] bool, no stop token yet
-    valued: tf.Tensor  # [B] bool, the state reached still needs its value
-    sizes: tf.Tensor  # [B] prompt lengths
-    real: tf.Tensor  # [B, C] bool, cache slots that are not a prompt's padding
-    uniforms: tf.Tensor  # [B, R]
-    buffers: tuple  # of [B, R]: token ids, mask, log-probabilities, values
-    cache: tuple  # nest of [B, H, C, D/H]
+from tfppo.ppo.types import Rows, Samples
 
 
 def sample(
-    policy,
-    prompt_ids,
-    prompt_mask,
-    uniforms,
+    policy: Policy,
+    prompt_ids: tf.Tensor,
+    prompt_mask: tf.Tensor,
+    uniforms: tf.Tensor,
     *,
     engine: Engine,
-    stop_id,
-    pad_id,
-    temperature=1.0,
-    top_k=0,
-    top_p=1.0,
-    value_after_stop=False,
+    stop_id: int | None,
+    pad_id: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    value_after_stop: bool = False,
 ) -> Samples:
     """Continues each prompt by up to R sampled tokens, until its stop token; ends when every row has stopped.
 

@@ -5,7 +5,9 @@ import numpy as np
 from tfppo.config import RewardConfig
 
 
-def first_stop_mask(response_ids, response_mask, stop_id, truncate_after):
+def first_stop_mask(
+    response_ids: np.ndarray, response_mask: np.ndarray, stop_id: int, truncate_after: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The mask up to the first stop token at position `truncate_after` or later, and whether there is one.
 
     Args: response_ids, response_mask: NumPy arrays [B, R]. Returns: float32 [B, R], bool [B].
@@ -16,7 +18,9 @@ def first_stop_mask(response_ids, response_mask, stop_id, truncate_after):
     return response_mask * (stops_before == 0), stops.any(axis=1)
 
 
-def scored_part(response_ids, response_mask, reward: RewardConfig, stop_id):
+def scored_part(
+    response_ids: np.ndarray, response_mask: np.ndarray, reward: RewardConfig, stop_id: int
+) -> tuple[np.ndarray, np.ndarray | None]:
     """The mask of what reward functions see of responses: all of them, or with `truncate_at_eos` up to the first stop.
 
     Args: response_ids, response_mask: NumPy arrays [B, R].

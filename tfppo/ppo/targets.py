@@ -10,7 +10,9 @@ from tfppo.ops.shaping import mask_after_last, place_scores
 from tfppo.ppo.types import Rollout, Targets
 
 
-def prepare_targets(rollout: Rollout, ppo: PpoConfig, reward: RewardConfig, kl_coef):
+def prepare_targets(
+    rollout: Rollout, ppo: PpoConfig, reward: RewardConfig, kl_coef: tf.Tensor | float
+) -> tuple[Targets, dict[str, tf.Tensor]]:
     """Rewards, returns and advantages of a rollout, or of those rows that are whitened together, and figures of them.
 
     Returns: Targets, and a dict of scalars.

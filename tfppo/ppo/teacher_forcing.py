@@ -1,11 +1,15 @@
-"""Log-probabilities and values of responses that are there already: under the reference, and under the policy."""
+"""Log-probabilities and values of given responses, under the reference and under the policy."""
 
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfppo.computation.engine import Engine
+from tfppo.data.prompts import Prompts
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
 from tfppo.ops.lengths import LENGTH_PARTS, bucket_of
 from tfppo.training.replicas import map_rows
 
@@ -20,7 +24,16 @@ class TeacherForcing:
         lengths_vary: whether responses may be shorter than R; the reference then is computed in parts of like length.
     """
 
-    def __init__(self, policy, ref_model, engine: Engine, *, temperature, lengths_vary, strategy):
+    def __init__(
+        self,
+        policy: Policy,
+        ref_model: LanguageModel,
+        engine: Engine,
+        *,
+        temperature: float,
+        lengths_vary: bool,
+        strategy: tf.distribute.Strategy,
+    ):
         self._lengths_vary, self._num_replicas = lengths_vary, strategy.num_replicas_in_sync
 
         def logprobs_of(language_model, hidden, response_ids, response_mask):
@@ -40,7 +53,7 @@ class TeacherForcing:
         self.policy_outputs = on_replicas(of_policy)
         self._ref_logprobs = on_replicas(of_reference)
 
-    def ref_logprobs(self, prompts, response_ids, response_mask):
+    def ref_logprobs(self, prompts: Prompts, response_ids: tf.Tensor, response_mask: tf.Tensor) -> tf.Tensor:
         """Log-probabilities [B, R] of responses under the reference, 0 at padding."""
         if not self._lengths_vary:
             return self._ref_logprobs(*prompts, response_ids, response_mask)
@@ -54,8 +67,15 @@ class TeacherForcing:
         )
 
 
-def by_length(fn, rows, *, responses, num_parts, buckets):
-    """fn over rows with responses of varying lengths, in parts of like length, so that few pads are computed.
+def by_length(
+    fn: Callable[..., tf.Tensor],
+    rows: Sequence[tf.Tensor],
+    *,
+    responses: tuple[tf.Tensor, tf.Tensor],
+    num_parts: int,
+    buckets: int,
+) -> tf.Tensor:
+    """Applies fn to rows in parts of similar response length, each cut to its longest, so that little is padding.
 
     Args:
         fn: (*rows, response_ids, response_mask) -> [b, r], each row by itself.

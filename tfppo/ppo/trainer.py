@@ -1,20 +1,26 @@
-"""The outer loop of PPO: collect a rollout, improve the policy, adapt the KL coefficient, say so, save."""
+"""The outer loop of PPO: collect a rollout, improve the policy, adapt the KL coefficient, report, save."""
 
 import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 
+import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
 from tfppo.data.prompts import PromptSet
 from tfppo.errors import UserError
+from tfppo.models.policy import Policy
 from tfppo.ops.kl import adaptive_kl_coef
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.diagnostics import Diagnostics
 from tfppo.ppo.learner import Learner
-from tfppo.ppo.rollout import RolloutCollector
+from tfppo.ppo.rollout import Collected, RolloutCollector
+from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
@@ -25,9 +31,9 @@ from tfppo.training.schedules import scheduled_rate
 class PpoTrainer:
     """Trains a policy with PPO.
 
-    The last checkpoint, where there is one, is read when it is made. Raises: UserError where that does not fit.
-    Its state: policy, optimizer, moving average, iterations done, KL coefficient, running moments of the scores, and
-    which engine samples where that was measured.
+    The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
+    A checkpoint holds policy, optimizer, moving average, iterations done, KL coefficient, running moments of the
+    scores, and which engine samples, if that was measured.
 
     Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
     """
@@ -38,10 +44,10 @@ class PpoTrainer:
         collector: RolloutCollector,
         learner: Learner,
         prompts: PromptSet,
-        folder,
+        folder: Path,
         *,
-        ratio_tolerance,
-        ema=None,
+        ratio_tolerance: float,
+        ema: Policy | None = None,
     ):
         self.config, self.collector, self.learner, self.prompts = config, collector, learner, prompts
         self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
@@ -67,7 +73,7 @@ class PpoTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self):
+    def train(self) -> None:
         """Runs to the end, from the last checkpoint where there is one.
 
         Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails or a
@@ -98,13 +104,13 @@ class PpoTrainer:
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
-    def restored(self):
-        """Of the last checkpoint: iterations done, KL coefficient, and whether the run is at its end."""
+    def restored(self) -> tuple[int, float, bool]:
+        """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
         scalars = self.keeper.scalars
         self.collector.state = scalars
         return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
 
-    def collect(self, step):
+    def collect(self, step: int) -> Collected:
         """The rollout of an iteration: sampled from the policy, or the data's own texts."""
         ppo, sampling = self.config.ppo, self.config.sampling
         prompts = self.prompts.batch(step, ppo.rollout_batch_size, ppo.group_size)
@@ -113,7 +119,7 @@ class PpoTrainer:
             return self.collector.replay(prompts, *responses)
         return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step))
 
-    def improve(self, rollout, step, kl_coef):
+    def improve(self, rollout: Rollout, step: int, kl_coef: float) -> dict[str, float]:
         """Improves the policy by a rollout. Returns: the statistics of the update, as numbers."""
         self.learner.optimizer.learning_rate.assign(self.learning_rate(step))
         seed = seed_for(self.config.seed, "shuffle", step)
@@ -122,7 +128,7 @@ class PpoTrainer:
         statistics = self.learner.update(rollout, seed, *coefs)
         return {tag: float(value) for tag, value in statistics.items()}
 
-    def learning_rate(self, step):
+    def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` updates."""
         ppo = self.config.ppo
         return scheduled_rate(
@@ -134,21 +140,21 @@ class PpoTrainer:
             floor=ppo.schedule_floor,
         )
 
-    def policy_coef(self, step):
+    def policy_coef(self, step: int) -> float:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
 
-    def average(self):
+    def average(self) -> None:
         """Moves the moving average of the policy's weights by one iteration."""
         if self.ema is not None:
             update_average(self.ema, self.learner.policy, self.config.ppo.ema_decay)
 
-    def is_finished(self, done, score):
+    def is_finished(self, done: int, score: float) -> bool:
         """Whether the run is at its end: the last iteration, or the target score."""
         target = self.config.ppo.target_score
         return done >= self.num_iterations or (target is not None and score >= target)
 
-    def next_kl_coef(self, kl_coef, kl):
+    def next_kl_coef(self, kl_coef: float, kl: float) -> float:
         """The KL coefficient of the next rollout: adapted to the KL of this one where there is a target."""
         ppo = self.config.ppo
         if ppo.adaptive_kl_target is None:
@@ -161,7 +167,7 @@ class PpoTrainer:
             num_episodes=ppo.rollout_batch_size,
         )
 
-    def check(self, scalars):
+    def check(self, scalars: Mapping[str, float]) -> None:
         """Raises UserError where the update cannot be trusted: a first ratio away from 1, or no finite gradient."""
         ppo = self.config.ppo
         error = scalars["policy/first_ratio_error"]
@@ -178,8 +184,8 @@ class PpoTrainer:
                 f"ppo.learning_rate {ppo.learning_rate:g} or look at the rewards; the last checkpoint is intact"
             )
 
-    def figures(self, step, collected, clock) -> dict[str, float]:
-        """What an iteration's figures are besides the update's statistics; the score is the raw one, unshaped."""
+    def figures(self, step: int, collected: Collected, clock: Sequence[float]) -> dict[str, float]:
+        """Figures of an iteration beside the update's statistics. The score is the raw one, before shaping."""
         started, sampled, updated = clock
         num_tokens = response_lengths(collected).sum()
         return {
@@ -190,7 +196,9 @@ class PpoTrainer:
             "time/tokens_per_second": num_tokens / (updated - started),
         }
 
-    def report(self, metrics, bar, step, scalars, collected):
+    def report(
+        self, metrics: MetricsWriter, bar: tqdm, step: int, scalars: dict[str, float], collected: Collected
+    ) -> None:
         """Writes one iteration's figures, and now and then a table of samples."""
         every = self.config.evaluation.samples_every
         shown = {}
@@ -211,13 +219,13 @@ class PpoTrainer:
         )
 
 
-def response_lengths(collected):
+def response_lengths(collected: Collected) -> np.ndarray:
     """Real tokens of each response: [B]."""
     return collected.rollout.response_mask.numpy().sum(axis=1)
 
 
 @tf.function
-def update_average(average, policy, decay):
+def update_average(average: Policy, policy: Policy, decay: float) -> None:
     """average = decay * average + (1 - decay) * policy, weight by weight."""
     for mean, variable in zip(average.variables, policy.variables, strict=True):
         # As a difference: so a weight that does not learn keeps its last bit.
@@ -225,7 +233,7 @@ def update_average(average, policy, decay):
         mean.assign(old + (1.0 - decay) * (tf.convert_to_tensor(variable) - old))
 
 
-def format_samples(iteration, rows):
+def format_samples(iteration: int, rows: Sequence[tuple[str, str, float]]) -> str:
     """Rows of (prompt, response, score) as lines for a terminal."""
     lines = [f"  {score:+.2f}  {prompt}|{response}".replace("\n", " ") for prompt, response, score in rows]
     return "\n".join([f"samples of iteration {iteration} (score, prompt|response):", *lines])

@@ -10,15 +10,18 @@ from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config
 from tfppo.data.preferences import Comparisons
 from tfppo.data.prompts import Prompts
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.models.reward_model import RewardModel
 from tfppo.ops.seeds import seed_for, stream_indices
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
 from tfppo.reward_model.comparison import ComparisonScorer
 
 
-def gain_and_bias(scores, keep_gain):
+def gain_and_bias(scores: np.ndarray, keep_gain: bool) -> tuple[float, float]:
     """What gives scores [N] mean 0 and deviation 1: gain = 1 / deviation, bias = -gain * mean (Ziegler et al. 2019).
 
     With `keep_gain` mean 0 alone: gain = 1 (Huang et al. 2024).
@@ -28,7 +31,9 @@ def gain_and_bias(scores, keep_gain):
     return gain, -gain * scores.mean()
 
 
-def normalize(reward_model, language_model, train: Comparisons, tokenizer, config: Config):
+def normalize(
+    reward_model: RewardModel, language_model: LanguageModel, train: Comparisons, tokenizer: Tokenizer, config: Config
+) -> None:
     """Normalises a reward model as `reward_model.normalize` says.
 
     Args: train: the comparisons that it was trained on; their prompts are those of the samples.
@@ -55,7 +60,9 @@ def normalize(reward_model, language_model, train: Comparisons, tokenizer, confi
     reward_model.rescale(*gain_and_bias(scores, keep_gain=settings.normalize == "demonstrations"))
 
 
-def sample_responses(language_model, train: Comparisons, tokenizer, config: Config) -> Comparisons:
+def sample_responses(
+    language_model: LanguageModel, train: Comparisons, tokenizer: Tokenizer, config: Config
+) -> Comparisons:
     """Responses of the language model, `normalize_samples` of them, as PPO draws them and reward functions see them.
 
     Each stands alone (K = 1), after a prompt of the comparisons.

@@ -14,7 +14,9 @@ import tensorflow as tf
 
 from tfppo.computation.graph import GraphEngine
 from tfppo.config import SamplingConfig
+from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.models.policy import Policy
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ppo.drawing import draw_uniforms
 from tfppo.ppo.sampling import sample
@@ -26,7 +28,7 @@ class ServedPolicy(tf.Module):
     A prompt longer than the model has room for keeps its end: the tokens nearest to the completion.
     """
 
-    def __init__(self, policy, tokenizer, sampling: SamplingConfig):
+    def __init__(self, policy: Policy, tokenizer: Tokenizer, sampling: SamplingConfig):
         super().__init__(name="served_policy")
         self._policy = policy
         self._variables = [variable.value for variable in policy.variables]
@@ -43,7 +45,7 @@ class ServedPolicy(tf.Module):
             )
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="prompt")])
-    def generate(self, prompt):
+    def generate(self, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
         """Completions of prompts, random anew at every call."""
         length = self._sampling.response_length
         uniforms = tf.random.uniform([tf.size(prompt), length], maxval=1.0 - 2.0**-23)
@@ -52,7 +54,7 @@ class ServedPolicy(tf.Module):
     @tf.function(
         input_signature=[tf.TensorSpec([None], tf.string, name="prompt"), tf.TensorSpec([None], tf.int64, name="seed")]
     )
-    def generate_seeded(self, prompt, seed):
+    def generate_seeded(self, prompt: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Completions of prompts that depend on nothing but the prompt and its seed."""
         length = self._sampling.response_length
         uniforms = tf.map_fn(
@@ -68,7 +70,7 @@ class ServedPolicy(tf.Module):
             tf.TensorSpec([None], tf.string, name="response"),
         ]
     )
-    def score(self, prompt, response):
+    def score(self, prompt: tf.Tensor, response: tf.Tensor) -> dict[str, tf.Tensor]:
         """Log-probability and value of every token of a response, under the sampling temperature.
 
         Raises: InvalidArgumentError where a response is longer than the model has room for.
@@ -136,7 +138,7 @@ class ServedPolicy(tf.Module):
         return ids, tf.cast(before_kept >= -1, tf.int32)
 
 
-def export_policy(policy, tokenizer, sampling: SamplingConfig, base) -> Path:
+def export_policy(policy: Policy, tokenizer: Tokenizer, sampling: SamplingConfig, base: Path | str) -> Path:
     """Writes the next version, `base`/1, 2, ..., whole or not at all; returns its folder."""
     base = Path(base)
     base.mkdir(parents=True, exist_ok=True)

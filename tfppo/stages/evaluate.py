@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import tensorflow as tf
+
 from tfppo.config import Config
 from tfppo.config.validation import validate_positions
 from tfppo.lm.likelihood import HeldOutLoss
@@ -12,7 +14,9 @@ from tfppo.stages.texts import load_packed, load_prompts
 from tfppo.stages.workdir import language_model_folder
 
 
-def evaluate_model(config: Config, folder: Path, strategy, model_folder) -> Evaluation:
+def evaluate_model(
+    config: Config, folder: Path, strategy: tf.distribute.Strategy, model_folder: Path | str
+) -> Evaluation:
     """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
 
     `text_perplexity` is the model's own, a token, on the held-out texts themselves.

@@ -9,7 +9,7 @@ from tfppo.models.folder import load_policy
 from tfppo.serving.export import export_policy
 
 
-def export_model(config: Config, folder: Path, model_folder) -> Path:
+def export_model(config: Config, folder: Path, model_folder: Path | str) -> Path:
     """Exports the model in a folder as the next version under WORKDIR/export."""
     policy, tokenizer = load_policy(model_folder)
     path = export_policy(policy, tokenizer, config.sampling, folder / "export")

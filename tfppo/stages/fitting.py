@@ -1,4 +1,4 @@
-"""Whether models of a run fit each other."""
+"""Checks that the models of a run fit each other."""
 
 from pathlib import Path
 

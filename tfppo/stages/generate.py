@@ -14,7 +14,7 @@ from tfppo.ppo.sampler import Sampler
 from tfppo.stages.workdir import language_model_folder
 
 
-def generate(config: Config, folder: Path, model_folder, prompts: list[str]) -> list[str]:
+def generate(config: Config, folder: Path, model_folder: Path | str | None, prompts: list[str]) -> list[str]:
     """One continuation a prompt, by the model in a folder (None: the policy, or the language model before PPO).
 
     Raises: UserError where there is no model, or a prompt is longer than the model has room for.

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.config import Config
@@ -15,7 +16,7 @@ from tfppo.stages.texts import load_packed, load_texts
 from tfppo.stages.workdir import write_config
 
 
-def train_language_model(config: Config, folder: Path, strategy) -> None:
+def train_language_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Trains on the texts; WORKDIR/lm holds the best language model afterwards.
 
     Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.

@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+import tensorflow as tf
+
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
@@ -20,7 +22,6 @@ from tfppo.models.folder import (
 )
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.models.transformer import Transformer
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.assembly import assemble
 from tfppo.ppo.charts import plot_reward_over_kl
@@ -44,11 +45,12 @@ def check_ppo(config: Config, folder: Path) -> None:
     sizes = language_model_sizes(model_folder) or dataclasses.asdict(config.model)  # of a model yet to be trained
     choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"])
     check_rewards(config, folder)
-    if config.ppo.critic_folder():
-        check_model(config.ppo.critic_folder(), "train_reward_model.py")
+    critic_folder = config.ppo.critic_folder()
+    if critic_folder:
+        check_model(critic_folder, "train_reward_model.py")
 
 
-def train_ppo(config: Config, folder: Path, strategy) -> None:
+def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
     ppo, model_folder = config.ppo, language_model_folder(config, folder)
     check_ppo(config, folder)
@@ -102,7 +104,7 @@ def new_policy(ppo: PpoConfig, seed: int, language_model: LanguageModel, tokeniz
     policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp", seed_for(seed, "value_head"))
     if ppo.critic_init == "scratch":
         set_keras_seed(seed, "critic")
-        policy.critic.set_weights(Transformer.from_config(policy.critic.get_config()).get_weights())
+        policy.restart_critic()
     elif ppo.critic_folder():
         reward_model, its_tokenizer = load_reward_model(ppo.critic_init)
         check_tokenizer(f"ppo.critic_init is {ppo.critic_init!r}", ppo.critic_init, its_tokenizer, tokenizer)

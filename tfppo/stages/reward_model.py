@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import tensorflow as tf
+
 from tfppo.config import Config
 from tfppo.config.validation import validate_positions
 from tfppo.data.preferences import encode_preferences, load_preferences
@@ -13,7 +15,7 @@ from tfppo.stages.seeding import set_keras_seed
 from tfppo.stages.workdir import language_model_folder, write_config
 
 
-def train_reward_model(config: Config, folder: Path, strategy) -> None:
+def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Trains a reward model, from the language model; WORKDIR/reward_model holds it afterwards, normalised."""
     settings = config.reward_model
     preferences = load_preferences(settings.source)

@@ -8,22 +8,23 @@ from tfppo.config.validation import validate_positions
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import check_model
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
-from tfppo.rewards.scoring import TextReward, name_apart
+from tfppo.rewards.scoring import Reward, TextReward, name_apart
 from tfppo.stages.fitting import check_tokenizer
 from tfppo.stages.workdir import language_model_folder
 
 
-def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list:
+def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list[Reward]:
     """The reward functions, for the tokens of a tokenizer.
 
     Raises: UserError where there is none of a name, or a model that scores has another tokenizer or too few positions.
     """
-    rewards = []
+    rewards: list[Reward] = []
     for name in config.reward.functions:
-        kind, its_folder = _model_reward(config, folder, name)
-        if kind is None:
+        found = _model_reward(config, folder, name)
+        if found is None:
             rewards.append(TextReward(name.rpartition(":")[2], load_reward(name)))
             continue
+        kind, its_folder = found
         model, its_tokenizer = kind.load(its_folder)
         check_tokenizer(f"reward.functions has {name!r}", its_folder, its_tokenizer, tokenizer)
         validate_positions(config, model.max_sequence_length, folder=its_folder)
@@ -35,17 +36,19 @@ def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list:
 def check_rewards(config: Config, folder: Path) -> None:
     """Raises UserError where a reward function or the model of one is missing."""
     for name in config.reward.functions:
-        kind, its_folder = _model_reward(config, folder, name)
-        if kind is None:
+        found = _model_reward(config, folder, name)
+        if found is None:
             load_reward(name)
-        elif its_folder != folder / "lm":  # which the quickstart has yet to train
+            continue
+        kind, its_folder = found
+        if its_folder != folder / "lm":  # which the quickstart has yet to train
             check_model(its_folder, kind.made_by)
 
 
-def _model_reward(config, folder, name) -> tuple[ModelReward | None, Path | None]:
-    """The kind of reward that a model gives and the model's folder; None, None where a function gives it."""
+def _model_reward(config, folder, name) -> tuple[ModelReward, Path] | None:
+    """The kind of reward that a model gives and the model's folder; None where a function gives it."""
     kind, _, its_folder = name.partition(":")
     if kind not in MODEL_REWARDS:
-        return None, None
+        return None
     defaults = {"likelihood": language_model_folder(config, folder), "reward_model": folder / "reward_model"}
     return MODEL_REWARDS[kind], Path(its_folder) if its_folder else defaults[kind]

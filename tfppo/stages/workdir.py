@@ -23,7 +23,7 @@ from tfppo.errors import UserError
 from tfppo.training.replicas import make_strategy
 
 
-def open_run(config: Config, workdir) -> tuple[Path, tf.distribute.Strategy]:
+def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.Strategy]:
     """The run's folder, made where it is missing, and the strategy over its devices; global generators are seeded.
 
     Raises: UserError where the configuration cannot work, the folder cannot be written, or devices are missing.
@@ -34,7 +34,7 @@ def open_run(config: Config, workdir) -> tuple[Path, tf.distribute.Strategy]:
     return folder, strategy
 
 
-def open_workdir(workdir) -> Path:
+def open_workdir(workdir: Path | str) -> Path:
     """Makes the run's folder. Raises: UserError where it cannot be written."""
     folder = Path(workdir)
     try:

@@ -5,11 +5,16 @@ the sum comes first, so the optimizers leave the reducing out.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import keras
 import tensorflow as tf
 
-from tfppo.computation.differentiation import dense_gradients
+from tfppo.computation.differentiation import Statistics, dense_gradients
+from tfppo.computation.engine import Kernels
+
+# Lists of indices of the variables whose gradients are clipped by their common norm.
+Groups = Sequence[Sequence[int]]
 
 
 class _Scaling:
@@ -18,20 +23,21 @@ class _Scaling:
     Not a list, which Keras would take for a part of the optimizer's state.
     """
 
-    def __init__(self, scales):
-        self.scales, self.last = scales, ()
+    def __init__(self, scales: Sequence[tf.Tensor | None]):
+        self.scales = scales
+        self.last: tuple[tf.Operation, ...] = ()
 
 
-class _FusedAdam:
+class _FusedAdam(keras.optimizers.Adam):
     """Adam's step as one pass over a variable and its moments, of gradients that are summed over replicas already.
 
     Keras would sum them a second time, and make a dozen passes. Some variables may learn at another rate. With an
     engine's `kernels`, one operation makes the step of all variables.
     """
 
-    kernels = None
-    _rate_scales = None
-    _scaling = None
+    kernels: Kernels | None = None
+    _rate_scales: dict[int, float] | None = None
+    _scaling: _Scaling | None = None
 
     def scale_learning_rate(self, variables, scale):
         """These variables learn, and decay, at `scale` times the learning rate."""
@@ -41,8 +47,8 @@ class _FusedAdam:
     def apply_scaled(self, gradients, scales):
         """Applies gradients, of any float dtype, times scales (None: as they are), one variable after the other.
 
-        So of a gradient's float32 copy there is at most one at a time, and it is still in the processor's cache when
-        Adam reads it. On one replica only, but for `kernels`.
+        There is then at most one float32 copy of a gradient at a time, and it is still in the processor's cache when
+        Adam reads it. Without `kernels` this works on one replica only.
         """
         self._scaling = _Scaling(scales)
         try:
@@ -78,7 +84,7 @@ class _FusedAdam:
             scaling.last = (applied,)
 
     def _backend_update_step(self, gradients, variables, learning_rate):
-        """The steps of all variables; through the kernel at once, on every replica by itself."""
+        """The steps of all variables: with `kernels` in one operation, on each replica separately."""
         if self.kernels is None:
             super()._backend_update_step(gradients, variables, learning_rate)
             return
@@ -108,10 +114,10 @@ class _FusedAdam:
         return self.weight_decay is not None and self._use_weight_decay(variable)
 
     def _apply_weight_decay(self, variables):
-        """Nothing: `update_step` does it, at each variable's own rate."""
+        """Does nothing: `update_step` decays each variable, at its own rate."""
 
     def _kernel_epsilon(self, correction):
-        """What the kernel adds to sqrt(v), by 1 - beta_2^step: it takes TensorFlow's form of Adam."""
+        """The epsilon for the kernel, which computes TensorFlow's form of Adam. Args: correction: 1 - beta_2^step."""
         del correction
         return self.epsilon
 
@@ -139,8 +145,18 @@ class AdamW(_FusedAdam, keras.optimizers.AdamW):
         return self.epsilon * tf.sqrt(correction)
 
 
-def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, weight_decay, kernels=None):
-    """An optimizer by name ("adam" or "adamw"), built for the variables; decay leaves vectors and scalars alone.
+def make_optimizer(
+    name: str,
+    variables: Sequence[keras.Variable],
+    *,
+    learning_rate: float,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float,
+    weight_decay: float,
+    kernels: Kernels | None = None,
+) -> keras.optimizers.Optimizer:
+    """An optimizer by name ("adam" or "adamw"), built for the variables. Vectors and scalars are not decayed.
 
     Args: kernels: of the engine that makes the gradients; None: TensorFlow's own operations.
     """
@@ -154,27 +170,29 @@ def make_optimizer(name, variables, *, learning_rate, beta_1, beta_2, epsilon, w
     return optimizer
 
 
-def scaled(gradient, scale):
+def scaled(gradient: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
     """A gradient in float32 times a scalar (None: as it is)."""
     gradient = tf.cast(gradient, tf.float32)
     return gradient if scale is None else gradient * scale
 
 
-def squared_norms_of(gradients, kernels=None):
+def squared_norms_of(gradients: Sequence[tf.Tensor], kernels: Kernels | None = None) -> tf.Tensor:
     """The sum of squares of each gradient, in float32 whatever their dtype: a list of scalars or a tensor of them.
 
     Args: kernels: of an engine, which make no copies; None: TensorFlow's own.
     """
     if kernels is not None:
         return kernels.squared_norms(gradients)
-    halves = []
+    halves: list[tf.Tensor] = []
     for gradient in gradients:
         with tf.control_dependencies(halves[-1:]):  # one after the other: few float32 copies at a time
             halves.append(tf.nn.l2_loss(tf.cast(gradient, tf.float32)))
     return 2.0 * tf.stack(halves)
 
 
-def clipping_scales(gradients, max_norm, groups=None, kernels=None):
+def clipping_scales(
+    gradients: Sequence[tf.Tensor], max_norm: float, groups: Groups | None = None, kernels: Kernels | None = None
+) -> tuple[list[tf.Tensor | None], tf.Tensor]:
     """What to multiply gradients by, so that the common norm of each group is at most `max_norm`.
 
     Args: max_norm: 0 leaves them as they are; groups: lists of indices of gradients; None: all are one group;
@@ -184,7 +202,7 @@ def clipping_scales(gradients, max_norm, groups=None, kernels=None):
     groups = groups or [list(range(len(gradients)))]
     squares = squared_norms_of(gradients, kernels)
     norms = [tf.sqrt(tf.reduce_sum(tf.gather(squares, group))) for group in groups]
-    scales = [None] * len(gradients)
+    scales: list[tf.Tensor | None] = [None] * len(gradients)
     if max_norm:
         for group, norm in zip(groups, norms, strict=True):
             scale = tf.minimum(1.0, max_norm / tf.maximum(norm, 1e-12))
@@ -193,20 +211,26 @@ def clipping_scales(gradients, max_norm, groups=None, kernels=None):
     return scales, tf.norm(tf.stack(norms))
 
 
-def clip_by_global_norm(gradients, max_norm, groups=None):
+def clip_by_global_norm(
+    gradients: Sequence[tf.Tensor], max_norm: float, groups: Groups | None = None
+) -> tuple[list[tf.Tensor], tf.Tensor]:
     """Gradients in float32, times their `clipping_scales`, and the norm of all of them before."""
     scales, norm = clipping_scales(gradients, max_norm, groups)
     return [scaled(*pair) for pair in zip(gradients, scales, strict=True)], norm
 
 
-def gradients_of(loss_fn, variables):
+def gradients_of(
+    loss_fn: Callable[[], tuple[tf.Tensor, Statistics]], variables: Sequence[keras.Variable]
+) -> tuple[list[tf.Tensor], Statistics]:
     """Dense gradients of a loss and its statistics: loss_fn() -> (loss, statistics) to (gradients, statistics)."""
     with tf.GradientTape() as tape:
         loss, statistics = loss_fn()
     return dense_gradients(tape, loss, variables), statistics
 
 
-def sum_over_parts(of_part, num_parts):
+def sum_over_parts(
+    of_part: Callable[[int], tuple[list[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]], num_parts: int
+) -> tuple[list[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """Gradients and statistics of parts of a batch, added up; the largest errors among them.
 
     Args: of_part: number -> (gradients, (sums, largest error)).
@@ -224,8 +248,15 @@ def sum_over_parts(of_part, num_parts):
 
 
 def optimize(
-    strategy, optimizer, replica_gradients, args, *, max_grad_norm, groups=None, stop_when=lambda statistics: False
-):
+    strategy: tf.distribute.Strategy,
+    optimizer: keras.optimizers.Optimizer,
+    replica_gradients: Callable[..., tuple[list[tf.Tensor], Statistics]],
+    args: tuple,
+    *,
+    max_grad_norm: float,
+    groups: Groups | None = None,
+    stop_when: Callable[[Statistics], bool | tf.Tensor] = lambda statistics: False,
+) -> tuple[Statistics, tf.Tensor, tf.Tensor, tf.Tensor]:
     """One optimizer step over all replicas; left out on every one of them where a gradient is not finite.
 
     Call it inside a `tf.function`, in the cross-replica context.

@@ -41,7 +41,7 @@ MUTATIONS = [
         "reference_computed_in_float32",
         "computation/graph.py",
         "GraphEngine.response_states",
-        [drop_argument("trunk.response_states", 1)],
+        [drop_argument("trunk.response_states", "arithmetic")],
         ROLLOUT,
     ),
     Mutation(

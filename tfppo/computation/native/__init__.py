@@ -1,1 +1,1 @@
-"""Sampling's inner steps for CPUs, in C++: built when first needed, by the compiler of the machine."""
+"""C++ operations for CPUs that sample, score and update: built when first needed, by the compiler of the machine."""

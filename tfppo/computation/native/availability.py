@@ -1,5 +1,7 @@
 """Whether the C++ operations can be had here, as a setting wants them; and the reason, to be printed."""
 
+from types import ModuleType
+
 from absl import logging
 
 from tfppo.computation.native import building
@@ -9,7 +11,9 @@ from tfppo.errors import UserError
 BFLOAT16_SAMPLING, BFLOAT16_TRAINING = "tfppo_pack", "tfppo_trunk"
 
 
-def find_operations(field: str, setting: bool | None, *, dtype: str, refusal: str | None, needs: str | None):
+def find_operations(
+    field: str, setting: bool | None, *, dtype: str, refusal: str | None, needs: str | None
+) -> tuple[ModuleType | None, str]:
     """The loaded operations, or None; and why.
 
     Args:

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import tensorflow as tf
 
@@ -23,12 +24,12 @@ WITH_CPP_HEADERS = {"variables.cc"}
 
 
 def cache_folder() -> Path:
-    """Where what holds for this machine is kept, built operations for one: tfppo in XDG_CACHE_HOME, or in ~/.cache."""
+    """The folder of what is specific to this machine, as built operations are: tfppo in XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfppo"
 
 
 def processor() -> str:
-    """What distinguishes processors that run different instructions."""
+    """A text that differs between processors with different instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -36,8 +37,8 @@ def processor() -> str:
     return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def compile_command():
-    """The compiler, CXX of the environment or c++, and its flags; TensorFlow's headers are those of a system."""
+def compile_command() -> list[str]:
+    """The compiler (CXX of the environment, else c++) and its flags; TensorFlow's headers count as system headers."""
     compiler = shlex.split(os.environ.get("CXX") or "c++")
     flags = (
         flag.replace("-I", "-isystem", 1) if flag.startswith("-I") else flag
@@ -46,7 +47,7 @@ def compile_command():
     return [*compiler, *flags, *_FLAGS]
 
 
-def build():
+def build() -> Path:
     """The path of the built library, from the cache where this machine has built these sources before.
 
     The compiler and what it is given are those of `compile_command`. Raises: OSError or subprocess.CalledProcessError.
@@ -88,8 +89,8 @@ def _load_library(path):
 
 
 @functools.cache
-def load():
-    """The module of operations, or None, and why there is none."""
+def load() -> tuple[ModuleType, None] | tuple[None, str]:
+    """The module of operations and None; or None and the reason why they cannot be had. Builds them once."""
     try:
         return _load_library(build()), None
     except subprocess.CalledProcessError as error:

@@ -1,15 +1,21 @@
 """A policy's prefill and decoding steps through the native operations, with the same results but for rounding."""
 
+from types import ModuleType
+
+import keras
 import tensorflow as tf
 
+from tfppo.computation.engine import Cache
 from tfppo.models.layers import LAYER_NORM_EPSILON, MASKED_SCORE
+from tfppo.models.policy import Policy
+from tfppo.models.transformer import Transformer
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.shapes import size_of
 
 
-def trunk_weights(trunk):
+def trunk_weights(trunk: Transformer) -> list[tf.Tensor]:
     """The weights of a trunk's blocks and final norm, as the native operations take them."""
-    layers = []
+    layers: list[keras.layers.Layer] = []
     for block in trunk.blocks:  # in the order of for_each_weight in weights.h
         layers += [block.attention_norm, block.qkv, block.attention_out]
         layers += [block.mlp_norm, block.mlp_in, block.mlp_out]
@@ -61,13 +67,13 @@ class _Bfloat16:
 
 
 class NativePolicy:
-    """What `sample` needs of a policy, computed by the native operations. Make it where the weights are to be read.
+    """The `Decoder` of the native operations. The constructor reads the weights: call it inside the graph that samples.
 
     Args: ops: the loaded operations; dtype: Keras dtype policy to compute in: float32, or mixed_bfloat16 where `ops`
         have it.
     """
 
-    def __init__(self, policy, ops, dtype):
+    def __init__(self, policy: Policy, ops: ModuleType, dtype: str):
         self._policy = policy
         self._ops = _Float32(ops) if dtype == "float32" else _Bfloat16(ops)
         self._trunks = [policy.language_model.trunk, *([policy.critic] if policy.critic else [])]
@@ -75,17 +81,21 @@ class NativePolicy:
         embedding = tf.convert_to_tensor(policy.language_model.trunk.token_embedding)
         self._vocabulary_size, self._embedding = embedding.shape[0], self._ops.embedding_of(embedding)
 
-    def prefill(self, prompt_ids, prompt_mask, cache_length):
+    def prefill(
+        self, prompt_ids: tf.Tensor, prompt_mask: tf.Tensor, cache_length: int
+    ) -> tuple[tf.Tensor, tf.Tensor, Cache]:
         """As `Policy.prefill`."""
         real = tf.pad(tf.cast(prompt_mask, tf.bool), [[0, 0], [0, cache_length - size_of(prompt_ids, 1)]])
         return self._step(prompt_ids, positions_from_mask(prompt_mask), 0, real, [[] for _ in self._trunks])
 
-    def decode_step(self, token_ids, positions, index, visible, cache):
+    def decode_step(
+        self, token_ids: tf.Tensor, positions: tf.Tensor, index: tf.Tensor, visible: tf.Tensor, cache: Cache
+    ) -> tuple[tf.Tensor, tf.Tensor, Cache]:
         """As `Policy.decode_step`."""
         return self._step(token_ids[:, None], positions[:, None], index, visible, cache)
 
-    def _step(self, *step_and_caches):
-        *step, caches = step_and_caches
+    def _step(self, token_ids, positions, start, visible, caches):
+        step = (token_ids, positions, start, visible)
         trunks = zip(self._trunks, self._weights, caches, strict=True)
         hidden, caches = zip(*(self._extend(trunk, weights, *step, own) for trunk, weights, own in trunks), strict=True)
         logits = self._ops.logits(
@@ -115,7 +125,9 @@ class NativePolicy:
         return tf.ensure_shape(hidden, [rows, x.shape[-1]]), list(zip(grown[::2], grown[1::2], strict=True))
 
 
-def draw_natively(ops, temperature, logits, uniforms):
+def draw_natively(
+    ops: ModuleType, temperature: float, logits: tf.Tensor, uniforms: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Tokens int32 [B], each drawn from softmax(logits / temperature) by a uniform number, and their log-probabilities.
 
     As `inverse_cdf_sample`, in one pass. Args: ops: the loaded operations; logits [B, V]; uniforms [B].

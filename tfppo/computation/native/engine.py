@@ -1,16 +1,22 @@
 """The engine of the C++ operations, for CPUs: see `Engine`."""
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 
+import keras
 import tensorflow as tf
 
-from tfppo.computation.differentiation import dense_gradients, output_gradients
-from tfppo.computation.engine import Loss
+from tfppo.computation.differentiation import Statistics, dense_gradients, output_gradients
+from tfppo.computation.engine import Decoder, Loss
 from tfppo.computation.native.decoder import NativePolicy, draw_natively
 from tfppo.computation.native.embedding import add_rows
 from tfppo.computation.native.head import logprobs_and_entropies
 from tfppo.computation.native.optimizer import apply_adam, squared_norms
 from tfppo.computation.native.trunk import hidden_states
+from tfppo.models.language_model import LanguageModel
+from tfppo.models.policy import Policy
+from tfppo.models.transformer import Responses, Transformer
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.sequences import teacher_forced
 
@@ -30,34 +36,36 @@ class NativeEngine:
     compiled = False
     skips_padding = True
 
-    def __init__(self, ops, dtype, compiles_filters=True):
+    def __init__(self, ops: ModuleType, dtype: str, compiles_filters: bool = True):
         self.ops, self.dtype, self._compiles_filters = ops, dtype, compiles_filters
         self.kernels = NativeKernels(ops)
 
-    def decoder(self, policy):
+    def decoder(self, policy: Policy) -> Decoder:
         """See `Engine`."""
         return NativePolicy(policy, self.ops, self.dtype)
 
-    def piece(self, function):
+    def piece(self, function: Callable) -> Callable:
         """See `Engine`; nothing here can be compiled."""
         return function
 
-    def drawer(self, draw, *, temperature, filtered):
+    def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
         """See `Engine`."""
         if temperature and not filtered:
             return partial(draw_natively, self.ops, temperature)
         return tf.function(draw, jit_compile=True) if self._compiles_filters else draw
 
-    def function(self, function):
+    def function(self, function: Callable) -> Callable:
         """See `Engine`; nothing here can be compiled."""
         return tf.function(function)
 
-    def response_states(self, trunk, *batch, with_gradient=False):
+    def response_states(self, trunk: Transformer, *batch: tf.Tensor, with_gradient: bool = False) -> tf.Tensor:
         """See `Engine`."""
         token_ids, mask, start = teacher_forced(*batch)
         return hidden_states(self.ops, trunk, token_ids, mask, positions_from_mask(mask), start, with_gradient)
 
-    def token_logprobs(self, language_model, hidden, token_ids, temperature):
+    def token_logprobs(
+        self, language_model: LanguageModel, hidden: tf.Tensor, token_ids: tf.Tensor, temperature: float
+    ) -> tf.Tensor:
         """See `Engine`."""
         logprobs, _ = logprobs_and_entropies(
             self.ops,
@@ -70,7 +78,16 @@ class NativeEngine:
         )
         return logprobs
 
-    def gradients(self, policy, variables, batch, loss: Loss, *, trunk_coef, places):
+    def gradients(
+        self,
+        policy: Policy,
+        variables: Sequence[keras.Variable],
+        batch: Responses,
+        loss: Loss,
+        *,
+        trunk_coef: tf.Tensor,
+        places: tf.Tensor | None,
+    ) -> tuple[list[tf.Tensor], Statistics]:
         """See `Engine`."""
         language_model = policy.language_model
         output_matrix = language_model.trunk.token_embedding
@@ -100,7 +117,7 @@ class NativeEngine:
 class NativeKernels:
     """Norms of gradients, Adam's step and sums of rows, each in one pass over memory."""
 
-    def __init__(self, ops):
+    def __init__(self, ops: ModuleType):
         self.squared_norms = partial(squared_norms, ops)
         self.apply_adam = partial(apply_adam, ops)
         self.add_rows = partial(add_rows, ops)

@@ -3,12 +3,24 @@
 Logits are float32 sums of products of bfloat16 numbers; for the gradient, float16 differences between them are kept.
 """
 
+from types import ModuleType
+
+import keras
 import tensorflow as tf
 
 from tfppo.models.layers import MASKED_SCORE
 
 
-def logprobs_and_entropies(ops, embedding, hidden, token_ids, *, temperature, pad_id, with_gradient=True):
+def logprobs_and_entropies(
+    ops: ModuleType,
+    embedding: tf.Tensor | keras.Variable,
+    hidden: tf.Tensor,
+    token_ids: tf.Tensor,
+    *,
+    temperature: float,
+    pad_id: int,
+    with_gradient: bool = True,
+) -> tuple[tf.Tensor, ...]:
     """As `token_logprobs` and `entropy` of a language model's logits: two float32 [...].
 
     Args: ops: the loaded operations; embedding [V, D] float32; hidden [..., D]; token_ids int32 [...]; with_gradient:

@@ -1,14 +1,30 @@
 """Norms of gradients and Adam's step through the native operations, each in one pass over memory."""
 
+from collections.abc import Sequence
+from types import ModuleType
+
 import tensorflow as tf
 
 
-def squared_norms(ops, gradients):
+def squared_norms(ops: ModuleType, gradients: Sequence[tf.Tensor]) -> tf.Tensor:
     """The sum of squares of each gradient, of float32 or bfloat16: float32 [N]. Args: ops: the loaded operations."""
     return tf.ensure_shape(ops.tfppo_squares(gradients=gradients), [len(gradients)])
 
 
-def apply_adam(ops, gradients, variables, momentums, velocities, *, scales, rates, decays, beta_1, beta_2, epsilon):
+def apply_adam(
+    ops: ModuleType,
+    gradients: Sequence[tf.Tensor],
+    variables: Sequence[tf.Variable],
+    momentums: Sequence[tf.Variable],
+    velocities: Sequence[tf.Variable],
+    *,
+    scales: tf.Tensor,
+    rates: tf.Tensor,
+    decays: tf.Tensor,
+    beta_1: float,
+    beta_2: float,
+    epsilon: float | tf.Tensor,
+) -> None:
     """Makes a step of Adam: m, v: moving averages of g and g^2; w = w (1 - decay) - rate m / (sqrt(v) + epsilon).
 
     Args:

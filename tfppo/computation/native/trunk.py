@@ -1,12 +1,23 @@
 """A Transformer's blocks and their gradients through the native operations, in mixed_bfloat16 but for rounding."""
 
+from types import ModuleType
+
 import tensorflow as tf
 
 from tfppo.computation.native.decoder import trunk_weights
 from tfppo.models.layers import LAYER_NORM_EPSILON
+from tfppo.models.transformer import Transformer
 
 
-def hidden_states(ops, trunk, token_ids, padding_mask, positions, start, with_gradient=True):
+def hidden_states(
+    ops: ModuleType,
+    trunk: Transformer,
+    token_ids: tf.Tensor,
+    padding_mask: tf.Tensor,
+    positions: tf.Tensor,
+    start: int | tf.Tensor,
+    with_gradient: bool = True,
+) -> tf.Tensor:
     """As the trunk's `hidden_states`: [B, T - start, D] in float32, which are 0 where the mask is.
 
     The gradients of the blocks' matrices are bfloat16.
