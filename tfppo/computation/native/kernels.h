@@ -183,8 +183,8 @@ static int largest_of(const float *numbers, int n) {
 }
 
 /* The token at which the cumulative softmax of n logits exceeds u, and its log-probability: as inverse_cdf_sample in
-   tfppo/ppo/sampling.py, first among blocks of 64 tokens, then in the block. weights has room for n and BLOCK more, sums
-   for the blocks. */
+   tfppo/ppo/sampling.py, first among blocks of 64 tokens, then in the block. weights has room for n and BLOCK more,
+   sums for the blocks. */
 static int draw(const float *logits, int n, float scale, float u, float *weights, float *sums, float *logprob) {
   const int blocks = (n + BLOCK - 1) / BLOCK, padded = blocks * BLOCK;
   vec highest = (vec){} - INFINITY;
