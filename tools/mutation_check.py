@@ -5,7 +5,7 @@
 The mutations are those of tools/mutations. Each gets a copy of tfppo/ and tests/ in a temporary folder, a cache of its
 own, and a run of the few tests that guard it. Prints killed, timed out (which counts as killed) or survived, and the
 first failing test of each. Exit code 1 if any survived, 2 if a mutation does not fit the source or the tests fail
-without one. Takes about ten minutes with one job.
+without one. Takes about half an hour with one job on two cores.
 """
 
 import contextlib
