@@ -4,15 +4,18 @@ C++ is taken on CPUs where it can be built and computes the model; else XLA, but
 are fast outside of XLA only. A setting that insists on what cannot be had is an error.
 """
 
-import tensorflow as tf
-
 from tfppo.computation.computation import Chosen, Computation
 from tfppo.computation.devices import has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
 from tfppo.computation.graph import GraphEngine
-from tfppo.computation.native.availability import BFLOAT16_SAMPLING, BFLOAT16_TRAINING, find_operations
-from tfppo.computation.native.engine import ARCHITECTURES, NativeEngine
+from tfppo.computation.native.availability import (
+    BFLOAT16_SAMPLING,
+    BFLOAT16_TRAINING,
+    find_operations,
+    refusal_to_sample,
+    refusal_to_update,
+)
+from tfppo.computation.native.engine import NativeEngine
 from tfppo.config import PpoConfig, SamplingConfig
-from tfppo.errors import UserError
 
 
 def choose_computation(
@@ -51,13 +54,12 @@ def choose_sampling(
         C++ is not used and `sampling.jit_compile` is not set.
     Raises: UserError where `sampling.native` insists on what cannot be had.
     """
-    _check_architecture("sampling.native", sampling.native, architecture)
-    is_fast = dtype == "float32" or has_fast_bfloat16()
     ops, reason = find_operations(
         "sampling.native",
         sampling.native,
         dtype=dtype,
-        refusal=_refusal(architecture) or (None if is_fast else "bfloat16 is not fast on this processor"),
+        architecture=architecture,
+        refusal=refusal_to_sample(dtype),
         needs=None if dtype == "float32" else BFLOAT16_SAMPLING,
     )
     if ops is not None:
@@ -71,9 +73,14 @@ def choose_sampling(
 
 
 def _choose_update(ppo, dtype, why_dtype, architecture):
-    _check_architecture("ppo.native", ppo.native, architecture)
-    refusal = _refusal(architecture) or _refusal_of_update(ppo, dtype)
-    ops, reason = find_operations("ppo.native", ppo.native, dtype=dtype, refusal=refusal, needs=BFLOAT16_TRAINING)
+    ops, reason = find_operations(
+        "ppo.native",
+        ppo.native,
+        dtype=dtype,
+        architecture=architecture,
+        refusal=refusal_to_update(ppo, dtype),
+        needs=BFLOAT16_TRAINING,
+    )
     if ops is not None:
         return Chosen(engines=(NativeEngine(ops, dtype),), reason=f"{reason}; {why_dtype}")
     compiled = resolve_jit_compile(ppo.jit_compile, dtype)
@@ -98,30 +105,3 @@ def _why_dtype(ppo, width, dtype):
     if dtype == "mixed_bfloat16" != ppo.dtype:
         return "bfloat16 is fast here"
     return f"bfloat16 does not pay at width {width}" if has_fast_bfloat16() else "bfloat16 is not fast here"
-
-
-def _check_architecture(field, setting, architecture):
-    if setting and architecture not in ARCHITECTURES:
-        raise UserError(
-            f"{field} is True, but C++ computes {', '.join(ARCHITECTURES)}, and the model is {architecture}; "
-            f"set {field} to None"
-        )
-
-
-def _refusal(architecture):
-    """Why C++ is of no use for this architecture or on these devices; None if it may be of use."""
-    if architecture not in ARCHITECTURES:
-        return f"it computes {', '.join(ARCHITECTURES)}, not {architecture}"
-    return "there is a GPU" if tf.config.list_physical_devices("GPU") else None
-
-
-def _refusal_of_update(ppo, dtype):
-    if dtype != "mixed_bfloat16":
-        return "it updates in bfloat16 only"
-    if ppo.trainable_blocks is not None:
-        return "it updates all blocks, and ppo.trainable_blocks wants some"
-    if ppo.gradient_checkpointing:
-        return "it does not recompute blocks (ppo.gradient_checkpointing)"
-    if ppo.jit_compile:
-        return "ppo.jit_compile asks for XLA"
-    return None if has_fast_bfloat16() else "this processor does not multiply bfloat16 numbers"

@@ -11,7 +11,7 @@ from absl import logging
 from native_support import needs_compiler, ops_of_sampling
 
 from tfppo.computation import choice, devices
-from tfppo.computation.native import building
+from tfppo.computation.native import availability, building
 from tfppo.computation.native.engine import NativeEngine
 from tfppo.config import PpoConfig, SamplingConfig
 from tfppo.errors import UserError
@@ -101,14 +101,14 @@ def test_where_there_is_no_compiler_tests_of_the_operations_are_skipped(fresh):
 
 def test_who_wants_none_gets_none_and_nothing_is_built(fresh, monkeypatch):
     monkeypatch.setattr(subprocess, "run", None)
-    monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(availability, "has_fast_bfloat16", lambda: False)
     assert ops_of_sampling(False, "float32") is None
     assert ops_of_sampling(None, "mixed_bfloat16") is None
 
 
 def test_in_bfloat16_a_processor_has_to_multiply_it(monkeypatch):
     monkeypatch.setattr(building, "load", lambda: (object(), None))  # built for a processor without AVX512_BF16
-    monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(availability, "has_fast_bfloat16", lambda: True)
     assert ops_of_sampling(None, "mixed_bfloat16") is None
     with pytest.raises(UserError, match="sampling.native is True in mixed_bfloat16.*AVX512_BF16.*None.*float32"):
         ops_of_sampling(True, "mixed_bfloat16")
@@ -123,7 +123,7 @@ def test_rollouts_are_computed_as_the_update_is(monkeypatch):
 
     ops = SimpleNamespace(tfppo_trunk=None)
     monkeypatch.setattr(building, "load", lambda: (ops, None))
-    for module in (choice, devices):
+    for module in (availability, choice, devices):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
     assert computation() == ("mixed_bfloat16", "mixed_bfloat16", ops)
     assert computation(width=128) == ("float32", "float32", None)

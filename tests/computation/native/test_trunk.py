@@ -9,9 +9,8 @@ import tensorflow as tf
 from computations import build_learner
 from native_support import OPS, needs_bfloat16_ops, ops_of_update
 
-from tfppo.computation import choice
 from tfppo.computation.devices import has_fast_bfloat16
-from tfppo.computation.native import building
+from tfppo.computation.native import availability, building
 from tfppo.computation.native.trunk import hidden_states
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.errors import UserError
@@ -185,7 +184,7 @@ def test_ops_are_taken_where_they_help(monkeypatch):
     assert taken(trainable_blocks=1) is None and taken(gradient_checkpointing=True) is None
     assert taken(jit_compile=True) is None  # which asks for XLA; False only says that there is to be none
     assert taken(jit_compile=False) is OPS and taken(jit_compile=False, native=True) is OPS
-    monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: False)
+    monkeypatch.setattr(availability, "has_fast_bfloat16", lambda: False)
     assert taken() is None and taken(native=True) is OPS
     monkeypatch.setattr(building, "load", lambda: (object(), None))  # built for a processor without AVX512_BF16
     with pytest.raises(UserError, match="ppo.native is True.*AVX512_BF16"):

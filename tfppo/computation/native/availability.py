@@ -1,30 +1,62 @@
-"""Whether the C++ operations can be had here, as a setting wants them; and the reason, to be printed."""
+"""What the C++ operations compute, and whether they can be had here as a setting wants them; with reasons to print."""
 
 from types import ModuleType
 
+import tensorflow as tf
 from absl import logging
 
+from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.native import building
+from tfppo.config import PpoConfig
 from tfppo.errors import UserError
+
+ARCHITECTURES = ("gpt2",)
 
 # What operations for AVX512_BF16 are known by: without its instructions they are not built.
 BFLOAT16_SAMPLING, BFLOAT16_TRAINING = "tfppo_pack", "tfppo_trunk"
 
 
+def refusal_to_sample(dtype: str) -> str | None:
+    """Why the operations do not help to sample in a Keras dtype policy here; None where they do."""
+    if tf.config.list_physical_devices("GPU"):
+        return "there is a GPU"
+    return None if dtype == "float32" or has_fast_bfloat16() else "bfloat16 is not fast on this processor"
+
+
+def refusal_to_update(ppo: PpoConfig, dtype: str) -> str | None:
+    """Why the operations do not help with an update in a Keras dtype policy here; None where they do."""
+    if dtype != "mixed_bfloat16":
+        return "it updates in bfloat16 only"
+    if ppo.trainable_blocks is not None:
+        return "it updates all blocks, and ppo.trainable_blocks wants some"
+    if ppo.gradient_checkpointing:
+        return "it does not recompute blocks, as ppo.gradient_checkpointing asks"
+    if ppo.jit_compile:
+        return "ppo.jit_compile asks for XLA"
+    if tf.config.list_physical_devices("GPU"):
+        return "there is a GPU"
+    return None if has_fast_bfloat16() else "bfloat16 is not fast on this processor"
+
+
 def find_operations(
-    field: str, setting: bool | None, *, dtype: str, refusal: str | None, needs: str | None
+    field: str, setting: bool | None, *, architecture: str, dtype: str, refusal: str | None, needs: str | None
 ) -> tuple[ModuleType | None, str]:
     """The loaded operations, or None; and why.
 
     Args:
         field, setting: of the configuration: True insists, None takes them where they help, False does without.
-        dtype: Keras dtype policy that they are to compute in.
+        architecture, dtype: of the model, and the Keras dtype policy that it is to compute in.
         refusal: why they would not help, where a setting of None is not to take them.
         needs: an operation that must be among them; None: any will do.
     Raises: UserError where they are insisted on, and cannot be had.
     """
     if setting is False:
         return None, f"{field} is False"
+    if architecture not in ARCHITECTURES:
+        mismatch = f"it computes {', '.join(ARCHITECTURES)}, and the model is {architecture}"
+        if setting:
+            raise UserError(f"{field} is True, but {mismatch}; set {field} to None")
+        return None, mismatch
     if setting is None and refusal:
         return None, refusal
     ops, reason = building.load()

@@ -20,8 +20,6 @@ from tfppo.models.transformer import Responses, Transformer
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.sequences import teacher_forced
 
-ARCHITECTURES = ("gpt2",)
-
 
 class NativeEngine:
     """Samples in float32 and, where the processor has AVX512_BF16, does everything in mixed_bfloat16.

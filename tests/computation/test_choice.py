@@ -1,0 +1,91 @@
+"""The engine that is chosen, and why: one place for settings, devices and what engines compute."""
+
+import pytest
+import tensorflow as tf
+
+from tfppo.computation import choice, devices
+from tfppo.computation.native import availability, building
+from tfppo.config import PpoConfig, SamplingConfig
+from tfppo.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch):
+    """A CPU that multiplies bfloat16 numbers, with operations that are not real."""
+
+    class Operations:
+        tfppo_pack = tfppo_trunk = None
+
+    monkeypatch.setattr(building, "load", lambda: (Operations(), None))
+    for module in (availability, choice, devices):
+        monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
+
+
+def chosen(ppo=None, sampling=None, width=256, **model):
+    return choice.choose_computation(PpoConfig(**ppo or {}), SamplingConfig(**sampling or {}), width=width, **model)
+
+
+def names(computation):
+    parts = (computation.sampling, computation.scoring, computation.update)
+    return [[engine.name for engine in part.engines] for part in parts]
+
+
+def test_cpp_computes_all_of_it_in_bfloat16_and_says_so():
+    computation = chosen()
+    assert names(computation) == [["C++"], ["C++"], ["C++"]]
+    assert computation.describe().splitlines() == [
+        "sampling: C++ in mixed_bfloat16 (C++ built for this processor)",
+        "reference: C++ in mixed_bfloat16 (as the update)",
+        "update: C++ in mixed_bfloat16 (C++ built for this processor; bfloat16 is fast here)",
+    ]
+
+
+def test_a_narrow_model_is_updated_in_float32_by_xla():
+    computation = chosen(width=128)
+    assert names(computation) == [["C++"], ["XLA"], ["XLA"]]
+    assert "bfloat16 does not pay at width 128" in computation.update.reason
+
+
+def test_another_architecture_goes_without_cpp_and_insisting_is_refused():
+    computation = chosen(architecture="llama")
+    assert names(computation) == [["XLA", "graph"], ["XLA"], ["graph"]]  # rollouts in float32, the update in bfloat16
+    for part in (computation.sampling, computation.update):
+        assert "it computes gpt2, and the model is llama" in part.reason
+    with pytest.raises(UserError, match="sampling.native is True, but it computes gpt2, and the model is llama"):
+        chosen(sampling={"native": True}, architecture="llama")
+    with pytest.raises(UserError, match="ppo.native is True, but it computes gpt2"):
+        chosen(ppo={"native": True, "update_dtype": "mixed_bfloat16"}, architecture="llama")
+
+
+def test_on_a_gpu_xla_computes(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
+    computation = chosen()
+    assert names(computation) == [["XLA", "graph"], ["XLA"], ["XLA"]]
+    assert "there is a GPU" in computation.sampling.reason and "there is a GPU" in computation.update.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"trainable_blocks": 1}, "ppo.trainable_blocks wants some"),
+        ({"gradient_checkpointing": True}, "as ppo.gradient_checkpointing asks"),
+        ({"jit_compile": True}, "ppo.jit_compile asks for XLA"),
+        ({"native": False}, "ppo.native is False"),
+    ],
+)
+def test_a_setting_that_cpp_does_not_know_is_the_reason(changes, reason):
+    update = chosen(ppo=changes).update
+    assert update.engine.name != "C++" and reason in update.reason
+
+
+@pytest.mark.parametrize(
+    ("ppo", "sampling", "tolerance"),
+    [
+        ({"update_dtype": "float32"}, {}, 1e-4),
+        ({"update_dtype": "float32", "rollout_dtype": "mixed_bfloat16"}, {}, 0.2),
+        ({"update_dtype": "mixed_bfloat16", "rollout_dtype": "float32"}, {}, 0.2),
+        ({}, {}, 0.2),
+    ],
+)
+def test_the_ratio_may_be_off_by_rounding_where_a_part_is_in_bfloat16(ppo, sampling, tolerance):
+    assert chosen(ppo, sampling).ratio_tolerance == tolerance
