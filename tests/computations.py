@@ -25,7 +25,7 @@ def build_learner(policy, ppo, reward, strategy, temperature=1.0, dtype=None, le
 
 def build_computation(sampling, dtype="float32", native=None, measures=True):
     """What the settings of the sampling say of rollouts in a dtype; `native`: operations that score, too."""
-    sampled = choose_sampling(sampling, dtype, measures=measures)
+    sampled = choose_sampling(sampling, dtype, architecture="gpt2", measures=measures)
     if native is not None and dtype == "mixed_bfloat16":
         engine = NativeEngine(native, dtype)
     else:
@@ -50,5 +50,10 @@ def build_collector(policy, ref_model, sampling, reward, *, tokenizer, rewards, 
 
 def build_sampler(policy, sampling, *, eos_id, pad_id, strategy, measures=False):
     """A sampler in the policy's own dtype."""
-    engines = choose_sampling(sampling, policy.dtype_policy.name, measures=measures).engines
+    engines = choose_sampling(sampling, policy.dtype_policy.name, architecture="gpt2", measures=measures).engines
     return Sampler(policy, sampling, engines, eos_id=eos_id, pad_id=pad_id, strategy=strategy)
+
+
+def engines_of(config):
+    """What samples from a model in float32, as the settings say."""
+    return choose_sampling(config.sampling, "float32", architecture="gpt2").engines

@@ -20,13 +20,14 @@ needs_bfloat16_ops = pytest.mark.skipif(
 
 def ops_of_sampling(native, dtype):
     """The operations that sampling takes in a dtype, for what `sampling.native` says; None: none of them."""
-    return _ops_of(choose_sampling(SamplingConfig(native=native), dtype))
+    return _ops_of(choose_sampling(SamplingConfig(native=native), dtype, architecture="gpt2"))
 
 
 def ops_of_update(ppo: PpoConfig, dtype):
     """The operations that an update takes in a dtype; None: none of them."""
     sampling = SamplingConfig(native=False, jit_compile=False)
-    return _ops_of(choose_computation(replace(ppo, update_dtype=dtype), sampling, width=256).update)
+    computation = choose_computation(replace(ppo, update_dtype=dtype), sampling, width=256, architecture="gpt2")
+    return _ops_of(computation.update)
 
 
 def _ops_of(chosen):

@@ -21,8 +21,9 @@ def machine(monkeypatch):
         monkeypatch.setattr(module, "has_fast_bfloat16", lambda: True)
 
 
-def chosen(ppo=None, sampling=None, width=256, **model):
-    return choice.choose_computation(PpoConfig(**ppo or {}), SamplingConfig(**sampling or {}), width=width, **model)
+def chosen(ppo=None, sampling=None, width=256, architecture="gpt2"):
+    settings = PpoConfig(**ppo or {}), SamplingConfig(**sampling or {})
+    return choice.choose_computation(*settings, width=width, architecture=architecture)
 
 
 def names(computation):

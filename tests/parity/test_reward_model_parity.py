@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from computations import engines_of
 from reference_numbers import assert_close, float32
 
 from tfppo.config import Config, RewardModelConfig
@@ -162,11 +163,11 @@ def scores_at_the_end(model, texts: Comparisons):
 def test_R14_scores_of_samples_get_mean_0_and_deviation_1(setting):
     language_model, model, train, config = setting
     tokenizer = Tokenizer([])
-    samples = sample_responses(language_model, train, tokenizer, config)
+    samples = sample_responses(language_model, train, tokenizer, config, engines_of(config))
     assert samples.response_ids.shape == (256, 1, 8)
     before, kernel, bias = scores_at_the_end(model, samples), *(w.numpy() for w in (model.head_kernel, model.head_bias))
     assert abs(before.mean()) > 1 and abs(before.std() - 1) > 0.5
-    normalize(model, language_model, train, tokenizer, config)
+    normalize(model, language_model, train, tokenizer, config, engines_of(config))
     after = scores_at_the_end(model, samples)
     assert abs(after.mean()) < 1e-5 and abs(after.std() - 1) < 1e-5
     gain = 1 / before.std()
@@ -175,7 +176,7 @@ def test_R14_scores_of_samples_get_mean_0_and_deviation_1(setting):
     assert_close(model.head_bias, gain * bias - gain * before.mean(), rtol=1e-5)
     # Other samples of the same model, 1,024 of them: within four standard errors of the 256.
     config.seed, config.reward_model.normalize_samples = 1, 1024
-    others = scores_at_the_end(model, sample_responses(language_model, train, tokenizer, config))
+    others = scores_at_the_end(model, sample_responses(language_model, train, tokenizer, config, engines_of(config)))
     assert abs(others.mean()) < 0.25 and abs(others.std() - 1) < 0.25
 
 
@@ -185,14 +186,14 @@ def test_scores_that_are_not_finite_normalise_nothing(setting, kind):
     config.reward_model.normalize = kind
     model.head_bias.assign([np.nan])
     with pytest.raises(UserError, match=f"reward_model.normalize is '{kind}', but .* not finite"):
-        normalize(model, language_model, train, Tokenizer([]), config)
+        normalize(model, language_model, train, Tokenizer([]), config, engines_of(config))
 
 
 def test_R15_scores_of_demonstrations_get_mean_0_and_keep_their_gain(setting):
     language_model, model, train, config = setting
     config.reward_model.normalize = "demonstrations"
     before, kernel = scores_one_by_one(model, train), model.head_kernel.numpy()
-    normalize(model, language_model, train, Tokenizer([]), config)
+    normalize(model, language_model, train, Tokenizer([]), config, engines_of(config))
     after = scores_one_by_one(model, train)
     assert abs(after.mean()) < 1e-5
     assert_close(after, before - before.mean(), rtol=1e-5)

@@ -291,7 +291,7 @@ def test_a_reference_by_length_is_the_same():
     reward = RewardConfig()
     collector = make_collector(reward, stop_at_eos=True)
     collected = collector.collect(prompts(), seed_for(3, "sample")).rollout
-    whole = collector.ref_logprobs(
+    whole = collector.teacher_forcing.of_reference(
         collected.prompt_ids, collected.prompt_mask, collected.response_ids, collected.response_mask
     )
     assert len(set(collected.response_mask.numpy().sum(axis=1))) > 1

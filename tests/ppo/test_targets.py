@@ -43,7 +43,7 @@ def test_targets_of_dense_scores():
     np.testing.assert_allclose(targets.advantages, advantages, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(targets.returns, returns, rtol=1e-4, atol=1e-5)
     total = (scores * rollout.response_mask.numpy()).sum(axis=1).mean()
-    np.testing.assert_allclose(statistics["objective/score"], total, rtol=1e-5)
+    np.testing.assert_allclose(statistics["objective/shaped_score"], total, rtol=1e-5)
 
 
 def test_the_penalty_is_the_estimate_that_was_chosen():
@@ -71,7 +71,7 @@ def test_statistics_of_a_rollout():
         "objective/kl": np.mean(kl),
         "objective/kl_coef": 0.3,
         "objective/entropy": np.mean([-sum(logprobs[b][mask[b]]) for b in range(BATCH_SIZE)]),
-        "objective/score": rollout.scores.numpy().mean(),
+        "objective/shaped_score": rollout.scores.numpy().mean(),
         "objective/rlhf_reward": np.mean(rollout.scores.numpy() - 0.3 * np.array(kl)),
         "objective/largest_advantage": np.abs(advantages).max(),
         "value/explained_variance": 1 - error / np.var(returns[mask]),

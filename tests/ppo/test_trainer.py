@@ -116,9 +116,10 @@ def finished(tmp_path_factory):
 
 def test_nothing_is_traced_after_the_first_iteration(finished):
     learner, collector = finished[0].learner, finished[0].collector
-    for function in (learner.update, collector.sampler.functions[False], collector.ref_logprobs):
+    sampler = collector.sampler
+    for function in (learner.update, sampler.functions[sampler.engine.name], collector.teacher_forcing.of_reference):
         assert function.experimental_get_tracing_count() == 1
-    assert collector.sampler.functions[True].experimental_get_tracing_count() == 0
+    assert list(sampler.functions) == [sampler.engine.name]  # no other one could be traced
 
 
 def test_the_average_follows_its_recursion(finished):
@@ -216,11 +217,11 @@ def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, mo
     file.write_text(json.dumps({key: not mode for key, mode in json.loads(file.read_text()).items()}))
     fresh = trainer("fresh")
     fresh.collector.sampler(fresh.prompts.batch(0, BATCH), seed_for(0, "sample"))
-    assert fresh.collector.sampler.compiled is True
+    assert fresh.collector.sampler.engine.compiled is True
     resumed = trainer("broken")
     resumed.train()
-    assert resumed.collector.sampler.compiled is straight.collector.sampler.compiled is False
-    assert resumed.collector.sampler.functions[True].experimental_get_tracing_count() == 0
+    assert resumed.collector.sampler.engine.compiled is straight.collector.sampler.engine.compiled is False
+    assert resumed.collector.sampler.functions["XLA"].experimental_get_tracing_count() == 0
     assert scalars("broken") == scalars("straight") and len(scalars("broken")) == 2
     for weight, expected in zip(*(t.learner.policy.get_weights() for t in (resumed, straight)), strict=True):
         np.testing.assert_array_equal(weight, expected)
@@ -353,6 +354,6 @@ def test_what_cannot_be_trusted_ends_the_run(tmp_path):
     for norm in (float("inf"), float("nan")):
         with pytest.raises(UserError, match="gradient that was not finite.*ppo.learning_rate 0.01"):
             trainer.check({**good, "policy/gradient_norm": norm})
-    trainer.config.ppo.ratio_tolerance = 0.5
+    trainer.ratio_tolerance = 0.5
     trainer.check({**good, "policy/first_ratio_error": 0.4})
     assert [trainer.is_finished(done, -1e9) for done in (0, ITERATIONS - 1, ITERATIONS)] == [False, False, True]

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import pytest
 from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
+from computations import engines_of
 
 from tfppo.config import Config, RewardModelConfig
 from tfppo.data.preferences import encode_preferences, load_preferences
@@ -277,10 +278,10 @@ def test_samples_that_all_score_the_same_cannot_be_normalised(tmp_path):
     trainer.model.head_kernel.assign(0.0 * trainer.model.head_kernel)
     language_model = LanguageModel(TOKENIZER.vocabulary_size, **SIZES)
     with pytest.raises(UserError, match="reward_model.normalize is 'samples', but all 32 samples .* score 0; raise"):
-        normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config)
+        normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config, engines_of(config))
     before = trainer.model.get_weights()
     config.reward_model.normalize = "none"
-    normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config)
+    normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config, engines_of(config))
     for found, expected in zip(trainer.model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -294,7 +295,7 @@ def train_on(num_replicas, folder, source):
     start = np.concatenate([weight.ravel() for weight in trainer.model.get_weights()])
     trainer.train()
     language_model = LanguageModel(TOKENIZER.vocabulary_size, **SIZES)
-    normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config)
+    normalize(trainer.model, language_model, trainer.train_data, TOKENIZER, config, engines_of(config))
     parts = [trainer.strategy.experimental_local_results(variable.value) for variable in trainer.model.variables]
     weights = [np.concatenate([part[i].numpy().ravel() for part in parts]) for i in range(num_replicas)]
     losses = [row["reward_model/loss"] for row in read_metrics(folder / str(num_replicas) / "reward_training.jsonl")]

@@ -51,7 +51,12 @@ ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS, **MINIBATCH_RUNS}
 def results(tmp_path_factory):
     """What `train` saved, for every run."""
     folder = tmp_path_factory.mktemp("replicas")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
     programs = {
         count: subprocess.Popen(
             [sys.executable, __file__, str(count), str(folder)],

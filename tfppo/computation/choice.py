@@ -18,9 +18,7 @@ from tfppo.computation.native.engine import NativeEngine
 from tfppo.config import PpoConfig, SamplingConfig
 
 
-def choose_computation(
-    ppo: PpoConfig, sampling: SamplingConfig, *, width: int, architecture: str = "gpt2"
-) -> Computation:
+def choose_computation(ppo: PpoConfig, sampling: SamplingConfig, *, width: int, architecture: str) -> Computation:
     """The engines with which PPO samples, scores and updates a model of this width and architecture.
 
     With `rollout_dtype` "auto", rollouts use the dtype of the update if C++ does both: the policy that samples and the
@@ -45,9 +43,7 @@ def choose_computation(
     )
 
 
-def choose_sampling(
-    sampling: SamplingConfig, dtype: str, *, architecture: str = "gpt2", measures: bool = False
-) -> Chosen:
+def choose_sampling(sampling: SamplingConfig, dtype: str, *, architecture: str, measures: bool = False) -> Chosen:
     """The engine that samples in a Keras dtype policy, or two to choose from.
 
     Args: measures: whether the first call shall find out if XLA or the plain graph is faster. This applies only if
@@ -102,6 +98,8 @@ def _rule_of(engine):
 def _why_dtype(ppo, width, dtype):
     if ppo.update_dtype != "auto":
         return "ppo.update_dtype says the dtype"
-    if dtype == "mixed_bfloat16" != ppo.dtype:
+    if dtype == ppo.dtype == "mixed_bfloat16":
+        return "ppo.dtype says the dtype"
+    if dtype == "mixed_bfloat16":
         return "bfloat16 is fast here"
     return f"bfloat16 does not pay at width {width}" if has_fast_bfloat16() else "bfloat16 is not fast here"

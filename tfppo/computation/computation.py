@@ -44,7 +44,13 @@ class Computation:
         is_exact = all(part.engine.dtype == "float32" for part in parts)
         return EXACT_TOLERANCE if is_exact else ROUNDED_TOLERANCE
 
-    def describe(self) -> str:
-        """What samples, scores and updates, and why: a line each."""
-        parts = {"sampling": self.sampling, "reference": self.scoring, "update": self.update}
+    def describe(self, sampled_by: Engine | None = None) -> str:
+        """What samples, scores and updates, and why: a line each.
+
+        Args: sampled_by: the engine that samples, where it was measured before; None: nothing is known of that.
+        """
+        sampling = self.sampling
+        if sampled_by is not None and len(sampling.engines) > 1:
+            sampling = Chosen(engines=(sampled_by,), reason="the faster one when the run began")
+        parts = {"sampling": sampling, "reference": self.scoring, "update": self.update}
         return "\n".join(f"{name}: {chosen}" for name, chosen in parts.items())

@@ -16,7 +16,8 @@ from tfppo.models.policy import Policy
 from tfppo.models.transformer import Responses, Transformer
 from tfppo.ops.logprobs import entropy, token_logprobs
 
-# The KV cache of a decoder: a nest of [B, H, C, D/H], whose structure only that decoder knows.
+# The KV cache of a decoder: a nest of tensors whose structure only that decoder knows, and whose axis 0 are the rows:
+# rows that have stopped are left out of each of them.
 Cache = Sequence[Any]
 
 
@@ -101,6 +102,9 @@ class Engine(Protocol):
 
     def piece(self, function: Callable) -> Callable:
         """The function, a part of the sampling loop, compiled by XLA if this engine uses it."""
+
+    def write_slot(self, buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int) -> tf.Tensor:
+        """The buffer with `values` at `index` of an axis, written in place where nobody else needs the buffer."""
 
     def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
         """`draw`, or a faster function with the same results: (logits [B, V], uniforms [B]) -> (tokens, logprobs).

@@ -44,6 +44,10 @@ class GraphEngine:
         """See `Engine`."""
         return tf.function(function, jit_compile=True) if self.compiled else function
 
+    def write_slot(self, buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int) -> tf.Tensor:
+        """See `Engine`."""
+        return self._arithmetic.write_slot(buffer, values, index, axis=axis)
+
     def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
         """See `Engine`."""
         del temperature, filtered

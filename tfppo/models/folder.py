@@ -60,7 +60,8 @@ def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
     try:
         with zipfile.ZipFile(Path(folder) / _MODEL_FILE) as archive:
             config = json.loads(archive.read("config.json"))["config"]
-        return config["language_model"]["config"] if "language_model" in config else config
+        config = config["language_model"]["config"] if "language_model" in config else config
+        return config if "hidden_dim" in config else None  # a reward model, or none of tfppo's
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # what is wrong with it, loading says
 

@@ -117,7 +117,9 @@ class Benchmark:
                 stop_at_random(reference, tokenizer.eos_id, 1.0 / mean_length)
             actor = copy_language_model(reference, ppo.dtype)
             policy = Policy(actor, ppo.critic == "separate", ppo.value_head == "mlp")
-        self.computation = choose_computation(ppo, config.sampling, width=config.model.hidden_dim)
+        self.computation = choose_computation(
+            ppo, config.sampling, width=config.model.hidden_dim, architecture=reference.trunk.architecture
+        )
         reward = TextReward("sentiment", load_reward(config.reward.functions[0]))
         self.collector, self.learner = assemble(
             policy,

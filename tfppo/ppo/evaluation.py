@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfppo.computation.choice import choose_sampling
+from tfppo.computation.engine import Engine
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.data.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ def evaluate(
     prompts: PromptSet,
     sampling: SamplingConfig,
     *,
+    engines: Sequence[Engine],
     tokenizer: Tokenizer,
     rewards: Sequence[Reward],
     reward: RewardConfig,
@@ -58,10 +59,11 @@ def evaluate(
     The KL is exact: the divergence of the two next-token distributions, summed over the states of a response.
     The reward is what the reward functions give, unshaped; they see what they see in training.
     The perplexity is the reference's, of the responses' tokens.
+
+    Args: engines: that sample; see `Sampler`.
     Raises: UserError where the reward function errs.
     """
     check_divides(strategy, "evaluation.batch_size", batch_size)
-    engines = choose_sampling(sampling, policy.dtype_policy.name).engines
     sampler = Sampler(policy, sampling, engines, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
     temperature = sampling.temperature or 1.0
 

@@ -1,12 +1,27 @@
 """Shrinking batches: once half of the rows have stopped, the others continue in a batch of half the size."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfppo.ppo.types import Rows
+from tfppo.computation.engine import Cache
 
 _FEWEST_ROWS = 4  # smaller batches are not made: their steps take hardly less time
+
+
+class Rows(NamedTuple):
+    """The rows that are being sampled, after some steps."""
+
+    step: tf.Tensor  # scalar: tokens that every row has
+    tokens: tf.Tensor  # [B] the last ones
+    alive: tf.Tensor  # [B] bool, no stop token yet
+    valued: tf.Tensor  # [B] bool, the state reached still needs its value
+    sizes: tf.Tensor  # [B] prompt lengths
+    real: tf.Tensor  # [B, C] bool, cache slots that are not a prompt's padding
+    uniforms: tf.Tensor  # [B, R]
+    buffers: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]  # [B, R]: token ids, mask, log-probabilities, values
+    cache: Cache
 
 
 def enough_of(size: int | None, rows_leave: bool) -> int:

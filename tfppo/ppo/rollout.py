@@ -96,7 +96,7 @@ class RolloutCollector:
         Args: response_ids int32 [B, R]; response_mask float32 [B, R]. Raises: UserError as `collect` does.
         """
         response_ids, response_mask = tf.convert_to_tensor(response_ids), tf.convert_to_tensor(response_mask)
-        logprobs, values = self.teacher_forcing.policy_outputs(*prompts, response_ids, response_mask)
+        logprobs, values = self.teacher_forcing.of_policy(*prompts, response_ids, response_mask)
         valued = mask_after_last(response_mask) if self._values_after_last else response_mask
         stopped = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
         return self._complete(prompts, Samples(response_ids, response_mask, logprobs, values * valued, stopped))

@@ -72,8 +72,8 @@ class Sampler:
 
     def _faster_engine(self, rows):
         policy, config = self.policy, self.config
-        by_mode = {engine.compiled: engine for engine in self.engines}
         key = mode_key(
+            architecture=policy.language_model.trunk.architecture,
             **policy.language_model.trunk.sizes,
             separate_critic=policy.separate_critic,
             mlp_value_head=policy.mlp_value_head,
@@ -87,9 +87,12 @@ class Sampler:
         )
 
         def run(mode):
-            self.functions[by_mode[mode].name](*rows).response_ids.numpy()
+            self.functions[self._engine_of_mode(mode).name](*rows).response_ids.numpy()
 
-        return by_mode[resolve_mode(key, self.engines[0].compiled, run)]
+        return self._engine_of_mode(resolve_mode(key, self.engines[0].compiled, run))
+
+    def _engine_of_mode(self, compiled):
+        return next(engine for engine in self.engines if engine.compiled is compiled)
 
     @property
     def state(self) -> dict[str, float]:
@@ -102,5 +105,4 @@ class Sampler:
     def state(self, state: Mapping[str, float]) -> None:
         # Engines differ in the last bits: measured anew, a resumed run could go on with the other one.
         if len(self.engines) > 1 and state["sampling_compiled"] >= 0:
-            by_mode = {engine.compiled: engine for engine in self.engines}
-            self.engine = by_mode[bool(state["sampling_compiled"])]
+            self.engine = self._engine_of_mode(bool(state["sampling_compiled"]))

@@ -11,10 +11,9 @@ import tensorflow as tf
 from tfppo.computation.engine import Engine
 from tfppo.models.policy import Policy
 from tfppo.ops.shapes import size_of
-from tfppo.ops.slots import write_slot
 from tfppo.ppo.drawing import draw_tokens
-from tfppo.ppo.leaving import enough_of, go_on_in_smaller_batches
-from tfppo.ppo.types import Rows, Samples
+from tfppo.ppo.leaving import Rows, enough_of, go_on_in_smaller_batches
+from tfppo.ppo.types import Samples
 
 
 def sample(
@@ -45,12 +44,12 @@ def sample(
     loop = _Loop(
         engine.decoder(policy),
         engine.drawer(draw, temperature=temperature, filtered=top_k > 0 or top_p < 1.0),
+        engine.write_slot,
         prompt_length=size_of(prompt_ids, 1),
         response_length=uniforms.shape[1],
         stop_id=stop_id,
         pad_id=pad_id,
         value_after_stop=value_after_stop,
-        compiled=engine.compiled,
     )
     start, go_on = engine.piece(loop.start), engine.piece(loop.go_on)
     rows_leave = stop_id is not None
@@ -62,11 +61,11 @@ def sample(
 class _Loop:
     """The steps of sampling: read the prompts, draw a token, read it, draw the next one.
 
-    Args: decoder, draw: of an engine; compiled: whether XLA compiles the loop.
+    Args: decoder, draw, write_slot: of an engine.
     """
 
-    def __init__(self, decoder, draw, *, prompt_length, response_length, stop_id, pad_id, value_after_stop, compiled):
-        self.decoder, self.draw, self.compiled = decoder, draw, compiled
+    def __init__(self, decoder, draw, write_slot, *, prompt_length, response_length, stop_id, pad_id, value_after_stop):
+        self.decoder, self.draw, self.write_slot = decoder, draw, write_slot
         self.response_length, self.cache_length = response_length, prompt_length + response_length - 1
         self.stop_id, self.pad_id, self.value_after_stop = stop_id, pad_id, value_after_stop
 
@@ -100,8 +99,7 @@ class _Loop:
         tokens = tf.where(alive, tokens, self.pad_id)
         notes = (tokens, tf.cast(alive, tf.float32), tf.where(alive, logprobs, 0.0), tf.where(rows.valued, values, 0.0))
         buffers = tuple(
-            write_slot(buffer, note, step, axis=1, compiled=self.compiled)
-            for buffer, note in zip(rows.buffers, notes, strict=True)
+            self.write_slot(buffer, note, step, axis=1) for buffer, note in zip(rows.buffers, notes, strict=True)
         )
         still_alive = alive if self.stop_id is None else alive & (tokens != self.stop_id)
         valued = alive if self.value_after_stop else still_alive

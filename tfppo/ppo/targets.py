@@ -67,7 +67,7 @@ def _objective(rollout, log_ratio, penalty, kl_coef):
         "objective/kl": tf.reduce_mean(tf.reduce_sum(log_ratio, axis=1)),
         "objective/kl_coef": kl_coef,
         "objective/entropy": tf.reduce_mean(masked_sum(-rollout.logprobs, rollout.response_mask, axis=1)),
-        "objective/score": tf.reduce_mean(scores),
+        "objective/shaped_score": tf.reduce_mean(scores),
         "objective/rlhf_reward": tf.reduce_mean(scores - tf.reduce_sum(penalty, axis=1)),
     }
 

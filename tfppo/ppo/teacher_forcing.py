@@ -50,16 +50,16 @@ class TeacherForcing:
             compiled = engine.function(function)
             return tf.function(lambda *rows: map_rows(strategy, compiled, *rows))
 
-        self.policy_outputs = on_replicas(of_policy)
-        self._ref_logprobs = on_replicas(of_reference)
+        self.of_policy = on_replicas(of_policy)
+        self.of_reference = on_replicas(of_reference)
 
     def ref_logprobs(self, prompts: Prompts, response_ids: tf.Tensor, response_mask: tf.Tensor) -> tf.Tensor:
         """Log-probabilities [B, R] of responses under the reference, 0 at padding."""
         if not self._lengths_vary:
-            return self._ref_logprobs(*prompts, response_ids, response_mask)
+            return self.of_reference(*prompts, response_ids, response_mask)
         share = response_ids.shape[0] // self._num_replicas
         return by_length(
-            self._ref_logprobs,
+            self.of_reference,
             prompts,
             responses=(response_ids, response_mask),
             num_parts=math.gcd(share, LENGTH_PARTS),

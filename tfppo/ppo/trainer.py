@@ -72,6 +72,8 @@ class PpoTrainer:
             },
         )
         self.done = self.keeper.restore()
+        self.collector.state = self.keeper.scalars
+        self._sampled_by = collector.sampler.engine  # None until it is measured
 
     def train(self) -> None:
         """Runs to the end, from the last checkpoint where there is one.
@@ -107,7 +109,6 @@ class PpoTrainer:
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
         scalars = self.keeper.scalars
-        self.collector.state = scalars
         return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
 
     def collect(self, step: int) -> Collected:
@@ -196,6 +197,14 @@ class PpoTrainer:
             "time/tokens_per_second": num_tokens / (updated - started),
         }
 
+    def measured(self) -> list[str]:
+        """A line about what samples from now on, once it has been measured."""
+        engine, known = self.collector.sampler.engine, self._sampled_by
+        self._sampled_by = engine
+        if known is not None or engine is None:
+            return []
+        return [f"sampling: {engine.name} in {engine.dtype} (the faster one by the first batch)"]
+
     def report(
         self, metrics: MetricsWriter, bar: tqdm, step: int, scalars: dict[str, float], collected: Collected
     ) -> None:
@@ -207,8 +216,8 @@ class PpoTrainer:
             rows = rows[: self.config.evaluation.num_samples]
             bar.write(format_samples(step + 1, rows))
             shown["samples"] = [("prompt", "response", "score"), *rows]
-        for warning in self.diagnostics.update(scalars):
-            bar.write(warning)
+        for line in [*self.measured(), *self.diagnostics.update(scalars)]:
+            bar.write(line)
         histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
         bar.update()

@@ -9,24 +9,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfppo.computation.engine import Cache
-
 # [b, R] each: weights of tokens in the policy's losses, in the statistics, and in the critic's loss.
 TokenWeights = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-
-
-class Rows(NamedTuple):
-    """The rows that are being sampled, after some steps."""
-
-    step: tf.Tensor  # scalar: tokens that every row has
-    tokens: tf.Tensor  # [B] the last ones
-    alive: tf.Tensor  # [B] bool, no stop token yet
-    valued: tf.Tensor  # [B] bool, the state reached still needs its value
-    sizes: tf.Tensor  # [B] prompt lengths
-    real: tf.Tensor  # [B, C] bool, cache slots that are not a prompt's padding
-    uniforms: tf.Tensor  # [B, R]
-    buffers: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]  # [B, R]: token ids, mask, log-probabilities, values
-    cache: Cache
 
 
 class Samples(NamedTuple):

@@ -3,10 +3,12 @@
 A comparison says nothing about where the scores lie; PPO's KL coefficient is chosen for scores of one size.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
-from tfppo.computation.choice import choose_sampling
+from tfppo.computation.engine import Engine
 from tfppo.config import Config
 from tfppo.data.preferences import Comparisons
 from tfppo.data.prompts import Prompts
@@ -32,11 +34,17 @@ def gain_and_bias(scores: np.ndarray, keep_gain: bool) -> tuple[float, float]:
 
 
 def normalize(
-    reward_model: RewardModel, language_model: LanguageModel, train: Comparisons, tokenizer: Tokenizer, config: Config
+    reward_model: RewardModel,
+    language_model: LanguageModel,
+    train: Comparisons,
+    tokenizer: Tokenizer,
+    config: Config,
+    engines: Sequence[Engine],
 ) -> None:
     """Normalises a reward model as `reward_model.normalize` says.
 
-    Args: train: the comparisons that it was trained on; their prompts are those of the samples.
+    Args: train: the comparisons that it was trained on; their prompts are those of the samples; engines: that
+        sample from the language model; see `Sampler`.
     Raises: UserError where all samples have one score, or scores are not finite.
     """
     settings = config.reward_model
@@ -45,7 +53,7 @@ def normalize(
     if settings.normalize == "demonstrations":
         texts = train._replace(response_ids=train.response_ids[:, :1], response_mask=train.response_mask[:, :1])
     else:
-        texts = sample_responses(language_model, train, tokenizer, config)
+        texts = sample_responses(language_model, train, tokenizer, config, engines)
     scores = ComparisonScorer(reward_model, settings.batch_size)(texts)
     if not np.isfinite(scores).all():
         raise UserError(
@@ -61,7 +69,11 @@ def normalize(
 
 
 def sample_responses(
-    language_model: LanguageModel, train: Comparisons, tokenizer: Tokenizer, config: Config
+    language_model: LanguageModel,
+    train: Comparisons,
+    tokenizer: Tokenizer,
+    config: Config,
+    engines: Sequence[Engine],
 ) -> Comparisons:
     """Responses of the language model, `normalize_samples` of them, as PPO draws them and reward functions see them.
 
@@ -71,7 +83,7 @@ def sample_responses(
     sampler = Sampler(
         Policy(language_model),
         config.sampling,
-        choose_sampling(config.sampling, language_model.dtype_policy.name).engines,
+        engines,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         strategy=tf.distribute.get_strategy(),

@@ -9,6 +9,7 @@ from tfppo.config.validation import validate_positions
 from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
 from tfppo.ppo.evaluation import Evaluation, evaluate
+from tfppo.stages.engines import engines_that_sample
 from tfppo.stages.rewards import load_rewards
 from tfppo.stages.texts import load_packed, load_prompts
 from tfppo.stages.workdir import language_model_folder
@@ -30,6 +31,7 @@ def evaluate_model(
         ref_model,
         load_prompts(config.data, "test", tokenizer, config.seed).sample(config.evaluation.num_prompts),
         config.sampling,
+        engines=engines_that_sample(config.sampling, policy.language_model),
         tokenizer=tokenizer,
         rewards=load_rewards(config, folder, tokenizer),
         reward=config.reward,

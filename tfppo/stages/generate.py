@@ -4,13 +4,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config
 from tfppo.data.prompts import pad_left
 from tfppo.errors import UserError
 from tfppo.models.folder import load_policy, model_exists
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
+from tfppo.stages.engines import engines_that_sample
 from tfppo.stages.workdir import language_model_folder
 
 
@@ -35,7 +35,7 @@ def generate(config: Config, folder: Path, model_folder: Path | str | None, prom
     sampler = Sampler(
         policy,
         sampling,
-        choose_sampling(sampling, policy.dtype_policy.name).engines,
+        engines_that_sample(sampling, policy.language_model),
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         strategy=tf.distribute.get_strategy(),

@@ -22,16 +22,17 @@ from tfppo.models.folder import (
 )
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.models.transformer import Transformer
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.assembly import assemble
 from tfppo.ppo.charts import plot_reward_over_kl
 from tfppo.ppo.trainer import PpoTrainer
-from tfppo.stages.fitting import check_tokenizer
+from tfppo.stages.checks import check_tokenizer
 from tfppo.stages.rewards import check_rewards, load_rewards
-from tfppo.stages.seeding import set_keras_seed
 from tfppo.stages.texts import load_prompts
 from tfppo.stages.workdir import language_model_folder, write_config
 from tfppo.training.metrics import read_metrics
+from tfppo.training.seeding import set_keras_seed
 
 
 def check_ppo(config: Config, folder: Path) -> None:
@@ -43,7 +44,7 @@ def check_ppo(config: Config, folder: Path) -> None:
     elif not model_exists(model_folder):  # it is trained first, of these sizes
         validate_trainable_blocks(config.ppo.trainable_blocks, config.model.num_layers)
     sizes = language_model_sizes(model_folder) or dataclasses.asdict(config.model)  # of a model yet to be trained
-    choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"])
+    choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"], architecture=Transformer.architecture)
     check_rewards(config, folder)
     critic_folder = config.ppo.critic_folder()
     if critic_folder:
@@ -82,7 +83,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         ema=average,
     )
     write_config(config, folder)
-    print(computation.describe(), flush=True)
+    print(computation.describe(collector.sampler.engine), flush=True)
     trainer.train()
     save_model(policy, tokenizer, folder / "policy")
     if average is not None:

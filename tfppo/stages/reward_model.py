@@ -11,8 +11,9 @@ from tfppo.models.folder import load_language_model, save_model
 from tfppo.models.reward_model import RewardModel
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer
-from tfppo.stages.seeding import set_keras_seed
+from tfppo.stages.engines import engines_that_sample
 from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.training.seeding import set_keras_seed
 
 
 def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
@@ -40,5 +41,6 @@ def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Str
     trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, strategy, folder)
     write_config(config, folder)
     trainer.train()
-    normalize(model, language_model, train, tokenizer, config)
+    engines = engines_that_sample(config.sampling, language_model) if settings.normalize == "samples" else ()
+    normalize(model, language_model, train, tokenizer, config, engines)
     save_model(model, tokenizer, folder / "reward_model")

@@ -9,7 +9,7 @@ from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import check_model
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
 from tfppo.rewards.scoring import Reward, TextReward, name_apart
-from tfppo.stages.fitting import check_tokenizer
+from tfppo.stages.checks import check_tokenizer
 from tfppo.stages.workdir import language_model_folder
 
 

@@ -22,6 +22,7 @@ TAGS = {
     "objective/kl_coef": "weight of the KL penalty in the reward",
     "objective/entropy": "minus the log-probability of a response, in nats: mean over the batch",
     "objective/score": "weighted sum of the reward functions, mean over the batch, before any shaping",
+    "objective/shaped_score": "the same after shaping: normalised, scaled, clipped, penalised",
     "objective/rlhf_reward": "shaped score minus the KL penalty, mean over the batch: what PPO maximises",
     "objective/largest_advantage": "largest |advantage| before whitening, over the rollout",
     "loss/policy": "clipped surrogate loss, mean over tokens",

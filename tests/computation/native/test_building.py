@@ -117,7 +117,7 @@ def test_in_bfloat16_a_processor_has_to_multiply_it(monkeypatch):
 def test_rollouts_are_computed_as_the_update_is(monkeypatch):
     def computation(width=256, rollout="auto", update="auto", dtype="float32", sampling=None, **changes):
         ppo = PpoConfig(rollout_dtype=rollout, update_dtype=update, dtype=dtype, **changes)
-        chosen = choice.choose_computation(ppo, SamplingConfig(native=sampling), width=width)
+        chosen = choice.choose_computation(ppo, SamplingConfig(native=sampling), width=width, architecture="gpt2")
         update = chosen.update.engine
         return chosen.sampling.engine.dtype, update.dtype, ops if isinstance(update, NativeEngine) else None
 

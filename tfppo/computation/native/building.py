@@ -94,7 +94,8 @@ def load() -> tuple[ModuleType, None] | tuple[None, str]:
     try:
         return _load_library(build()), None
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if "error:" in line] or error.stderr.splitlines()
-        return None, f"{error.cmd[0]} failed: {lines[0] if lines else error}"
+        lines = error.stderr.splitlines()
+        errors = [line for line in lines if "error:" in line] or lines[-1:]  # a linker's last word is its error
+        return None, f"{error.cmd[0]} failed: {errors[0] if errors else error}"
     except (OSError, RuntimeError, tf.errors.OpError) as error:  # RuntimeError: also where there is no home folder
         return None, str(error)

@@ -19,6 +19,7 @@ from tfppo.models.policy import Policy
 from tfppo.models.transformer import Responses, Transformer
 from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.sequences import teacher_forced
+from tfppo.ops.slots import write_slot
 
 
 class NativeEngine:
@@ -45,6 +46,10 @@ class NativeEngine:
     def piece(self, function: Callable) -> Callable:
         """See `Engine`; nothing here can be compiled."""
         return function
+
+    def write_slot(self, buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int) -> tf.Tensor:
+        """See `Engine`."""
+        return write_slot(buffer, values, index, axis=axis, compiled=False)
 
     def drawer(self, draw: Callable, *, temperature: float, filtered: bool) -> Callable:
         """See `Engine`."""

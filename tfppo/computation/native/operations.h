@@ -107,10 +107,10 @@ static void define(const char *name, std::initializer_list<const char *> inputs,
 }
 
 /* The first registration that failed while the library was loaded, which itself has no way to say so. */
-inline char registration_failure[512] = "";
+[[gnu::visibility("hidden")]] inline char registration_failure[512] = ""; /* of this library alone */
 
 /* Read by who loads the library; empty where all is well. */
-extern "C" [[gnu::used]] inline const char *tfppo_registration_failure() { return registration_failure; }
+extern "C" [[gnu::used, gnu::visibility("default")]] inline const char *tfppo_registration_failure() { return registration_failure; }
 
 /* Calls `definitions` while the library is loaded. */
 struct Registration {
