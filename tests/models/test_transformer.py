@@ -326,9 +326,11 @@ class TestMixedBfloat16:
         assert not np.array_equal(policy.response_outputs(*batch)[0], expected[0])
         projection.kernel.assign(kernel)
 
-    def test_computing_in_another_dtype_leaves_the_model_as_it_is(self, model):
+    def test_computing_in_another_dtype_is_what_a_model_of_that_dtype_does(self, mixed, model):
         ids = tokens(2, 6)
-        assert model.trunk.hidden_states(ids, arithmetic=Arithmetic(dtype="bfloat16")).dtype == tf.bfloat16
+        rounded = model.trunk.hidden_states(ids, arithmetic=Arithmetic(dtype="bfloat16"))
+        assert rounded.dtype == tf.bfloat16
+        np.testing.assert_array_equal(tf.cast(rounded, tf.float32), tf.cast(mixed.trunk(ids), tf.float32))
         assert model.trunk(ids).dtype == tf.float32
         assert {layer.dtype_policy.name for layer in model._flatten_layers()} == {"float32"}
 

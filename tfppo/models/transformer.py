@@ -135,7 +135,9 @@ class Transformer(keras.layers.Layer):
         if positions is None:
             positions = positions_from_mask(tf.cast(segment_ids > 0, tf.int32))
         attention_mask = causal_mask(segment_ids)
-        x = dropout(self.embed(token_ids, positions, arithmetic.dtype), self.dropout, dropout_seed)
+        # Read in the dtype of products, as Keras reads variables in a layer's call; a decoding step adds in float32.
+        embedded = self.embed(token_ids, positions, arithmetic.dtype, summed_in=arithmetic.dtype)
+        x = dropout(embedded, self.dropout, dropout_seed)
         for number, (block, first) in enumerate(self._with_starts(start)):
             x = block.states(x, attention_mask, arithmetic, fold(dropout_seed, 1000 * (number + 1)), start=first)
         return self.final_norm.normalize(x, arithmetic)
@@ -197,10 +199,19 @@ class Transformer(keras.layers.Layer):
         """Pairs of a block and the first position that it computes: 0, and `start` for the last block."""
         return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
-    def embed(self, token_ids: tf.Tensor, positions: tf.Tensor, dtype: str | tf.DType | None = None) -> tf.Tensor:
-        """Sums [..., D] of the tokens' and the positions' embeddings, in a dtype (None: the compute dtype)."""
-        tokens = tf.gather(tf.convert_to_tensor(self.token_embedding), token_ids)
-        places = tf.gather(tf.convert_to_tensor(self.position_embedding), positions)
+    def embed(
+        self,
+        token_ids: tf.Tensor,
+        positions: tf.Tensor,
+        dtype: str | tf.DType | None = None,
+        summed_in: str = "float32",
+    ) -> tf.Tensor:
+        """Sums [..., D] of the tokens' and the positions' embeddings, in a dtype (None: the compute dtype).
+
+        Args: summed_in: the dtype that both are read and added in.
+        """
+        tokens = tf.gather(tf.cast(self.token_embedding, summed_in), token_ids)
+        places = tf.gather(tf.cast(self.position_embedding, summed_in), positions)
         return tf.cast(tokens + places, dtype or self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
