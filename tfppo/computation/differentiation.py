@@ -17,7 +17,7 @@ def output_gradients(
     Args: loss_of: (*outputs) -> (loss, statistics); outputs: tensors; compiled: whether XLA compiles it.
     """
 
-    @tf.function(jit_compile=compiled)
+    @tf.function(jit_compile=compiled, autograph=False)
     def differentiated(*outputs):
         with tf.GradientTape() as tape:
             tape.watch(outputs)

@@ -42,7 +42,7 @@ class GraphEngine:
 
     def piece(self, function: Callable) -> Callable:
         """See `Engine`."""
-        return tf.function(function, jit_compile=True) if self.compiled else function
+        return tf.function(function, jit_compile=True, autograph=False) if self.compiled else function
 
     def write_slot(self, buffer: tf.Tensor, values: tf.Tensor, index: tf.Tensor, *, axis: int) -> tf.Tensor:
         """See `Engine`."""
@@ -55,7 +55,7 @@ class GraphEngine:
 
     def function(self, function: Callable) -> Callable:
         """See `Engine`."""
-        return tf.function(function, jit_compile=self.compiled)
+        return tf.function(function, jit_compile=self.compiled, autograph=False)
 
     def response_states(self, trunk: Transformer, *batch: tf.Tensor) -> tf.Tensor:
         """See `Engine`."""
@@ -66,7 +66,9 @@ class GraphEngine:
     ) -> tf.Tensor:
         """See `Engine`."""
 
-        @tf.function(jit_compile=True)  # even where the products are not: of the logits it makes one pass
+        @tf.function(
+            jit_compile=True, autograph=False
+        )  # even where the products are not: of the logits it makes one pass
         def of_logits(logits, token_ids):
             return token_logprobs(logits, token_ids, temperature)
 

@@ -11,7 +11,7 @@ from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _summed_loss(logits, targets, weights):
     # XLA fuses softmax, loss and gradient into one pass over the logits, the largest array of a step. The matrix
     # products around it are faster without XLA on CPUs.
@@ -37,7 +37,7 @@ class HeldOutLoss:
 
     def __init__(self, model: LanguageModel, packed: PackedSequences, num_words: int, batch_size: int):
         self._packed, self._num_words, self._batch_size = packed, num_words, batch_size
-        self._sum = tf.function(lambda batch: negative_log_likelihood(model, batch))
+        self._sum = tf.function(lambda batch: negative_log_likelihood(model, batch), autograph=False)
 
     def __call__(self) -> dict[str, float]:
         """Loss in nats a token, perplexity a token, and perplexity a word: exp(total loss / number of words)."""

@@ -62,8 +62,8 @@ class LmTrainer:
                 epsilon=1e-8,
                 weight_decay=config.weight_decay,
             )
-        self._gradients = tf.function(self._gradients_of_share, jit_compile=config.jit_compile)
-        self._update = tf.function(self._optimizer_step)
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=config.jit_compile, autograph=False)
+        self._update = tf.function(self._optimizer_step, autograph=False)
         self.held_out = HeldOutLoss(model, validation, num_words, 4 * config.batch_size)
         self.keeper = CheckpointKeeper(
             folder / "lm_checkpoints",

@@ -134,7 +134,9 @@ class Benchmark:
         )
         ids = np.random.default_rng(0).integers(300, config.model.vocabulary_size, [batch, prompt_length])
         self.prompts = Prompts(tf.constant(ids, tf.int32), tf.ones([batch, prompt_length], tf.int32))
-        self._advantages = tf.function(lambda rollout: prepare_targets(rollout, ppo, config.reward, 0.05)[0])
+        self._advantages = tf.function(
+            lambda rollout: prepare_targets(rollout, ppo, config.reward, 0.05)[0], autograph=False
+        )
         self._number = 0
         self._samples: Samples  # of the last call of `sampling`
         self._rollout: Rollout  # of the last call of `iteration`, or of `measure`

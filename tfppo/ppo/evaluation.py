@@ -67,7 +67,7 @@ def evaluate(
     sampler = Sampler(policy, sampling, engines, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
     temperature = sampling.temperature or 1.0
 
-    @tf.function
+    @tf.function(autograph=False)
     def measure(*batch):
         ids, mask = batch[2:]
         logits = policy.language_model.response_logits(*batch)

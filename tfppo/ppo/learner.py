@@ -47,7 +47,8 @@ class Learner:
             )
         self._cutter = Cutter(config, lengths_vary=lengths_vary, skips_padding=engine.skips_padding)
         self._part_gradients = engine.function(self._gradients_of_part)
-        self.update = tf.function(self._update)
+        # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
+        self.update = tf.function(self._update, autograph=False)
 
     def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0):
         """Improves the policy by `ppo_epochs` passes over a rollout, or fewer where approx_kl exceeds `target_kl`.
@@ -59,13 +60,14 @@ class Learner:
         targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
         minibatches = self._minibatches(shuffle_seed)
         num_steps = config.ppo_epochs * config.num_minibatches
-        history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
-        first_ratio_error = tf.constant(0.0)
-        too_far = tf.constant(False)
-        step = tf.constant(0)
-        while step < num_steps and not too_far:
+
+        def goes_on(step, too_far, *_):
+            return (step < num_steps) & ~too_far
+
+        def learn(step, too_far, first_ratio_error, history):
+            """One optimizer step, on one minibatch."""
             minibatch = self._targets_of_step(rollout, targets, minibatches[step], kl_coef)
-            sums, norm, taken, too_far = optimize(
+            (shares, ratio_errors), norm, taken, too_far = optimize(
                 self.strategy,
                 self.optimizer,
                 self._replica_gradients,
@@ -74,10 +76,13 @@ class Learner:
                 groups=self._clipped_together,
                 stop_when=self._is_too_far,
             )
-            shares, ratio_errors = sums
             first_ratio_error = tf.where(step == 0, tf.reduce_max(ratio_errors), first_ratio_error)
             history = history.write(step, tf.concat([shares, [norm, tf.cast(taken, tf.float32)]], axis=0))
-            step += 1
+            return step + 1, too_far, first_ratio_error, history
+
+        history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
+        start = tf.constant(0), tf.constant(False), tf.constant(0.0), history
+        step, _, first_ratio_error, history = tf.while_loop(goes_on, learn, start)
         means = tf.unstack(tf.reduce_mean(history.stack()[:step], axis=0))
         names = (*STEP_STATISTICS, "policy/gradient_norm", "policy/steps_taken")
         return {

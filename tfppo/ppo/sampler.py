@@ -58,7 +58,7 @@ class Sampler:
             )
 
         def function(engine):
-            return tf.function(lambda *rows: map_rows(strategy, partial(sample_share, engine), *rows))
+            return tf.function(lambda *rows: map_rows(strategy, partial(sample_share, engine), *rows), autograph=False)
 
         self.functions = {engine.name: function(engine) for engine in self.engines}  # traced when called
 

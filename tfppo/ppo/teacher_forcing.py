@@ -48,7 +48,7 @@ class TeacherForcing:
 
         def on_replicas(function):
             compiled = engine.function(function)
-            return tf.function(lambda *rows: map_rows(strategy, compiled, *rows))
+            return tf.function(lambda *rows: map_rows(strategy, compiled, *rows), autograph=False)
 
         self.of_policy = on_replicas(of_policy)
         self.of_reference = on_replicas(of_reference)

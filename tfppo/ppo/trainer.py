@@ -233,7 +233,7 @@ def response_lengths(collected: Collected) -> np.ndarray:
     return collected.rollout.response_mask.numpy().sum(axis=1)
 
 
-@tf.function
+@tf.function(autograph=False)
 def update_average(average: Policy, policy: Policy, decay: float) -> None:
     """average = decay * average + (1 - decay) * policy, weight by weight."""
     for mean, variable in zip(average.variables, policy.variables, strict=True):

@@ -26,7 +26,7 @@ class ComparisonScorer:
 
     def __init__(self, model: RewardModel, batch_size: int):
         self._batch_size = batch_size
-        self._scores = tf.function(lambda batch: comparison_scores(model, batch))
+        self._scores = tf.function(lambda batch: comparison_scores(model, batch), autograph=False)
 
     def __call__(self, comparisons: Comparisons) -> np.ndarray:
         """Scores [N, K]."""

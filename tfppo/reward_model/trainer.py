@@ -62,8 +62,8 @@ class RewardTrainer:
                 epsilon=config.adam_epsilon,
                 weight_decay=0.0,
             )
-        self._gradients = tf.function(self._gradients_of_share)
-        self._update = tf.function(self._optimizer_step)
+        self._gradients = tf.function(self._gradients_of_share, autograph=False)
+        self._update = tf.function(self._optimizer_step, autograph=False)
         self._held_out_scores = ComparisonScorer(model, config.batch_size)
         self.keeper = CheckpointKeeper(
             folder / "reward_checkpoints",

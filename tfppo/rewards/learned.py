@@ -14,7 +14,7 @@ class LearnedReward:
 
     def __init__(self, model: RewardModel, jit_compile: bool):
         self.model = model
-        self._scores = tf.function(model.response_scores, jit_compile=jit_compile)
+        self._scores = tf.function(model.response_scores, jit_compile=jit_compile, autograph=False)
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Scores [B], read at the last token of each response."""

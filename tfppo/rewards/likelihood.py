@@ -20,7 +20,7 @@ class LikelihoodReward:
             logits = scorer.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
             return tf.reduce_sum(token_logprobs(logits, response_ids) * response_mask, axis=1)
 
-        self._log_likelihood = tf.function(log_likelihood, jit_compile=jit_compile)
+        self._log_likelihood = tf.function(log_likelihood, jit_compile=jit_compile, autograph=False)
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Scores [B]."""

@@ -44,7 +44,7 @@ class ServedPolicy(tf.Module):
                 f"which a prompt needs at least one: choose at most {positions - 1}"
             )
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="prompt")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="prompt")], autograph=False)
     def generate(self, prompt: tf.Tensor) -> dict[str, tf.Tensor]:
         """Completions of prompts, random anew at every call."""
         length = self._sampling.response_length
@@ -52,7 +52,8 @@ class ServedPolicy(tf.Module):
         return self._complete(prompt, uniforms)
 
     @tf.function(
-        input_signature=[tf.TensorSpec([None], tf.string, name="prompt"), tf.TensorSpec([None], tf.int64, name="seed")]
+        input_signature=[tf.TensorSpec([None], tf.string, name="prompt"), tf.TensorSpec([None], tf.int64, name="seed")],
+        autograph=False,
     )
     def generate_seeded(self, prompt: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         """Completions of prompts that depend on nothing but the prompt and its seed."""
@@ -68,7 +69,8 @@ class ServedPolicy(tf.Module):
         input_signature=[
             tf.TensorSpec([None], tf.string, name="prompt"),
             tf.TensorSpec([None], tf.string, name="response"),
-        ]
+        ],
+        autograph=False,
     )
     def score(self, prompt: tf.Tensor, response: tf.Tensor) -> dict[str, tf.Tensor]:
         """Log-probability and value of every token of a response, under the sampling temperature.

@@ -55,11 +55,11 @@ class NativeEngine:
         """See `Engine`."""
         if temperature and not filtered:
             return partial(draw_natively, self.ops, temperature)
-        return tf.function(draw, jit_compile=True) if self._compiles_filters else draw
+        return tf.function(draw, jit_compile=True, autograph=False) if self._compiles_filters else draw
 
     def function(self, function: Callable) -> Callable:
         """See `Engine`; nothing here can be compiled."""
-        return tf.function(function)
+        return tf.function(function, autograph=False)
 
     def response_states(self, trunk: Transformer, *batch: tf.Tensor, with_gradient: bool = False) -> tf.Tensor:
         """See `Engine`."""
