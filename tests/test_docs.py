@@ -19,9 +19,36 @@ def library_files():
     return sorted(path for path in paths if path.endswith((".py", ".cc", ".h")) and not path.endswith("__init__.py"))
 
 
+def paths_of_tree(tree):
+    """The paths that a tree names: a folder's files are indented below it; several names of a line end in commas."""
+    paths, folders = set(), []
+    for line in tree.splitlines():
+        names = re.match(r" *((?:[\w.-]+/?, )*[\w.-]+/?)(?:  |$)", line)
+        if not names:
+            continue
+        indent = len(line) - len(line.lstrip())
+        folders = [(depth, folder) for depth, folder in folders if depth < indent]
+        for name in names[1].split(", "):
+            path = "".join([*(folder for _, folder in folders), name])
+            paths.add(path)
+            if name.endswith("/"):
+                folders.append((indent, name))
+    return paths
+
+
+def test_the_tree_is_read_as_it_is_written():
+    tree = "docs/   pages\n  a.md, b.md  two\ntfppo/  library\n  ops/    x\n    kl.py   y\n  errors.py  z\n"
+    files = {"docs/a.md", "docs/b.md", "tfppo/ops/kl.py", "tfppo/errors.py"}
+    assert paths_of_tree(tree) == files | {"docs/", "tfppo/", "tfppo/ops/"}
+
+
 @pytest.mark.parametrize("path", library_files())
 def test_the_tree_has_a_line_for_every_file(path):
-    assert re.search(rf"(?<![\w.]){re.escape(Path(path).name)}(?![\w.])", TREE), f"give {path} its line"
+    assert path in paths_of_tree(TREE), f"give {path} its line"
+
+
+def test_the_tree_names_nothing_that_is_gone():
+    assert [path for path in sorted(paths_of_tree(TREE)) if not (ROOT / path).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -5,8 +5,10 @@ import tensorflow as tf
 
 from tfppo.computation import choice, devices
 from tfppo.computation.native import availability, building
-from tfppo.config import PpoConfig, SamplingConfig
+from tfppo.computation.native.engine import NativeEngine
+from tfppo.config import Config, PpoConfig, SamplingConfig
 from tfppo.errors import UserError
+from tfppo.stages.ppo import check_ppo
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,19 @@ def test_another_architecture_goes_without_cpp_and_insisting_is_refused():
         chosen(sampling={"native": True}, architecture="llama")
     with pytest.raises(UserError, match="ppo.native is True, but it computes gpt2"):
         chosen(ppo={"native": True, "update_dtype": "mixed_bfloat16"}, architecture="llama")
+
+
+def test_cpp_refuses_to_compute_what_it_would_compute_in_another_dtype():
+    engine = NativeEngine(building.load()[0], "float32")
+    with pytest.raises(ValueError, match="in mixed_bfloat16, not in float32"):
+        engine.response_states(None, None, None, None, None)
+
+
+def test_a_rollout_that_cannot_be_had_is_refused_before_a_language_model_is_trained(monkeypatch, tmp_path):
+    monkeypatch.setattr(building, "load", lambda: (object(), None))  # built for a processor without AVX512_BF16
+    sampling, ppo = SamplingConfig(native=True), PpoConfig(rollout_dtype="mixed_bfloat16", update_dtype="float32")
+    with pytest.raises(UserError, match="sampling.native is True in mixed_bfloat16, but this processor has no AVX512"):
+        check_ppo(Config(sampling=sampling, ppo=ppo), tmp_path)
 
 
 def test_on_a_gpu_xla_computes(monkeypatch):

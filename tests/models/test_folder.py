@@ -10,9 +10,16 @@ import tensorflow as tf
 
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.models.folder import copy_language_model, load_language_model, load_policy, save_model
+from tfppo.models.folder import (
+    copy_language_model,
+    language_model_sizes,
+    load_language_model,
+    load_policy,
+    save_model,
+)
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.models.reward_model import RewardModel
 
 IDS = np.array([[1, 70, 100, 230], [5, 4, 200, 9]], np.int32)
 
@@ -216,3 +223,15 @@ def test_a_loaded_model_runs_in_a_graph(tokenizer, tmp_path):
     loaded, _ = load_language_model(tmp_path / "model")
     graph = tf.function(lambda ids: loaded(ids), input_signature=[tf.TensorSpec([None, None], tf.int32)])
     np.testing.assert_allclose(graph(IDS), loaded(IDS), rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_are_known_without_loading(tokenizer, tmp_path):
+    model = make_model()
+    for name, saved in (("lm", model), ("policy", Policy(model, separate_critic=True))):
+        save_model(saved, tokenizer, tmp_path / name)
+        sizes = language_model_sizes(tmp_path / name)
+        assert {size: sizes[size] for size in model.trunk.sizes} == model.trunk.sizes
+    save_model(RewardModel.from_language_model(model), tokenizer, tmp_path / "reward")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "model.keras").write_text("no archive")
+    assert [language_model_sizes(tmp_path / name) for name in ("reward", "damaged", "nothing")] == [None] * 3

@@ -62,7 +62,9 @@ class NativeEngine:
         return tf.function(function, autograph=False)
 
     def response_states(self, trunk: Transformer, *batch: tf.Tensor, with_gradient: bool = False) -> tf.Tensor:
-        """See `Engine`."""
+        """See `Engine`. Raises: ValueError in another dtype than mixed_bfloat16: in float32 C++ samples only."""
+        if self.dtype != "mixed_bfloat16":
+            raise ValueError(f"C++ reads whole sequences in mixed_bfloat16, not in {self.dtype}")
         token_ids, mask, start = teacher_forced(*batch)
         return hidden_states(self.ops, trunk, token_ids, mask, positions_from_mask(mask), start, with_gradient)
 
