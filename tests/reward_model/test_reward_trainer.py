@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
 from computations import engines_of
+from warm import WarmProcess
 
 from tfppo.config import Config, RewardModelConfig
 from tfppo.data.preferences import encode_preferences, load_preferences
@@ -168,16 +168,11 @@ def weights_of(tmp_path_factory):
     """Weights after training and normalising, on each replica [replicas, weights], by number of replicas."""
     folder = tmp_path_factory.mktemp("replicas")
     source = write_comparisons(folder / "c.jsonl", 200, rejected=3)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     for count in (1, 2):
-        subprocess.run(
-            [sys.executable, __file__, str(count), str(folder), source], env=environment, check=True, timeout=300
-        )
+        process = WarmProcess([__file__, str(count), str(folder), source], env=environment, cwd=ROOT)
+        errors = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, errors
     return {count: np.load(folder / f"{count}.npz") for count in (1, 2)}
 
 

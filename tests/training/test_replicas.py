@@ -5,12 +5,12 @@ The number of devices is fixed once in a process, so each count gets a process o
 
 import functools
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from warm import WarmProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 COUNTS = (1, 2, 4)
@@ -51,24 +51,10 @@ ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS, **MINIBATCH_RUNS}
 def results(tmp_path_factory):
     """What `train` saved, for every run."""
     folder = tmp_path_factory.mktemp("replicas")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "CUDA_VISIBLE_DEVICES": "",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-    programs = {
-        count: subprocess.Popen(
-            [sys.executable, __file__, str(count), str(folder)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for count in COUNTS
-    }
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    programs = {count: WarmProcess([__file__, str(count), str(folder)], env=environment, cwd=ROOT) for count in COUNTS}
     for count, program in programs.items():
-        output, _ = program.communicate(timeout=300)
+        output = "".join(program.communicate(timeout=300))
         assert program.returncode == 0, f"{count} replicas:\n{output}"
     return {name: dict(np.load(folder / f"{name}.npz")) for name in ALL_RUNS}
 
