@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import SLOW
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -62,3 +63,8 @@ def test_every_link_between_pages_leads_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_the_slow_tests_are_there():
+    named = {(path, name) for path, names in SLOW.items() for name in names or ["def test_"]}
+    assert [entry for entry in sorted(named) if entry[1] not in (ROOT / "tests" / entry[0]).read_text()] == []

@@ -1,0 +1,76 @@
+"""Marks the slow tests: `pytest -m "not slow"` is the part that fits before a commit.
+
+A test is slow when it takes four seconds or more on two cores, all its parameters together, or when its file's tests
+share something that does (`pytest --durations=0` shows it). The parity of updates is not: it is what a change of the
+mathematics breaks first.
+"""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+# Of a file all tests (None), or those of these names.
+SLOW: dict[str, set[str] | None] = {
+    "computation/native/test_building.py": {
+        "test_where_there_is_no_compiler_tests_of_the_operations_are_skipped",
+    },
+    "computation/native/test_decoder.py": {
+        "test_in_bfloat16_they_are_those_of_the_update",
+        "test_logits_and_values_are_those_of_the_policy",
+    },
+    "computation/native/test_narrow_vectors.py": None,
+    "computation/native/test_refusals.py": {"test_where_memory_ends_an_operation_fails_and_the_next_one_runs"},
+    "computation/native/test_threads.py": None,
+    "computation/native/test_trunk.py": {"test_an_update_is_near_the_one_in_float32_and_parts_of_it_add_up"},
+    "computation/test_modes.py": None,
+    "data/test_tokenizer.py": {"test_saved_model_in_process_with_tensorflow_only"},
+    "models/test_folder.py": {"test_policy_comes_back"},
+    "parity/test_architecture_parity.py": {"test_I5_what_is_frozen_keeps_its_last_bit"},
+    "parity/test_sampling_parity.py": None,
+    "planning/test_benchmark.py": {
+        "test_the_binary_prints_json_and_a_table_and_appends_to_a_file",
+        "test_the_binary_takes_every_other_flag",
+    },
+    "ppo/test_critic_rates.py": None,
+    "ppo/test_learning.py": None,
+    "ppo/test_minibatch_parts.py": {
+        "test_checkpointed_gradients_are_the_same",
+        "test_parameters_do_not_depend_on_how_a_minibatch_is_computed",
+        "test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_float32",
+    },
+    "ppo/test_resume.py": None,
+    "ppo/test_sampling.py": {
+        "test_jit_gives_the_same_text",
+        "test_logprobs_and_values_are_those_of_a_full_forward",
+        "test_pad_is_never_sampled",
+        "test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole",
+        "test_temperature_0_is_greedy",
+        "test_the_last_token_may_be_the_stop_token",
+        "test_the_loop_ends_when_every_row_has_stopped",
+        "test_the_stop_token_counts_and_nothing_after_it",
+        "test_the_value_after_the_stop_token",
+    },
+    "ppo/test_trainable_blocks.py": {
+        "test_a_step_is_that_of_the_gradients_with_the_others_left_out",
+        "test_an_update_in_bfloat16_moves_what_learns",
+    },
+    "ppo/test_trainer.py": {
+        "test_a_resumed_run_samples_as_it_did_whatever_is_measured_since",
+        "test_another_number_of_trainable_blocks_is_refused",
+        "test_the_average_of_what_does_not_learn_keeps_its_last_bit",
+    },
+    "reward_model/test_reward_trainer.py": None,
+    "serving/test_export.py": None,
+    "stages/test_binaries.py": None,
+    "stages/test_cli.py": {"test_failure_of_data_or_model"},
+    "training/test_replicas.py": None,
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        names = SLOW.get(item.path.relative_to(TESTS).as_posix(), set())
+        if names is None or item.name.partition("[")[0] in names:
+            item.add_marker(pytest.mark.slow)
