@@ -1,6 +1,8 @@
 """The layers of a GPT-2-style Transformer (Radford et al. 2019): their weights and equations.
 
-Every equation takes an `Arithmetic`, which says in which dtype and pieces it computes.
+Every equation takes an `Arithmetic`, which says in which dtype and pieces it computes. The operations of a layer stand
+in a scope of its name: profiles show them by layer, and TensorFlow's graph rewriting orders sums by scope, so that
+scopes are part of the last bits.
 """
 
 from typing import Any
@@ -42,12 +44,13 @@ class LayerNorm(keras.layers.Layer):
 
     def normalize(self, x: tf.Tensor, arithmetic: Arithmetic) -> tf.Tensor:
         """x [..., D] with mean 0 and variance 1 in each row, scaled and shifted: in the dtype of products."""
-        x32 = tf.cast(x, tf.float32)
-        mean = tf.reduce_mean(x32, axis=-1, keepdims=True)
-        centred = x32 - mean
-        variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
-        normed = centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
-        return tf.cast(normed * self.gamma + self.beta, arithmetic.dtype)
+        with tf.name_scope(self.name):
+            x32 = tf.cast(x, tf.float32)
+            mean = tf.reduce_mean(x32, axis=-1, keepdims=True)
+            centred = x32 - mean
+            variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
+            normed = centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
+            return tf.cast(normed * self.gamma + self.beta, arithmetic.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "hidden_dim": self.hidden_dim}
@@ -67,9 +70,10 @@ class Projection(keras.layers.Layer):
 
     def project(self, x: tf.Tensor, arithmetic: Arithmetic) -> tf.Tensor:
         """x [..., input_dim] to [..., output_dim], in the dtype of products."""
-        x2d = tf.reshape(tf.cast(x, arithmetic.dtype), [-1, self.input_dim])
-        y = tf.nn.bias_add(tf.matmul(x2d, arithmetic.read(self.kernel)), arithmetic.read(self.bias))
-        return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
+        with tf.name_scope(self.name):
+            x2d = tf.reshape(tf.cast(x, arithmetic.dtype), [-1, self.input_dim])
+            y = tf.nn.bias_add(tf.matmul(x2d, arithmetic.read(self.kernel)), arithmetic.read(self.bias))
+            return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
 
     def get_config(self) -> dict[str, Any]:
         sizes = {"input_dim": self.input_dim, "output_dim": self.output_dim, "stddev": self.stddev}
@@ -122,7 +126,8 @@ class TransformerBlock(keras.layers.Layer):
         def block(x, arithmetic):
             return self.with_cache(x, attention_mask, arithmetic, dropout_seed, start)[0]
 
-        return arithmetic.block(block, x, self.product_weights())
+        with tf.name_scope(self.name):
+            return arithmetic.block(block, x, self.product_weights())
 
     def with_cache(
         self,

@@ -156,7 +156,8 @@ class Transformer(keras.layers.Layer):
         Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R].
         """
         token_ids, mask, start = teacher_forced(prompt_ids, prompt_mask, response_ids, response_mask)
-        return self.hidden_states(token_ids, mask, start=start, arithmetic=arithmetic)
+        with tf.name_scope(self.name):
+            return self.hidden_states(token_ids, mask, start=start, arithmetic=arithmetic)
 
     def prefill(
         self, token_ids: tf.Tensor, padding_mask: tf.Tensor, cache_length: int, arithmetic: Arithmetic | None = None
