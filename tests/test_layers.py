@@ -250,3 +250,18 @@ def test_layer_violations(module, name, allowed):
 @pytest.mark.parametrize("module", ["tfppo.new", "tfppo.errors.part", "tfppo.opsx.kl"])
 def test_module_outside_the_table_has_no_layer(module):
     assert layer_of_module(module) is None
+
+
+@pytest.mark.parametrize("module", LIBRARY)
+def test_no_graph_goes_through_autograph(module):
+    """Its rewriting of Python takes seconds of every start; loops here are explicit."""
+    tree = ast.parse(LIBRARY[module].read_text(encoding="utf-8"))
+    graphs = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node) == "tf.function"]
+    told = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "tf.function"
+        and any(k.arg == "autograph" and ast.unparse(k.value) == "False" for k in node.keywords)
+    ]
+    assert len(graphs) == len(told)

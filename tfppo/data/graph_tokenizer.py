@@ -64,7 +64,7 @@ class GraphTokenizer(tf.Module):
             default_value=no_merge,
         )
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def tokenize(self, strings: tf.Tensor) -> tf.RaggedTensor:
         """Encodes `strings` [B] as int32 ids, a ragged [B, None]."""
         num_rows = tf.size(strings, out_type=tf.int64)
@@ -77,7 +77,7 @@ class GraphTokenizer(tf.Module):
         rows = tf.gather(word_rows, words)
         return tf.RaggedTensor.from_value_rowids(ids, rows, nrows=num_rows, validate=False)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def detokenize(self, token_ids: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
         """Decodes `token_ids` [B, R] where `mask` [B, R] is not 0 to UTF-8 strings [B].
 

@@ -51,7 +51,8 @@ class Ceilings:
 
     def __init__(self, size: int = 2048, megabytes: int = 256):
         matrix = tf.random.stateless_normal([size, size], [0, 0])
-        product, copy = tf.function(tf.matmul), tf.function(lambda x: -x)
+        product = tf.function(tf.matmul, autograph=False)
+        copy = tf.function(lambda x: -x, autograph=False)
         flop, copied = 2 * size**3 / 1e9, 2 * megabytes * 2**20 / 1e9  # a copy is read and written
         self._tasks = {
             "float32_gflops": (product, [matrix] * 2, flop),
