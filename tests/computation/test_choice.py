@@ -37,9 +37,9 @@ def test_cpp_computes_all_of_it_in_bfloat16_and_says_so():
     computation = chosen()
     assert names(computation) == [["C++"], ["C++"], ["C++"]]
     assert computation.describe().splitlines() == [
-        "sampling: C++ in mixed_bfloat16 (C++ built for this processor)",
+        "sampling: C++ in mixed_bfloat16 (built for this processor)",
         "reference: C++ in mixed_bfloat16 (as the update)",
-        "update: C++ in mixed_bfloat16 (C++ built for this processor; bfloat16 is fast here)",
+        "update: C++ in mixed_bfloat16 (built for this processor; bfloat16 is fast here)",
     ]
 
 

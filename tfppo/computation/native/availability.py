@@ -64,7 +64,7 @@ def find_operations(
         _without(field, setting, reason)
         return None, "it cannot be built here"
     if needs is None or hasattr(ops, needs):
-        return ops, "C++ built for this processor"
+        return ops, "built for this processor"
     if setting:
         raise UserError(
             f"{field} is True in {dtype}, but this processor has no AVX512_BF16, whose instructions that takes; "
