@@ -1,1 +1,1 @@
-"""PPO, to be read in this order: sampling, rollout, targets, learner, trainer."""
+"""PPO, to be read in this order: sampling, rollout, targets, loss, learner, trainer."""
