@@ -1,1 +1,1 @@
-"""Where texts come from: the corpus builder and the loader of text files and TFDS datasets."""
+"""Where texts come from, how they become tokens, and batches of them."""
