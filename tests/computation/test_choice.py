@@ -37,8 +37,8 @@ def test_cpp_computes_all_of_it_in_bfloat16_and_says_so():
     computation = chosen()
     assert names(computation) == [["C++"], ["C++"], ["C++"]]
     assert computation.describe().splitlines() == [
-        "sampling: C++ in mixed_bfloat16 (built for this processor)",
-        "reference: C++ in mixed_bfloat16 (as the update)",
+        "sampling responses: C++ in mixed_bfloat16 (built for this processor)",
+        "log-probabilities of the reference: C++ in mixed_bfloat16 (as the update)",
         "update: C++ in mixed_bfloat16 (built for this processor; bfloat16 is fast here)",
     ]
 
@@ -46,17 +46,17 @@ def test_cpp_computes_all_of_it_in_bfloat16_and_says_so():
 def test_a_narrow_model_is_updated_in_float32_by_xla():
     computation = chosen(width=128)
     assert names(computation) == [["C++"], ["XLA"], ["XLA"]]
-    assert "bfloat16 does not pay at width 128" in computation.update.reason
+    assert "bfloat16 is chosen from width 256 on, and this model has 128" in computation.update.reason
 
 
 def test_another_architecture_goes_without_cpp_and_insisting_is_refused():
     computation = chosen(architecture="llama")
     assert names(computation) == [["XLA", "graph"], ["XLA"], ["graph"]]  # rollouts in float32, the update in bfloat16
     for part in (computation.sampling, computation.update):
-        assert "it computes gpt2, and the model is llama" in part.reason
-    with pytest.raises(UserError, match="sampling.native is True, but it computes gpt2, and the model is llama"):
+        assert "C++ computes gpt2, and the model is llama" in part.reason
+    with pytest.raises(UserError, match=r"sampling.native is True, but C\+\+ computes gpt2, and the model is llama"):
         chosen(sampling={"native": True}, architecture="llama")
-    with pytest.raises(UserError, match="ppo.native is True, but it computes gpt2"):
+    with pytest.raises(UserError, match=r"ppo.native is True, but C\+\+ computes gpt2"):
         chosen(ppo={"native": True, "update_dtype": "mixed_bfloat16"}, architecture="llama")
 
 

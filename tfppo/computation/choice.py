@@ -5,7 +5,7 @@ are fast outside of XLA only. A setting that insists on what cannot be had is an
 """
 
 from tfppo.computation.computation import Chosen, Computation
-from tfppo.computation.devices import has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
+from tfppo.computation.devices import WIDTH_FOR_BFLOAT16, has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
 from tfppo.computation.graph import GraphEngine
 from tfppo.computation.native.availability import (
     BFLOAT16_SAMPLING,
@@ -63,9 +63,9 @@ def choose_sampling(sampling: SamplingConfig, dtype: str, *, architecture: str, 
         return Chosen(engines=(NativeEngine(ops, dtype, compiles_filters),), reason=reason)
     chosen = _choose_graph(sampling.jit_compile, dtype, "sampling.jit_compile")
     if not measures or sampling.jit_compile is not None:
-        return Chosen(engines=chosen.engines, reason=f"{chosen.reason}; no C++: {reason}")
+        return Chosen(engines=chosen.engines, reason=f"{chosen.reason}; {reason}")
     other = GraphEngine(dtype, not chosen.engine.compiled)
-    return Chosen(engines=(chosen.engine, other), reason=f"the faster one by the first batch; no C++: {reason}")
+    return Chosen(engines=(chosen.engine, other), reason=f"the faster one by the first batch; {reason}")
 
 
 def _choose_update(ppo, dtype, why_dtype, architecture):
@@ -82,7 +82,7 @@ def _choose_update(ppo, dtype, why_dtype, architecture):
     compiled = resolve_jit_compile(ppo.jit_compile, dtype)
     engine = GraphEngine(dtype, compiled, recomputes=ppo.gradient_checkpointing)
     why = "ppo.jit_compile says so" if ppo.jit_compile is not None else _rule_of(engine)
-    return Chosen(engines=(engine,), reason=f"{why}; {why_dtype}; no C++: {reason}")
+    return Chosen(engines=(engine,), reason=f"{why}; {why_dtype}; {reason}")
 
 
 def _choose_graph(jit_compile, dtype, setting):
@@ -92,7 +92,7 @@ def _choose_graph(jit_compile, dtype, setting):
 
 
 def _rule_of(engine):
-    return "XLA is the rule" if engine.compiled else "bfloat16 on a CPU is faster outside of XLA"
+    return "the default" if engine.compiled else "bfloat16 on a CPU is faster outside of XLA"
 
 
 def _why_dtype(ppo, width, dtype):
@@ -102,4 +102,5 @@ def _why_dtype(ppo, width, dtype):
         return "ppo.dtype says the dtype"
     if dtype == "mixed_bfloat16":
         return "bfloat16 is fast here"
-    return f"bfloat16 does not pay at width {width}" if has_fast_bfloat16() else "bfloat16 is not fast here"
+    narrow = f"bfloat16 is chosen from width {WIDTH_FOR_BFLOAT16} on, and this model has {width}"
+    return narrow if has_fast_bfloat16() else "bfloat16 is not fast here"

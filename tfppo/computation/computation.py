@@ -52,5 +52,9 @@ class Computation:
         sampling = self.sampling
         if sampled_by is not None and len(sampling.engines) > 1:
             sampling = Chosen(engines=(sampled_by,), reason="the faster one when the run began")
-        parts = {"sampling": sampling, "reference": self.scoring, "update": self.update}
+        parts = {
+            "sampling responses": sampling,
+            "log-probabilities of the reference": self.scoring,
+            "update": self.update,
+        }
         return "\n".join(f"{name}: {chosen}" for name, chosen in parts.items())

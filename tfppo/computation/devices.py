@@ -4,6 +4,8 @@ from pathlib import Path
 
 import tensorflow as tf
 
+WIDTH_FOR_BFLOAT16 = 256  # of a model, from which on its update is in bfloat16 by default
+
 
 def has_fast_bfloat16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether bfloat16 products are faster than float32 ones here: GPUs of compute capability 8, CPUs that have them.
@@ -37,7 +39,7 @@ def resolve_update_dtype(dtype: str, width: int, otherwise: str) -> str:
     """
     if dtype != "auto":
         return dtype
-    return "mixed_bfloat16" if width >= 256 and has_fast_bfloat16() else otherwise
+    return "mixed_bfloat16" if width >= WIDTH_FOR_BFLOAT16 and has_fast_bfloat16() else otherwise
 
 
 def resolve_jit_compile(jit_compile: bool | None, dtype: str) -> bool:

@@ -26,11 +26,11 @@ def refusal_to_sample(dtype: str) -> str | None:
 def refusal_to_update(ppo: PpoConfig, dtype: str) -> str | None:
     """Why the operations do not help with an update in a Keras dtype policy here; None where they do."""
     if dtype != "mixed_bfloat16":
-        return "it updates in bfloat16 only"
+        return "C++ updates in bfloat16 only"
     if ppo.trainable_blocks is not None:
-        return "it updates all blocks, and ppo.trainable_blocks wants some"
+        return "C++ updates all blocks, and ppo.trainable_blocks wants some"
     if ppo.gradient_checkpointing:
-        return "it does not recompute blocks, as ppo.gradient_checkpointing asks"
+        return "C++ does not recompute blocks, as ppo.gradient_checkpointing asks"
     if ppo.jit_compile:
         return "ppo.jit_compile asks for XLA"
     if tf.config.list_physical_devices("GPU"):
@@ -53,7 +53,7 @@ def find_operations(
     if setting is False:
         return None, f"{field} is False"
     if architecture not in ARCHITECTURES:
-        mismatch = f"it computes {', '.join(ARCHITECTURES)}, and the model is {architecture}"
+        mismatch = f"C++ computes {', '.join(ARCHITECTURES)}, and the model is {architecture}"
         if setting:
             raise UserError(f"{field} is True, but {mismatch}; set {field} to None")
         return None, mismatch
@@ -62,7 +62,7 @@ def find_operations(
     ops, reason = building.load()
     if ops is None:
         _without(field, setting, reason)
-        return None, "it cannot be built here"
+        return None, "C++ cannot be built here"
     if needs is None or hasattr(ops, needs):
         return ops, "built for this processor"
     if setting:

@@ -110,7 +110,9 @@ static void define(const char *name, std::initializer_list<const char *> inputs,
 [[gnu::visibility("hidden")]] inline char registration_failure[512] = ""; /* of this library alone */
 
 /* Read by who loads the library; empty where all is well. */
-extern "C" [[gnu::used, gnu::visibility("default")]] inline const char *tfppo_registration_failure() { return registration_failure; }
+extern "C" [[gnu::used, gnu::visibility("default")]] inline const char *tfppo_registration_failure() {
+  return registration_failure;
+}
 
 /* Calls `definitions` while the library is loaded. */
 struct Registration {
