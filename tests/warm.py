@@ -11,8 +11,12 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
+from multiprocessing import connection
 from pathlib import Path
 
+# An exit code can be read once: starting a process reads those of all others that have ended, in whichever thread.
+_LOCK = threading.Lock()
 _PRELOADED = [
     "tensorflow",
     "keras",
@@ -56,20 +60,22 @@ class WarmProcess:
             stream.touch()
         arguments = (argv, env, str(cwd), list(map(str, self._streams)))
         self._process = _context().Process(target=_run_file, args=arguments)
-        self._process.start()
+        with _LOCK:
+            self._process.start()
 
     def poll(self):
-        return self._process.exitcode
+        with _LOCK:
+            return self._process.exitcode
 
     @property
     def returncode(self):
-        return self._process.exitcode
+        return self.poll()
 
     def send_signal(self, number):
         os.kill(self._process.pid, number)
 
     def communicate(self, timeout):
-        self._process.join(timeout)
-        assert self._process.exitcode is not None, f"no end after {timeout} s"
+        connection.wait([self._process.sentinel], timeout)
+        assert self.poll() is not None, f"no end after {timeout} s"
         with self._folder:
             return tuple(stream.read_text() for stream in self._streams)
