@@ -39,9 +39,9 @@ MUTATIONS = [
     ),
     Mutation(
         "reference_computed_in_float32",
-        "computation/graph.py",
-        "GraphEngine.response_states",
-        [drop_argument("trunk.response_states", "arithmetic")],
+        "ppo/rollout.py",
+        "RolloutCollector.__init__",
+        [set_argument("TeacherForcing", 2, 'type(computation.scoring.engine)("float32", False)')],
         ROLLOUT,
     ),
     Mutation(
