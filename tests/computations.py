@@ -23,9 +23,9 @@ def build_learner(policy, ppo, reward, strategy, temperature=1.0, dtype=None, le
     return Learner(policy, ppo, reward, strategy, temperature=temperature, engine=engine, lengths_vary=lengths_vary)
 
 
-def build_computation(sampling, dtype="float32", native=None, measures=True):
+def build_computation(sampling, dtype="float32", native=None):
     """What the settings of the sampling say of rollouts in a dtype; `native`: operations that score, too."""
-    sampled = choose_sampling(sampling, dtype, architecture="gpt2", measures=measures)
+    sampled = choose_sampling(sampling, dtype, architecture="gpt2", measures=True)
     if native is not None and dtype == "mixed_bfloat16":
         engine = NativeEngine(native, dtype)
     else:

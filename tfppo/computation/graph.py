@@ -66,9 +66,8 @@ class GraphEngine:
     ) -> tf.Tensor:
         """See `Engine`."""
 
-        @tf.function(
-            jit_compile=True, autograph=False
-        )  # even where the products are not: of the logits it makes one pass
+        # Compiled even where the products are not: XLA makes one pass of the logits.
+        @tf.function(jit_compile=True, autograph=False)
         def of_logits(logits, token_ids):
             return token_logprobs(logits, token_ids, temperature)
 

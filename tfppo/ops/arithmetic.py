@@ -37,13 +37,13 @@ class Arithmetic:
         copy = self.copies.get(id(variable))
         return tf.cast(variable, self.dtype) if copy is None else copy
 
-    def holding(self, variables: Iterable, dtype: str | None = None) -> "Arithmetic":
+    def holding(self, variables: Iterable) -> "Arithmetic":
         """The same with weights cast once, here, for all later uses, such as the steps of a loop.
 
         XLA does that by itself; a plain graph would cast every weight anew at every step. Gradients with respect to the
-        copies can be had in their dtype (None: that of products).
+        copies can be had in the dtype of products.
         """
-        return replace(self, copies={id(v): tf.cast(v, dtype or self.dtype) for v in variables})
+        return replace(self, copies={id(v): tf.cast(v, self.dtype) for v in variables})
 
     def activation(self, x: tf.Tensor) -> tf.Tensor:
         """GELU, elementwise."""
