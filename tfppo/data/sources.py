@@ -3,8 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from tfppo.data.splits import SPLITS, cut_splits
 from tfppo.errors import UserError
@@ -21,6 +21,7 @@ class Example:
 
     text: str = ""
     prompt: str | None = None
+    columns: Mapping[str, object] = field(default_factory=dict)  # every field of its record, for reward functions
 
 
 def load_examples(
