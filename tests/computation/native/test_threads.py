@@ -4,7 +4,6 @@ import importlib
 import os
 from pathlib import Path
 
-import native_support
 import pytest
 from native_support import OPS, needs_compiler
 from warm import WarmProcess
