@@ -8,6 +8,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from computations import build_collector, build_learner
 
 from tfppo.computation import modes
@@ -244,6 +245,36 @@ def test_another_number_of_trainable_blocks_is_refused(tmp_path):
     with pytest.raises(UserError, match="the checkpoint in .* goes with another ppo.trainable_blocks"):
         make_trainer(tmp_path, **{**settings, "trainable_blocks": None})
     assert make_trainer(tmp_path, **settings).restored()[::2] == (1, True)
+
+
+def test_steps_of_the_critic_alone_are_counted_and_kept(tmp_path, monkeypatch):
+    """Two minibatches an iteration; three iterations of the critic alone, and a run that ends after two of them."""
+    settings = dict(critic_warmup_iterations=3, critic="separate")
+    short = make_trainer(tmp_path / "run", **settings, total_episodes=BATCH * 2)
+    given, update = [], short.learner.update
+    monkeypatch.setattr(short.learner, "update", lambda *args: given.append(int(args[4])) or update(*args))
+    short.train()
+    assert given == [0, 2] and short.idle_steps == 4
+    assert short.keeper.scalars["idle_steps"] == 4.0
+    # They are numbers of the run, whatever the settings are by now.
+    resumed = make_trainer(tmp_path / "run", **{**settings, "critic_warmup_iterations": 0}, ppo_epochs=2)
+    assert resumed.idle_steps == 4
+    resumed.improve(resumed.collect(2).rollout, 2, 0.05)
+    assert resumed.idle_steps == 4
+
+
+def test_a_checkpoint_from_before_idle_steps_were_counted_goes_on(tmp_path):
+    settings = dict(critic_warmup_iterations=1, critic="separate", total_episodes=BATCH * 2)
+    trainer = make_trainer(tmp_path, **settings)
+    kept = {name: part for name, part in trainer.keeper._parts.items() if name != "idle_steps"}
+    trainer.keeper._manager._checkpoint = tf.train.Checkpoint(**kept)
+    trainer.train()
+    saved = tf.train.load_checkpoint(str(tmp_path / "checkpoints" / "ckpt-2")).get_variable_to_shape_map()
+    assert not any("idle_steps" in name for name in saved)
+    again = make_trainer(tmp_path, **settings)
+    assert (again.done, again.idle_steps) == (2, 2)  # one iteration of two minibatches
+    for weight, expected in zip(again.learner.policy.get_weights(), trainer.history[-1], strict=True):
+        np.testing.assert_array_equal(weight, expected)
 
 
 def test_the_average_of_what_does_not_learn_keeps_its_last_bit(tmp_path):
