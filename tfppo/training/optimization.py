@@ -123,7 +123,8 @@ class _FusedAdam(keras.optimizers.Adam):
 
     def _backend_update_step(self, gradients, variables, learning_rate):
         """The steps of all variables: with `kernels` in one operation, on each replica separately."""
-        if self.kernels is None:
+        kernels = self.kernels
+        if kernels is None:
             super()._backend_update_step(gradients, variables, learning_rate)
             return
         scales = self._scaling.scales if self._scaling else [None] * len(variables)
@@ -133,25 +134,25 @@ class _FusedAdam(keras.optimizers.Adam):
         ]
         rest = self._rest
         if rest is None:
-            self._step_natively(steps, learning_rate)
+            self._step_natively(kernels, steps, learning_rate)
             return
-        self._step_natively([step for step in steps if step[0] not in self._may_rest], learning_rate)
+        self._step_natively(kernels, [step for step in steps if step[0] not in self._may_rest], learning_rate)
         others = [step for step in steps if step[0] in self._may_rest]
 
         def step_others():
-            self._step_natively(others, learning_rate, rest)
+            self._step_natively(kernels, others, learning_rate, rest)
             return tf.constant(0)
 
         tf.cond(rest.now, lambda: tf.constant(0), step_others)
 
-    def _step_natively(self, steps, learning_rate, rest=None):
+    def _step_natively(self, kernels, steps, learning_rate, rest=None):
         """One operation for some variables. Args: steps: (index, variable, gradient, scale) of each."""
         indices, variables, gradients, scales = zip(*steps, strict=True)
         rates = tf.stack([self._rate_of(index, learning_rate) for index in indices])
         decays = [self.weight_decay if self._decays(variable) else 0.0 for variable in variables]
         step = self._step_by(rest)
         corrections = [_bias_correction(beta, step) for beta in (self.beta_1, self.beta_2)]
-        self.kernels.apply_adam(
+        kernels.apply_adam(
             gradients,
             [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
             [self._momentums[index].value for index in indices],
