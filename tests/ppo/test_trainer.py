@@ -375,6 +375,29 @@ def test_each_prompt_stands_group_size_times(tmp_path):
     assert all(len({tuple(row) for row in group.tolist()}) > 1 for group in responses)
 
 
+def test_every_iteration_has_seeds_prompts_and_a_rate_of_its_own(tmp_path, monkeypatch):
+    """And the same ones when it comes again, as in a run that goes on."""
+    trainer = make_trainer(tmp_path)
+    optimizer = trainer.learner.optimizer
+    monkeypatch.setattr(trainer.collector, "collect", lambda prompts, seed: (prompts, seed))
+    monkeypatch.setattr(
+        trainer.learner, "update", lambda rollout, seed, *_: {"seed": seed[0], "rate": optimizer.learning_rate.numpy()}
+    )
+
+    def given(step):
+        prompts, seed = trainer.collect(step)
+        update = trainer.improve(None, step, 0.05)
+        return prompts.prompt_ids.numpy().tobytes(), seed.tobytes(), update["seed"], update["rate"]
+
+    iterations = [given(step) for step in range(ITERATIONS)]
+    for numbers in zip(*iterations, strict=True):
+        assert len(set(numbers)) == ITERATIONS
+    np.testing.assert_allclose([rate for *_, rate in iterations], [0.01, 0.0075, 0.005, 0.0025], rtol=1e-6)
+    assert [given(step) for step in reversed(range(ITERATIONS))] == iterations[::-1]
+    samples, shuffles = ([int.from_bytes(seed[:4], "little", signed=True) for _, seed, *_ in iterations], iterations)
+    assert not set(samples) & {int(shuffle) for _, _, shuffle, _ in shuffles}
+
+
 def test_what_cannot_be_trusted_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path)
     good = {"policy/first_ratio_error": 0.9e-4, "policy/gradient_norm": 1.0}

@@ -8,7 +8,14 @@ from native_support import OPS
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.differentiation import dense_gradients
 from tfppo.computation.native.engine import NativeKernels
-from tfppo.training.optimization import Rest, clip_by_global_norm, clipping_scales, make_optimizer, scaled
+from tfppo.training.optimization import (
+    Rest,
+    clip_by_global_norm,
+    clipping_scales,
+    make_optimizer,
+    scaled,
+    sum_over_parts,
+)
 
 RATE = 0.5
 
@@ -234,3 +241,17 @@ def test_weights_decay_at_their_own_rates(make):
     optimizer.apply([tf.zeros([1, 1])] * 3)
     expected = [2.0 * (1 - RATE * 0.1), 2.0 * (1 - 3 * RATE * 0.1), 2.0]
     np.testing.assert_allclose([variable.numpy().item() for variable in (slow, fast, still)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("largest", range(3))
+def test_of_parts_gradients_and_statistics_add_up_and_the_largest_error_stays(largest):
+    gradients, sums, errors = [1.0, 10.0, 100.0], [[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]], [0.25, 0.125, 0.375]
+    errors[largest] = 4.0
+
+    def of_part(number):
+        return [tf.constant([gradients[number]])], (tf.constant(sums[number]), tf.constant(errors[number]))
+
+    (gradient,), (statistics, error) = sum_over_parts(of_part, 3)
+    np.testing.assert_array_equal(gradient, [111.0])
+    np.testing.assert_array_equal(statistics, [111.0, 222.0])
+    assert error == 4.0
