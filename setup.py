@@ -25,7 +25,7 @@ INSTALL_REQUIRES = [
     "matplotlib",
 ]
 
-TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill"]
+TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill", "setuptools>=64", "wheel"]
 
 EXTRAS_REQUIRE = {
     "test": TEST_REQUIRES,
