@@ -15,7 +15,8 @@ from absl import flags
 from tfppo.config import Config, EvaluationConfig, PpoConfig, SamplingConfig
 from tfppo.config.validation import require
 from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
-from tfppo.stages.cli import one_line_errors, quiet_tensorflow, run_without_config
+from tfppo.stages.cli import one_line_errors, run_without_config
+from tfppo.stages.start import start_tensorflow
 
 STARTED = time.perf_counter()
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     with one_line_errors():
         require(len(argv) == 1, "argument", argv[-1], "it is not a flag; write --name=value")
         config = make_config()
-        quiet_tensorflow()
+        start_tensorflow()
         from tfppo.planning.benchmark import Benchmark, Ceilings, peak_memory_gb, shares_of_ceilings
 
         startup = time.perf_counter() - STARTED

@@ -4,7 +4,6 @@ Exit codes: 0 for success; 1 for a mistake of the user, reported in one line; 13
 signal, once its state is saved.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from tfppo.errors import UserError
 from tfppo.stages.help import describe_flags, describe_settings, print_help
 from tfppo.stages.invocation import Invocation, quote
 from tfppo.stages.overrides import check_overrides, resolve_config, shipped_configs, take_nones
+from tfppo.stages.start import start_tensorflow
 from tfppo.training.interrupt import Interrupted
 from tfppo.training.progress import duration
 
@@ -61,8 +61,6 @@ def run(
         then: what is printed at the end as the commands to type next; TensorBoard comes last.
     """
     started, invocation = time.monotonic(), Invocation(sys.argv)
-    quiet_tensorflow()
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     from absl import app, flags, logging
     from ml_collections import config_flags
 
@@ -105,6 +103,7 @@ def run(
         logging.set_verbosity(logging.WARNING)
         try:
             with one_line_errors():
+                start_tensorflow()
                 main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
             if then:
                 print(f"done in {duration(time.monotonic() - started)}", flush=True)
@@ -143,11 +142,6 @@ def run_without_config(main: Callable[[Sequence[str]], None], *, doc: str, modul
             return parse_flags(argv)
 
     app.run(main, flags_parser=parse)
-
-
-def quiet_tensorflow() -> None:
-    """Keeps TensorFlow's notes at its start out of the output; its errors stay. To be called before it is imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def help_text(doc: str, names: Sequence[str]) -> str:
