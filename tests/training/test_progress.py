@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from tfppo.training import progress
-from tfppo.training.progress import Progress, duration
+from tfppo.training.progress import Progress, duration, shown
 
 
 class Terminal(io.StringIO):
@@ -71,6 +71,19 @@ def test_a_run_that_goes_on_counts_from_where_it_was(clock, capsys):
 
 def test_a_finished_run_says_nothing(clock, capsys):
     assert lines_of(clock, capsys, [], total=20, done=20, starts="compiles") == []
+
+
+def test_steps_of_a_loop_are_shown(clock, capsys):
+    seen = []
+    for step in shown("abc", total=3, description="evaluation"):
+        clock.now += 11
+        seen.append(step)
+    assert seen == ["a", "b", "c"]
+    assert capsys.readouterr().out.splitlines() == [
+        "evaluation: step 1/3",
+        "evaluation: step 2/3; 11 s left",
+        "evaluation: step 3/3",
+    ]
 
 
 def test_lines_of_others_come_at_once(capsys, monkeypatch):

@@ -2,12 +2,14 @@
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+Step = TypeVar("Step")
 
 
 class Progress:
@@ -86,6 +88,16 @@ class Progress:
         pace = "" if self._done == self._total else pace
         spent = f"; {seconds:.1f} s" if self._first and self._starts else ""
         return f"{self._description}: {self._unit} {self._done}/{self._total}{shown}{spent}{pace}"
+
+
+def shown(
+    steps: Iterable[Step], *, total: int, description: str, unit: str = "step", starts: str = ""
+) -> Iterator[Step]:
+    """The steps as they come, with their progress; the arguments are those of Progress."""
+    with Progress(total=total, description=description, unit=unit, starts=starts) as bar:
+        for step in steps:
+            yield step
+            bar.advance()
 
 
 def duration(seconds: float) -> str:
