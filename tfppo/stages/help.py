@@ -21,8 +21,7 @@ def describe_flags(flags: Iterable[tuple[str, object, str]]) -> str:
 
 
 def describe_settings(config: Config) -> str:
-    """Every setting as the flag that changes it, with its value in a configuration, what else it is by default, and
-    its meaning."""
+    """Every setting: the flag that changes it with its value in a configuration, its meaning, and another default."""
     names = ", ".join(shipped_configs())
     lines = [
         f"Configs that come along, for --config=NAME: {names}.",
@@ -51,7 +50,7 @@ def _shown(value):
     """A value as the command line takes it."""
     if isinstance(value, tuple):
         return f'"{value}"'
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    return "none" if value is None else str(value)
 
 
 def _first_line(cls):
