@@ -83,14 +83,14 @@ def others(quickstart, evaluation, served, workdir, settings):
     before = {name: (workdir / name).read_bytes() for name in names}
     first = run_all(
         {
-            "generate": command("generate", here, *prompts, config=settings),
-            "again": command("generate", here, *prompts, config=settings),
+            # Where a command was printed to be typed next, it is that one.
+            "generate": [*printed["try it"], *prompts],
+            "again": [*printed["try it"], *prompts],
             "other seed": command("generate", here, *prompts, config=(*settings, "seed=1")),
             "before": command("generate", here, f"--model={workdir / 'lm'}", *prompts, config=settings),
             # What only reads a finished run leaves its configuration as it is.
             "evaluate": [*printed["measure it"], "--config.evaluation.num_samples=3"],
             "export": printed["serve it"],
-            "tried": printed["try it"],
         }
     )
     evaluated = json.loads((workdir / "evaluation.json").read_text())
@@ -176,13 +176,9 @@ def test_saved_model(served):
     assert result["completion"].shape == [2] and result["num_tokens"].numpy().tolist() == [8, 8]
 
 
-def test_the_next_command_to_try_it_works_as_printed(others):
-    assert succeed(others["tried"]).out.startswith("...|")
-
-
 def test_generate_repeats_itself(others):
     text = succeed(others["generate"]).out
-    assert text.startswith("the film|") and "\na story of love|" in text
+    assert text.startswith("...|") and "\nthe film|" in text and "\na story of love|" in text
     assert succeed(others["again"]).out == text
     assert succeed(others["other seed"]).out != text
     assert succeed(others["before"]).out.startswith("the film|")
