@@ -118,7 +118,7 @@ def test_it_ends_with_its_result_and_the_next_commands(quickstart, evaluation, w
     before, after = evaluation["before PPO"], evaluation["after PPO"]
     result, done, *commands = quickstart.out.splitlines()[-6:]
     assert result.startswith(f"result: score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL ")
-    assert re.fullmatch(r"done in (\d+ min )?\d+ s", done)
+    assert re.fullmatch(r"done in (\d+ min )?\d+ s; what next:", done)
     names = [line.split(":", 1)[0].strip() for line in commands]
     assert names == ["measure it", "try it", "serve it", "look at the curves"]
     assert commands[-1].endswith(f"tensorboard --logdir={workdir}")

@@ -106,7 +106,7 @@ def run(
                 start_tensorflow()
                 main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
             if then:
-                print(f"done in {duration(time.monotonic() - started)}", flush=True)
+                print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)
                 print(what_next(invocation, then, flags.FLAGS.workdir), flush=True)
             return 0
         except Interrupted as interrupted:
