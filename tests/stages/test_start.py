@@ -64,7 +64,7 @@ def test_the_binaries_go_through_the_cli():
 @pytest.mark.parametrize("tool", TOOLS)
 def test_help_starts_no_tensorflow(helps, tool):
     text, report = helps[tool]
-    assert f"tools/{tool}.py " in text and "flags:" in text.lower()
+    assert f"tools/{tool}.py" in text and "flags:" in text.lower()
     assert set(HEAVY) & set(report["modules"]) <= ALLOWED.get(tool, set())
     assert report["code"] == 0 or tool not in THROUGH_CLI
 
