@@ -161,12 +161,6 @@ BAD = [
     ({"ppo__trainable_blocks": 0}, "ppo.trainable_blocks", "0", "at least 1, or None to train everything"),
     ({"ppo__trainable_blocks": -2}, "ppo.trainable_blocks", "-2", "at least 1, or None to train everything"),
     (
-        {"ppo__trainable_blocks": 2, "ppo__embedding_learning_rate": 0.0},
-        "ppo.embedding_learning_rate",
-        "0.0",
-        "ppo.trainable_blocks 2 leaves the embeddings as they are; use None",
-    ),
-    (
         {"ppo__critic_init": "scratch", "ppo__critic": "separate", "ppo__trainable_blocks": 1},
         "ppo.trainable_blocks",
         "1",
@@ -263,6 +257,12 @@ BAD_TOGETHER = [
     ({"sampling__top_k": 5}, "sampling.top_k, sampling.top_p", "(5, 1.0)", "PPO needs 0 and 1"),
     ({"sampling__top_p": 0.9}, "sampling.top_k, sampling.top_p", "(0, 0.9)", "PPO needs 0 and 1"),
     ({"sampling__temperature": 0.0}, "sampling.temperature", "0.0", "PPO needs it above 0"),
+    (
+        {"ppo__trainable_blocks": 2, "ppo__embedding_learning_rate": 0.0},
+        "ppo.embedding_learning_rate",
+        "0.0",
+        "ppo.trainable_blocks 2 leaves the embeddings as they are; use None",
+    ),
     (
         {"ppo__rollout_batch_size": 4, "reward__whiten": True},
         "ppo.rollout_batch_size",

@@ -182,8 +182,11 @@ def test_more_blocks_than_there_are():
 
 
 def test_more_blocks_than_the_model_will_have_are_refused_before_it_is_trained(tmp_path):
-    config = Config(model=ModelConfig(num_layers=2), ppo=PpoConfig(trainable_blocks=3))
+    # And before they are found not to go with the rate of the embeddings: lowering them would not mend that.
+    ppo = PpoConfig(trainable_blocks=3, embedding_learning_rate=1e-4)
+    config = Config(model=ModelConfig(num_layers=2), ppo=ppo).validate()
     with pytest.raises(UserError, match="ppo.trainable_blocks is 3; the model has 2 blocks"):
         check_ppo(config, tmp_path)
+    config.ppo.embedding_learning_rate = None
     (tmp_path / "lm").mkdir()  # which may be of another size
     check_ppo(config, tmp_path)

@@ -296,7 +296,7 @@ def test_ppo_runs_with_it_as_reward_and_critic(chain):
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        ("no reward model", "there is no model in '.*reward_model' .*; train one with train_reward_model.py"),
+        ("no reward model", "there is no model in '.*reward_model' .*; train one with tfppo train-reward-model"),
         ("bad file", r".*bad.jsonl, line 1: no field 'rejected'; the fields are \['chosen', 'prompt'\]: write .*"),
         ("too long", "reward_model.max_response_tokens is 33: .* 65 positions, .*lm' has 64; lower one of them"),
     ],

@@ -125,6 +125,12 @@ def validate_for_ppo(config: "Config") -> None:
         (sampling.top_k, sampling.top_p),
         "PPO needs 0 and 1: with a filter, responses come from another distribution than the one that is trained",
     )
+    require(
+        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
+        "ppo.embedding_learning_rate",
+        ppo.embedding_learning_rate,
+        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
+    )
     require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
     require(
         not reward.whiten or ppo.episodes_whitened() >= 8,

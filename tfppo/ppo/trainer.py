@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
@@ -24,7 +23,7 @@ from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
 
@@ -89,7 +88,14 @@ class PpoTrainer:
         """
         done, kl_coef, finished = self.restored()
         metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
-        bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
+        bar = Progress(
+            total=self.num_iterations,
+            done=done,
+            description="PPO",
+            unit="iteration",
+            starts="compiles sampling and the update: up to a minute",
+            every=0.0,
+        )
         with StopRequest() as stop, closing(metrics), bar:
             while not finished:
                 clock = [time.perf_counter()]
@@ -226,7 +232,7 @@ class PpoTrainer:
         return [f"sampling: {engine.name} in {engine.dtype} (the faster one by the first batch)"]
 
     def report(
-        self, metrics: MetricsWriter, bar: tqdm, step: int, scalars: dict[str, float], collected: Collected
+        self, metrics: MetricsWriter, bar: Progress, step: int, scalars: dict[str, float], collected: Collected
     ) -> None:
         """Writes one iteration's figures, and now and then a table of samples."""
         every = self.config.evaluation.samples_every
@@ -240,9 +246,8 @@ class PpoTrainer:
             bar.write(line)
         histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
-        bar.update()
-        bar.set_postfix(
-            reward=f"{scalars['objective/score']:.3f}",
+        bar.advance(
+            score=f"{scalars['objective/score']:.3f}",
             kl=f"{scalars['objective/kl']:.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )
