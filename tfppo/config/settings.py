@@ -1,6 +1,10 @@
 """Every setting of an experiment, with its type and default. `validate` reports values that do not work.
 
 A file in `configs/` returns a `Config`; a binary's `--config.section.field=value` assigns to one of its fields.
+
+The same command with other settings goes on with the run. Most settings are free to change then. What stands in
+`fixed(...)` cannot change: a run keeps it. What stands in `state(...)` is where a run starts; its checkpoints know how
+far it has come since, until the setting is changed. docs/runs.md says more.
 """
 
 import dataclasses
@@ -10,6 +14,7 @@ from typing import Self
 
 from tfppo.config.choices import PLACEMENTS
 from tfppo.config.ppo_validation import validate_ppo
+from tfppo.config.resuming import fixed, state
 from tfppo.config.validation import (
     require,
     require_one_of,
@@ -24,12 +29,12 @@ from tfppo.config.validation import (
 class DataConfig:
     """Where texts and prompts come from."""
 
-    source: str = "tfds:movie_snippets"  # tfds:NAME, or the path of a .txt or .jsonl file
-    text_feature: str = "text"
-    prompt_feature: str = "prompt"
+    source: str = fixed("tfds:movie_snippets", by_content=True)  # tfds:NAME, or the path of a .txt or .jsonl file
+    text_feature: str = fixed("text")
+    prompt_feature: str = fixed("prompt")
     data_dir: str | None = None  # where TFDS keeps its datasets; None: the default of TFDS
-    min_prompt_tokens: int = 4  # fewest tokens of a prompt that is cut from the start of a text
-    max_prompt_tokens: int = 8  # most tokens of any prompt
+    min_prompt_tokens: int = fixed(4)  # fewest tokens of a prompt that is cut from the start of a text
+    max_prompt_tokens: int = fixed(8)  # most tokens of any prompt
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
@@ -47,12 +52,12 @@ class DataConfig:
 class ModelConfig:
     """Sizes of the Transformer, in the terms of KerasHub."""
 
-    vocabulary_size: int = 4096  # requested when the tokenizer is trained; a small corpus may yield fewer
-    num_layers: int = 4
-    num_heads: int = 4
-    hidden_dim: int = 256
-    intermediate_dim: int = 1024
-    max_sequence_length: int = 64
+    vocabulary_size: int = fixed(4096)  # requested when the tokenizer is trained; a small corpus may yield fewer
+    num_layers: int = fixed(4)
+    num_heads: int = fixed(4)
+    hidden_dim: int = fixed(256)
+    intermediate_dim: int = fixed(1024)
+    max_sequence_length: int = fixed(64)
     dropout: float = 0.1  # in language-model training only; PPO uses no dropout
 
     def validate(self) -> None:
@@ -71,7 +76,7 @@ class LmConfig:
     """Language-model training: next-token prediction, on responses only where the data has prompts."""
 
     num_steps: int = 600
-    batch_size: int = 32  # sequences of model.max_sequence_length tokens
+    batch_size: int = fixed(32)  # sequences of model.max_sequence_length tokens
     learning_rate: float = 2e-3
     warmup_steps: int = 50
     schedule: str = "cosine"  # or "linear"; both decay to 0
@@ -176,11 +181,12 @@ class RewardConfig:
 class RewardModelConfig:
     """Training of a reward model on comparisons; the defaults are those of Ziegler et al. 2019."""
 
-    source: str = ""  # a .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list)
-    max_prompt_tokens: int = 31  # comparisons with a longer prompt are left out
-    max_response_tokens: int = 32  # comparisons with a longer response, EOS included, are left out
+    # A .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list).
+    source: str = fixed("", by_content=True)
+    max_prompt_tokens: int = fixed(31)  # comparisons with a longer prompt are left out
+    max_response_tokens: int = fixed(32)  # comparisons with a longer response, EOS included, are left out
     num_epochs: int = 1
-    batch_size: int = 32  # comparisons
+    batch_size: int = fixed(32)  # comparisons
     learning_rate: float = 5e-5  # decays linearly to 0 over the run
     adam_epsilon: float = 1e-5  # in the TensorFlow form of Adam
     max_grad_norm: float = 0.0  # 0: no clipping
@@ -210,15 +216,15 @@ class PpoConfig:
     """The algorithm (Schulman et al. 2017; Ziegler et al. 2019) and its variants."""
 
     total_episodes: int = 4096  # rounded down to whole iterations
-    rollout_batch_size: int = 64  # episodes in an iteration, over all replicas
-    trajectories: str = "policy"  # sampled from the policy; or "dataset": the texts of the dataset, teacher-forced
+    rollout_batch_size: int = fixed(64)  # episodes in an iteration, over all replicas
+    trajectories: str = fixed("policy")  # sampled from the policy; or "dataset": texts of the data, teacher-forced
     target_score: float | None = None  # training ends when the mean score of an iteration reaches it; None: never
     ppo_epochs: int = 4
     num_minibatches: int = 4
     accumulation_steps: int = 1  # micro-batches that a minibatch is split into, to save memory
     # Advantages
     estimator: str = "gae"  # or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp"
-    group_size: int = 1  # responses to each prompt, which rloo and grpo compare
+    group_size: int = fixed(1)  # responses to each prompt, which rloo and grpo compare
     gamma: float = 1.0
     gae_lambda: float = 0.95
     critic_gae_lambda: float | None = None  # lambda for the targets of the critic; None: gae_lambda
@@ -234,7 +240,7 @@ class PpoConfig:
     value_coef: float = 0.1
     entropy_coef: float = 0.0
     # KL to the reference
-    kl_coef: float = 0.05  # weight of the KL penalty in the reward
+    kl_coef: float = state(0.05)  # weight of the KL penalty in the reward
     kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
     kl_loss_coef: float = 0.0  # weight of a KL term in the loss
     kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
@@ -242,11 +248,11 @@ class PpoConfig:
     adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
     target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
-    optimizer: str = "adam"  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
+    optimizer: str = fixed("adam")  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
     learning_rate: float = 3e-4
     critic_learning_rate: float | None = None  # of a separate critic, clipped by itself then; None: the same
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
-    trainable_blocks: int | None = None  # train this many top blocks, final norm and value head; None: everything
+    trainable_blocks: int | None = fixed(None)  # train so many top blocks, final norm and value head; None: all
     schedule: str = "linear"  # or "cosine"; both decay over the run; or "constant"
     schedule_floor: float = 0.0  # share of learning_rate at the end of the schedule
     warmup_iterations: int = 0
@@ -256,11 +262,11 @@ class PpoConfig:
     weight_decay: float = 0.0  # adamw only
     max_grad_norm: float = 1.0  # 0: no clipping
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
-    ema_decay: float = 0.0  # moving average of the weights of the policy, one step an iteration; 0: off
+    ema_decay: float = fixed(0.0, of=bool)  # moving average of the policy's weights, one step an iteration; 0: off
     # Critic
-    critic: str = "shared"  # value head on the trunk of the policy; or "separate": another trunk
-    critic_init: str = "policy"  # a separate critic starts so; or from "scratch", or the folder of a reward model
-    value_head: str = "linear"  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
+    critic: str = fixed("shared")  # value head on the trunk of the policy; or "separate": another trunk
+    critic_init: str = fixed("policy")  # a separate critic starts so; or from "scratch", or a reward model's folder
+    value_head: str = fixed("linear")  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
     # Running
     dtype: str = "float32"  # Keras dtype policy of the models
     rollout_dtype: str = "auto"  # of sampling and reference; auto: update_dtype where C++ computes them all, else dtype
@@ -304,8 +310,9 @@ class EvaluationConfig:
 class Config:
     """One experiment."""
 
-    seed: int = 0
-    language_model: str = ""  # folder to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch
+    seed: int = fixed(0)
+    # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
+    language_model: str = fixed("", by_content=True)
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2
