@@ -70,6 +70,7 @@ SLOW: dict[str, set[str] | None] = {
     "serving/test_export.py": None,
     "stages/test_binaries.py": None,
     "stages/test_lm_stage.py": None,
+    "stages/test_resuming.py": None,
     "stages/test_cli.py": {"test_failure_of_data_or_model", "test_mistake_on_the_command_line"},
     "training/test_replicas.py": None,
 }
