@@ -245,7 +245,8 @@ def test_another_reference_is_refused(finished):
     folder = finished[3]
     trainer = finished[0]
     identity = trainer.keeper._identity
-    assert set(identity) == {"tokenizer", "reference", "models of reward.functions", "ppo.trainable_blocks"}
+    its_own = {"tokenizer", "reference", "models of reward.functions", "set of prompts", "ppo.trainable_blocks"}
+    assert set(identity) == its_own
     manifest = json.loads((folder / "checkpoints" / f"ckpt-{ITERATIONS}.json").read_text())
     assert manifest["identity"] == identity
     weights = trainer.collector.ref_model.get_weights()

@@ -24,9 +24,7 @@ def test_a_step_without_numbers(loss, norm, what):
 
 @pytest.mark.parametrize("held_out", [math.nan, math.inf])
 def test_a_held_out_loss_that_is_no_number(held_out):
-    with pytest.raises(
-        UserError, match=f"diverged by step 7: the held-out loss is {held_out}; lower lm"
-    ):
+    with pytest.raises(UserError, match=f"diverged by step 7: the held-out loss is {held_out}; lower lm"):
         make_watch().check_before_saving(7, held_out)
 
 

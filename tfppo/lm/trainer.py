@@ -72,7 +72,7 @@ class LmTrainer:
             optimizer=self.optimizer,
             scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
             keep=config.keep_checkpoints,
-            identity={"tokenizer": tokenizer.digest(), "set of texts": digest(*map(memoryview, train))},
+            identity={"tokenizer": tokenizer.digest(), "set of texts": digest(*(array.data for array in train))},
         )
         self.done = self.keeper.restore()
 
