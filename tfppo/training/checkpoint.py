@@ -28,7 +28,8 @@ class CheckpointKeeper:
     Args:
         folder: where the checkpoints are.
         model: names and shapes of its variables are in a manifest beside each checkpoint, and compared on restoring.
-        scalars: names and initial values of the numbers; see the property `scalars`.
+        scalars: names and initial values of the numbers; see the property `scalars`. A number that an older checkpoint
+            lacks has its initial value after it.
         keep: how many checkpoints are kept.
         extras: further models to save, by name.
         identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
@@ -50,14 +51,14 @@ class CheckpointKeeper:
     ):
         self._folder, self._keep = Path(folder), keep
         self._model, self._identity = model, identity or {}
-        self._parts = {"model": model, **(extras or {})}
+        self._models = {"model": model, **(extras or {})}
         self.on_save: Callable[[int], None] = lambda step: None
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
         # Variables one by one: TensorFlow does not find, nor save, what a Keras layer keeps in a list.
-        models = {name: [v.value for v in part.variables] for name, part in self._parts.items()}
-        self._checkpoint = tf.train.Checkpoint(optimizer=optimizer, step=self._step, **models, **self._scalars)
-        self._names = {"optimizer", "step", "save_counter", *models, *self._scalars}
+        models = {name: [v.value for v in part.variables] for name, part in self._models.items()}
+        self._parts = {"optimizer": optimizer, "step": self._step, **models, **self._scalars}
+        self._checkpoint = tf.train.Checkpoint(**self._parts)
         _ = self._checkpoint.save_counter  # made when it is asked for; a checkpoint without it could not be restored
 
     @property
@@ -71,7 +72,7 @@ class CheckpointKeeper:
 
     def save(self, step: int, **scalars: float) -> None:
         """Saves the state after `step` steps. Raises: UserError where a weight is not finite; nothing is saved then."""
-        for name, part in self._parts.items():
+        for name, part in self._models.items():
             require_finite(part, f"the checkpoint of step {step}" + (f" ({name})" if name != "model" else ""))
         self._step.assign(step)
         for name, value in scalars.items():
@@ -107,7 +108,7 @@ class CheckpointKeeper:
             self._compare(saved)
             with plain_path(self._folder) as plain:
                 try:
-                    self._checkpoint.restore(str(plain / path.name)).assert_consumed()
+                    self._saved_in(plain / path.name).restore(str(plain / path.name)).assert_consumed()
                     return int(self._step.numpy())
                 except _DAMAGE as error:
                     self._compare_names(plain / path.name)
@@ -136,6 +137,12 @@ class CheckpointKeeper:
             if number.isdigit() and int(number) not in kept:
                 path.unlink()
 
+    def _saved_in(self, path):
+        """A tf.train.Checkpoint of all parts but for the numbers that a checkpoint lacks."""
+        saved = tf.train.load_checkpoint(str(path))
+        lacking = {name for name in self._scalars if not saved.has_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE")}
+        return tf.train.Checkpoint(**{name: part for name, part in self._parts.items() if name not in lacking})
+
     def _manifest(self, step):
         return self._folder / f"ckpt-{step}.json"
 
@@ -157,8 +164,9 @@ class CheckpointKeeper:
         except _DAMAGE:
             return
         there = {name.partition("/")[0] for name in names} - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
-        if there != self._names:
-            name = min(there ^ self._names)
+        differences = (there ^ {*self._parts, "save_counter"}) - self._scalars.keys()
+        if differences:
+            name = min(differences)
             theirs, ours = ("a", "not") if name in there else ("no", "one")
             raise UserError(
                 f"the checkpoint in {str(self._folder)!r} has {theirs} part {name!r}, this run has {ours}; go on with "

@@ -4,8 +4,9 @@ import math
 
 from tfppo.errors import UserError
 
-# A mean training loss above so many times that of a model that knows nothing is no training any more. Overfitting is
-# something else: it shows in the held-out loss, and the training loss is low.
+# A mean training loss above so many times that of a model that knows nothing is no training any more: where toy models
+# still learn it is about 1 at most, where they diverge 20 and more. Overfitting is something else: it shows in the
+# held-out loss, and the training loss is low.
 _FACTOR = 3.0
 
 
