@@ -73,6 +73,7 @@ SLOW: dict[str, set[str] | None] = {
     "test_commands.py": {"test_it_is_parsed_and_fits_the_models_that_it_names"},
     "test_installed.py": None,
     "stages/test_lm_stage.py": None,
+    "stages/test_resuming.py": None,
     "stages/test_cli.py": {"test_failure_of_data_or_model", "test_mistake_on_the_command_line"},
     "training/test_replicas.py": None,
 }

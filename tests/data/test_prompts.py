@@ -166,3 +166,11 @@ class TestPromptSet:
                 assert mask[row].tolist() == [1.0] * size + [0.0] * (3 - size)
                 seen.add(size)
         assert seen == {1, 2, 3}
+
+
+def test_a_digest_tells_prompts_continuations_and_their_order_apart():
+    rows = [([1, 5], [6, 1]), ([1, 7], [8])]
+    others = [rows[::-1], rows[:1], [([1, 5, 6], [1]), rows[1]], [rows[0], ([1, 7], [9])]]
+    digests = [PromptSet(trajectories, 0, 4, seed=0).digest() for trajectories in (rows, *others)]
+    assert len(set(digests)) == 5
+    assert PromptSet([([1, 5], [6, 1]), ([1, 7], [8])], 9, 8, seed=1).digest() == digests[0]

@@ -185,6 +185,20 @@ def test_a_finished_run_comes_back_and_does_not_go_on(finished):
     assert len(scores) == before and (folder / "ppo.jsonl").read_bytes() == record
 
 
+def test_the_end_moves_with_the_settings(finished):
+    """The run has ended after 4 iterations; its last score is the one to reach, or was."""
+    folder, again = finished[3], finished[4]
+    score = rows(folder)[-1]["objective/score"]
+    for settings, ended in (
+        (dict(total_episodes=BATCH * 6), False),
+        (dict(total_episodes=BATCH * 2), True),
+        (dict(total_episodes=BATCH * 6, target_score=score - 0.01), True),
+        (dict(total_episodes=BATCH * 6, target_score=score + 0.01), False),
+    ):
+        trainer = again(**settings)
+        assert (trainer.restored()[0], trainer.restored()[2]) == (ITERATIONS, ended), settings
+
+
 def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -232,7 +246,8 @@ def test_another_reference_is_refused(finished):
     folder = finished[3]
     trainer = finished[0]
     identity = trainer.keeper._identity
-    assert set(identity) == {"tokenizer", "reference", "models of reward.functions", "ppo.trainable_blocks"}
+    its_own = {"tokenizer", "reference", "models of reward.functions", "set of prompts", "ppo.trainable_blocks"}
+    assert set(identity) == its_own
     manifest = json.loads((folder / "checkpoints" / f"ckpt-{ITERATIONS}.json").read_text())
     assert manifest["identity"] == identity
     weights = trainer.collector.ref_model.get_weights()

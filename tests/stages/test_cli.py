@@ -173,7 +173,7 @@ def failures(tmp_path_factory):
     [
         ("workdir", r"--workdir '.*texts\.txt/below' cannot be written: Not a directory; choose another"),
         ("dataset", r"source '.*nothing\.txt' has no examples for split 'train': .*"),
-        ("architecture", r".*good/lm_checkpoints' is of another architecture: variable .* has shape \[.*16\] there.*"),
+        ("architecture", r"language model .*good' was started .*: model\.hidden_dim is 32, not 16; go on .*"),
         ("prompt", r"data\.max_prompt_tokens is 8, but the prompt '\d+ two .*' has \d+ tokens; raise it .*"),
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),

@@ -1,6 +1,10 @@
 """Every setting of an experiment, with its type and default. `validate` reports values that do not work.
 
 A file in `configs/` returns a `Config`; a binary's `--config.section.field=value` assigns to one of its fields.
+
+The same command with other settings goes on with the run. Most settings are free to change then. What stands in
+`fixed(...)` cannot change: a run keeps it. What stands in `state(...)` is where a run starts; its checkpoints know how
+far it has come since, until the setting is changed. docs/runs.md says more.
 """
 
 import dataclasses
@@ -10,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tfppo.config.choices import ESTIMATOR_SETTINGS, PLACEMENTS, settings_to_let_go
 from tfppo.config.ppo_validation import validate_ppo
+from tfppo.config.resuming import fixed, state
 from tfppo.config.validation import (
     require,
     require_one_of,
@@ -27,12 +32,12 @@ OF_ESTIMATOR: Any = None
 class DataConfig:
     """Where texts and prompts come from."""
 
-    source: str = "tfds:movie_snippets"  # tfds:NAME, or the path of a .txt or .jsonl file
-    text_feature: str = "text"  # the field of a record that holds the text
-    prompt_feature: str = "prompt"  # the field that holds the prompt, where there is one
+    source: str = fixed("tfds:movie_snippets", by_content=True)  # tfds:NAME, or the path of a .txt or .jsonl file
+    text_feature: str = fixed("text")  # the field of a record that holds the text
+    prompt_feature: str = fixed("prompt")  # the field that holds the prompt, where there is one
     data_dir: str | None = None  # where TFDS keeps its datasets; None: the default of TFDS
-    min_prompt_tokens: int = 4  # fewest tokens of a prompt that is cut from the start of a text
-    max_prompt_tokens: int = 8  # most tokens of any prompt
+    min_prompt_tokens: int = fixed(4)  # fewest tokens of a prompt that is cut from the start of a text
+    max_prompt_tokens: int = fixed(8)  # most tokens of any prompt
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
@@ -50,12 +55,12 @@ class DataConfig:
 class ModelConfig:
     """Sizes of the Transformer, in the terms of KerasHub."""
 
-    vocabulary_size: int = 4096  # requested when the tokenizer is trained; a small corpus may yield fewer
-    num_layers: int = 4  # Transformer blocks
-    num_heads: int = 4  # attention heads; a divisor of hidden_dim
-    hidden_dim: int = 256  # width of the residual stream
-    intermediate_dim: int = 1024  # width within an MLP
-    max_sequence_length: int = 64  # positions: start token, prompt and response together
+    vocabulary_size: int = fixed(4096)  # requested when the tokenizer is trained; a small corpus may yield fewer
+    num_layers: int = fixed(4)  # Transformer blocks
+    num_heads: int = fixed(4)  # attention heads; a divisor of hidden_dim
+    hidden_dim: int = fixed(256)  # width of the residual stream
+    intermediate_dim: int = fixed(1024)  # width within an MLP
+    max_sequence_length: int = fixed(64)  # positions: start token, prompt and response together
     dropout: float = 0.1  # in language-model training only; PPO uses no dropout
 
     def validate(self) -> None:
@@ -74,7 +79,7 @@ class LmConfig:
     """Language-model training: next-token prediction, on responses only where the data has prompts."""
 
     num_steps: int = 600  # optimizer steps, at most
-    batch_size: int = 32  # sequences of model.max_sequence_length tokens
+    batch_size: int = fixed(32)  # sequences of model.max_sequence_length tokens
     learning_rate: float = 2e-3  # at its peak, after the warm-up
     warmup_steps: int = 50  # steps in which the learning rate rises from 0
     schedule: str = "cosine"  # or "linear"; both decay to 0
@@ -179,11 +184,12 @@ class RewardConfig:
 class RewardModelConfig:
     """Training of a reward model on comparisons; the defaults are those of Ziegler et al. 2019."""
 
-    source: str = ""  # a .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list)
-    max_prompt_tokens: int = 31  # comparisons with a longer prompt are left out
-    max_response_tokens: int = 32  # comparisons with a longer response, EOS included, are left out
+    # A .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list).
+    source: str = fixed("", by_content=True)
+    max_prompt_tokens: int = fixed(31)  # comparisons with a longer prompt are left out
+    max_response_tokens: int = fixed(32)  # comparisons with a longer response, EOS included, are left out
     num_epochs: int = 1  # passes over the comparisons
-    batch_size: int = 32  # comparisons
+    batch_size: int = fixed(32)  # comparisons
     learning_rate: float = 5e-5  # decays linearly to 0 over the run
     adam_epsilon: float = 1e-5  # in the TensorFlow form of Adam
     max_grad_norm: float = 0.0  # 0: no clipping
@@ -213,8 +219,8 @@ class PpoConfig:
     """The algorithm (Schulman et al. 2017; Ziegler et al. 2019) and its variants."""
 
     total_episodes: int = 4096  # rounded down to whole iterations
-    rollout_batch_size: int = 64  # episodes in an iteration, over all replicas
-    trajectories: str = "policy"  # sampled from the policy; or "dataset": the texts of the dataset, teacher-forced
+    rollout_batch_size: int = fixed(64)  # episodes in an iteration, over all replicas
+    trajectories: str = fixed("policy")  # sampled from the policy; or "dataset": texts of the data, teacher-forced
     target_score: float | None = None  # training ends when the mean score of an iteration reaches it; None: never
     ppo_epochs: int = 4  # passes over a rollout
     num_minibatches: int = 4  # optimizer steps in each pass
@@ -223,7 +229,7 @@ class PpoConfig:
     # Or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp". Comments below give the
     # defaults that belong to one of them; assigning another one resets what was chosen for the one before.
     estimator: str = "gae"
-    group_size: int = OF_ESTIMATOR  # responses to each prompt, which rloo (4) and grpo (8) compare; otherwise 1
+    group_size: int = fixed(OF_ESTIMATOR)  # responses to each prompt, which rloo (4) and grpo (8) compare; otherwise 1
     gamma: float = 1.0  # discount of rewards, a token; 1: late ones count in full
     gae_lambda: float = 0.95  # from 0, which trusts the critic, to 1, which trusts the rewards alone
     critic_gae_lambda: float | None = None  # lambda for the targets of the critic; None: gae_lambda
@@ -240,7 +246,7 @@ class PpoConfig:
     value_coef: float = OF_ESTIMATOR  # weight of the critic's loss: 0.1; 0 without a critic
     entropy_coef: float = 0.0  # weight of a bonus for entropy
     # KL to the reference
-    kl_coef: float = OF_ESTIMATOR  # weight of the KL penalty in the reward: 0.05; for grpo 0
+    kl_coef: float = state(OF_ESTIMATOR)  # weight of the KL penalty in the reward: 0.05; for grpo 0
     kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
     kl_loss_coef: float = OF_ESTIMATOR  # weight of a KL term in the loss: 0; for grpo 0.04, if kl_coef is not given
     kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
@@ -248,11 +254,11 @@ class PpoConfig:
     adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
     target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
-    optimizer: str = "adam"  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
+    optimizer: str = fixed("adam")  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
     learning_rate: float = 3e-4  # at its peak
     critic_learning_rate: float | None = None  # of a separate critic, clipped by itself then; None: the same
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
-    trainable_blocks: int | None = None  # train this many top blocks, final norm and value head; None: everything
+    trainable_blocks: int | None = fixed(None)  # train so many top blocks, final norm and value head; None: all
     schedule: str = "linear"  # or "cosine"; both decay over the run; or "constant"
     schedule_floor: float = 0.0  # share of learning_rate at the end of the schedule
     warmup_iterations: int = 0  # iterations in which the learning rate rises from 0
@@ -262,11 +268,11 @@ class PpoConfig:
     weight_decay: float = 0.0  # adamw only
     max_grad_norm: float = 1.0  # 0: no clipping
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
-    ema_decay: float = 0.0  # moving average of the weights of the policy, one step an iteration; 0: off
+    ema_decay: float = fixed(0.0, of=bool)  # moving average of the policy's weights, one step an iteration; 0: off
     # Critic
-    critic: str = "shared"  # value head on the trunk of the policy; or "separate": another trunk
-    critic_init: str = "policy"  # a separate critic starts so; or from "scratch", or the folder of a reward model
-    value_head: str = "linear"  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
+    critic: str = fixed("shared")  # value head on the trunk of the policy; or "separate": another trunk
+    critic_init: str = fixed("policy")  # a separate critic starts so; or from "scratch", or a reward model's folder
+    value_head: str = fixed("linear")  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
     # Running
     dtype: str = "float32"  # Keras dtype policy of the models
     rollout_dtype: str = "auto"  # of sampling and reference; auto: update_dtype where C++ computes them all, else dtype
@@ -330,8 +336,9 @@ class EvaluationConfig:
 class Config:
     """One experiment."""
 
-    seed: int = 0  # all randomness follows from it
-    language_model: str = ""  # folder to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch
+    seed: int = fixed(0)  # all randomness follows from it
+    # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
+    language_model: str = fixed("", by_content=True)
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2  # how many of the newest checkpoints stay

@@ -1,5 +1,6 @@
 """Prompts for PPO and evaluation: given, or cut from texts; padded on the left; in a reproducible order."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -82,6 +83,13 @@ class PromptSet:
 
     def __len__(self):
         return len(self._trajectories)
+
+    def digest(self) -> str:
+        """A short fingerprint of the prompts, their continuations and their order."""
+        content = hashlib.sha256()
+        for trajectory in self._trajectories:
+            content.update(repr(trajectory).encode())
+        return content.hexdigest()[:16]
 
     def batch(self, step: int, size: int, repeats: int = 1) -> Prompts:
         """The step-th batch [size, P] of the stream. It depends on the step alone, so that a run can be resumed.

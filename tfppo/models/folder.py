@@ -11,6 +11,7 @@ import keras
 
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.models.finite import require_finite
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
@@ -22,8 +23,11 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
     """Saves a model with its tokenizer in a folder, which replaces an existing one as a whole.
 
     If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
+
+    Raises: UserError where a weight is not finite; an existing model stays.
     """
     folder = Path(folder)
+    require_finite(model, f"the model {str(folder)!r}")
     _finish_swap(folder)
     fresh, old = _beside(folder)
     # In this order: a `.saving` beside an `.old` is taken for complete.
@@ -42,9 +46,9 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
 
 
 def model_exists(folder: str | os.PathLike) -> bool:
-    """Whether a model folder is there. Raises: UserError where an interrupted save cannot be finished."""
+    """Whether there is a model in a folder. Raises: UserError where an interrupted save cannot be finished."""
     _finish_swap(Path(folder))
-    return Path(folder).exists()
+    return (Path(folder) / _MODEL_FILE).is_file()
 
 
 def check_model(folder: str | os.PathLike, made_by: str) -> None:

@@ -22,7 +22,7 @@ from tfppo.ppo.rollout import Collected, RolloutCollector
 from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter
+from tfppo.training.metrics import MetricsWriter, read_metrics
 from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
@@ -72,6 +72,7 @@ class PpoTrainer:
                 "models of reward.functions": [
                     weights_digest(reward.model) for reward in collector.rewards if hasattr(reward, "model")
                 ],
+                "set of prompts": prompts.digest(),
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
         )
@@ -122,7 +123,14 @@ class PpoTrainer:
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
         scalars = self.keeper.scalars
-        return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
+        return self.done, scalars["kl_coef"], self.has_ended()
+
+    def has_ended(self) -> bool:
+        """Whether the last checkpoint is at the end of the run, as the settings now have it: they may have moved it."""
+        if self.done >= self.num_iterations or not self.keeper.scalars["finished"]:
+            return self.done >= self.num_iterations
+        rows = read_metrics(self.folder / "ppo.jsonl")
+        return any(self.is_finished(self.done, row["objective/score"]) for row in rows if row["step"] == self.done)
 
     def collect(self, step: int) -> Collected:
         """The rollout of an iteration: sampled from the policy, or the data's own texts."""

@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.config import Config
+from tfppo.config.resuming import LANGUAGE_MODEL
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.lm.trainer import LmTrainer
 from tfppo.models.folder import load_language_model
 from tfppo.models.language_model import LanguageModel
+from tfppo.stages.history import SettingsHistory
 from tfppo.stages.texts import load_packed, load_texts
-from tfppo.stages.workdir import write_config
 
 
 def train_language_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
@@ -21,13 +22,14 @@ def train_language_model(config: Config, folder: Path, strategy: tf.distribute.S
 
     Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
     """
+    history = SettingsHistory(config, folder, LANGUAGE_MODEL)
     with strategy.scope():
         model, tokenizer = _start(config)
     length = model.max_sequence_length
     train, _ = load_packed(config.data, "train", tokenizer, length)
     validation, num_words = load_packed(config.data, "validation", tokenizer, length)
     trainer = LmTrainer(config.lm, config.seed, model, tokenizer, train, validation, num_words, strategy, folder)
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     trainer.train()
 
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
+from tfppo.config.resuming import PPO
 from tfppo.config.validation import validate_for_ppo, validate_positions, validate_trainable_blocks
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import (
@@ -28,15 +29,17 @@ from tfppo.ppo.assembly import assemble
 from tfppo.ppo.charts import plot_reward_over_kl
 from tfppo.ppo.trainer import PpoTrainer
 from tfppo.stages.checks import check_tokenizer
+from tfppo.stages.history import SettingsHistory
 from tfppo.stages.rewards import check_rewards, load_rewards
 from tfppo.stages.texts import load_prompts
-from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.stages.workdir import language_model_folder
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
 
 
 def check_ppo(config: Config, folder: Path) -> None:
     """Raises UserError for what PPO would refuse, before anything else is trained for it."""
+    SettingsHistory(config, folder, PPO)
     model_folder = language_model_folder(config, folder)
     if config.language_model:
         check_model(config.language_model, "tfppo train-lm")
@@ -57,6 +60,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
     """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
     ppo, model_folder = config.ppo, language_model_folder(config, folder)
     check_ppo(config, folder)
+    history = SettingsHistory(config, folder, PPO)
     with strategy.scope():
         ref_model, tokenizer = load_language_model(model_folder, ppo.dtype)
         ref_model.trainable = False
@@ -84,7 +88,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
     )
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     print(computation.describe(collector.sampler.engine), flush=True)
     trainer.train()
     save_model(policy, tokenizer, folder / "policy")

@@ -5,6 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
+from tfppo.config.resuming import NORMALIZATION, REWARD_MODEL
 from tfppo.config.validation import validate_positions
 from tfppo.data.preferences import encode_preferences, load_preferences
 from tfppo.models.folder import load_language_model, save_model
@@ -12,13 +13,15 @@ from tfppo.models.reward_model import RewardModel
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer
 from tfppo.stages.engines import engines_that_sample
-from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.stages.history import SettingsHistory, write_settings
+from tfppo.stages.workdir import language_model_folder
 from tfppo.training.seeding import set_keras_seed
 
 
 def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Trains a reward model, from the language model; WORKDIR/reward_model holds it afterwards, normalised."""
     settings = config.reward_model
+    history = SettingsHistory(config, folder, REWARD_MODEL)
     preferences = load_preferences(settings.source)
     model_folder = language_model_folder(config, folder)
     language_model, tokenizer = load_language_model(model_folder)
@@ -39,8 +42,9 @@ def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Str
     with strategy.scope():
         model = RewardModel.from_language_model(language_model)
     trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, strategy, folder)
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=trainer.done < trainer.num_steps)
     trainer.train()
     engines = engines_that_sample(config.sampling, language_model) if settings.normalize == "samples" else ()
     normalize(model, language_model, train, tokenizer, config, engines)
     save_model(model, tokenizer, folder / "reward_model")
+    write_settings(folder, NORMALIZATION.settings(config))
