@@ -21,7 +21,8 @@ from tfppo.ops.masking import masked_sum
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
-from tfppo.rewards.scoring import Batch, Reward, total_scores
+from tfppo.rewards.batch import Batch
+from tfppo.rewards.scoring import Reward, total_scores
 from tfppo.training.replicas import check_divides
 
 
@@ -76,7 +77,7 @@ def evaluate(
         return kl, masked_sum(-token_logprobs(ref_logits, ids), mask, axis=1), tf.reduce_sum(mask, axis=1)
 
     texts, responses, scores, measured = [], [], [], []
-    for number, batch in enumerate(prompts.batches(batch_size)):
+    for number, (batch, columns) in enumerate(prompts.batches(batch_size)):
         rows = len(batch.prompt_ids)
         whole = tf.nest.map_structure(lambda tensor, rows=rows: _repeat_rows(tensor, batch_size, rows), batch)
         samples = sampler(whole, seed_for(seed, "evaluate", number))
@@ -86,7 +87,7 @@ def evaluate(
         texts += tokenizer.decode_batch(batch.prompt_ids.numpy())
         mask, _ = scored_part(ids, mask, reward, tokenizer.eos_id)
         responses += tokenizer.decode_batch(np.where(mask > 0, ids, tokenizer.pad_id))
-        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer)
+        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer, columns)
         scores.append(total_scores(rewards, reward.weights, part)[0].reshape(rows, -1).sum(axis=1))
     all_scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))
