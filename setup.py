@@ -19,6 +19,7 @@ INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "ml-collections>=1.1,<2",
     "numpy",
+    "requests>=2.32,<3",  # TensorFlow needs it, too; rewards at a URL
     "tokenizers>=0.21",
     "vaderSentiment==3.3.2",  # exact: its lexicon is the default reward, so it fixes the scores
     "tqdm",

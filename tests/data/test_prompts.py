@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfppo.config import DataConfig
-from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
+from tfppo.data.prompts import PromptSet, Trajectory, encode_trajectories, pad_left
 from tfppo.data.sources import Example
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
@@ -23,7 +23,7 @@ def byte_ids(text):
 
 def encode_prompts(examples, tokenizer, config, seed):
     """The prompts of the trajectories alone."""
-    return [prompt for prompt, _ in encode_trajectories(examples, tokenizer, config, seed)]
+    return [trajectory.prompt for trajectory in encode_trajectories(examples, tokenizer, config, seed)]
 
 
 def config(shortest=4, longest=8):
@@ -65,9 +65,9 @@ def test_given_prompts_are_taken_whole(tokenizer):
 def test_trajectories_are_prompts_and_how_the_data_goes_on(tokenizer):
     examples = [Example("abcdefgh"), Example("abc"), Example(" then", prompt="when"), Example("", prompt="x")]
     assert encode_trajectories(examples, tokenizer, config(5, 5), seed=0) == [
-        ([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS]),
-        ([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS]),
-        ([EOS, *byte_ids("x")], [EOS]),
+        ([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS], {}),
+        ([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS], {}),
+        ([EOS, *byte_ids("x")], [EOS], {}),
     ]
 
 
@@ -98,7 +98,10 @@ def test_left_padding_by_hand():
 
 class TestPromptSet:
     def make(self, tokenizer, count=10, seed=0):
-        trajectories = [([EOS, 100 + number], [200 + number] * (number % 4) + [EOS]) for number in range(count)]
+        trajectories = [
+            Trajectory([EOS, 100 + number], [200 + number] * (number % 4) + [EOS], {"answer": f"a{number}"})
+            for number in range(count)
+        ]
         return PromptSet(trajectories, tokenizer.pad_id, 4, seed)
 
     def numbers(self, prompts):
@@ -136,13 +139,13 @@ class TestPromptSet:
 
     def test_a_fixed_choice(self, tokenizer):
         prompts = self.make(tokenizer)
-        chosen = [number for batch in prompts.sample(6).batches(4) for number in self.numbers(batch)]
-        again = [number for batch in self.make(tokenizer).sample(6).batches(4) for number in self.numbers(batch)]
+        chosen = [number for batch, _ in prompts.sample(6).batches(4) for number in self.numbers(batch)]
+        again = [number for batch, _ in self.make(tokenizer).sample(6).batches(4) for number in self.numbers(batch)]
         assert chosen == again and len(prompts.sample(6)) == len(set(chosen)) == 6
         assert len(prompts.sample(99)) == len(prompts) == 10
 
     def test_all_in_order(self, tokenizer):
-        batches = [self.numbers(batch) for batch in self.make(tokenizer).batches(4)]
+        batches = [self.numbers(batch) for batch, _ in self.make(tokenizer).batches(4)]
         assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
     def test_a_prompt_is_repeated_next_to_itself(self, tokenizer):
@@ -167,10 +170,38 @@ class TestPromptSet:
                 seen.add(size)
         assert seen == {1, 2, 3}
 
+    def test_columns_go_with_their_prompts(self, tokenizer):
+        prompts = self.make(tokenizer)
+        for step in range(4):
+            rows = step, 6, 3
+            expected = [f"a{number}" for number in self.numbers(prompts.batch(*rows))]
+            assert prompts.columns(*rows) == {"answer": expected}
+        for batch, columns in prompts.sample(6).batches(4):
+            assert columns == {"answer": [f"a{number}" for number in self.numbers(batch)]}
+
+    def test_two_rows_of_one_prompt_keep_their_own_columns(self, tokenizer):
+        records = [{"answer": 1, "a": 1}, {"answer": 2}, {"answer": None}]
+        prompts = PromptSet([Trajectory([EOS, 5], [EOS], record) for record in records], PAD, 4, 0)
+        found = prompts.columns(0, 6, 2)
+        assert found["answer"][::2] == found["answer"][1::2]
+        assert sorted(map(str, found["answer"][::2])) == ["1", "2", "None"]
+        assert list(found) == ["a", "answer"] and found["a"] == [
+            1 if answer == 1 else None for answer in found["answer"]
+        ]
+        ((_, columns),) = prompts.batches(3)
+        assert columns == {"a": [1, None, None], "answer": [1, 2, None]}
+
+
+def test_columns_of_examples_that_are_left_out_are_left_out(tokenizer):
+    examples = [Example("abcdef", columns={"n": 0}), Example("a", columns={"n": 1}), Example("x", "p", {"n": 2})]
+    assert [row.columns for row in encode_trajectories(examples, tokenizer, config(4, 4), 0)] == [{"n": 0}, {"n": 2}]
+
 
 def test_a_digest_tells_prompts_continuations_and_their_order_apart():
+    def digest(rows, pad_id=0, length=4, seed=0):
+        return PromptSet([Trajectory(*row) for row in rows], pad_id, length, seed).digest()
+
     rows = [([1, 5], [6, 1]), ([1, 7], [8])]
     others = [rows[::-1], rows[:1], [([1, 5, 6], [1]), rows[1]], [rows[0], ([1, 7], [9])]]
-    digests = [PromptSet(trajectories, 0, 4, seed=0).digest() for trajectories in (rows, *others)]
-    assert len(set(digests)) == 5
-    assert PromptSet([([1, 5], [6, 1]), ([1, 7], [8])], 9, 8, seed=1).digest() == digests[0]
+    assert len({digest(trajectories) for trajectories in (rows, *others)}) == 5
+    assert digest(rows, 9, 8, seed=1) == digest(rows)

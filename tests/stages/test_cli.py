@@ -128,6 +128,14 @@ def too_few(prompts, responses):
 
 def not_a_number(prompts, responses):
     return [0.0, float("nan")] + [0.0] * (len(responses) - 2)
+
+
+def ends(prompts, responses):
+    raise SystemExit("no key")
+
+
+def exact(prompts, responses, answer):
+    return [float(response == right) for response, right in zip(responses, answer)]
 """
 
 
@@ -161,6 +169,16 @@ def failures(tmp_path_factory):
             "unknown reward": ppo(reward("none")),
             "number of scores": ppo(reward("too_few")),
             "nan": ppo(reward("not_a_number")),
+            # Neither has a model: the column comes first.
+            "column": command("train_ppo", f"--workdir={folder / 'fresh'}", config=(*settings, reward("exact"))),
+            "column of jsonl": command(
+                "evaluate",
+                f"--workdir={folder / 'fresh'}",
+                config=(*settings, reward("exact"), f"data.source={folder / 'long.jsonl'}"),
+            ),
+            "reward in evaluation": command(
+                "evaluate", f"--workdir={good}", f"--model={good / 'lm'}", config=(*settings, reward("ends"))
+            ),
             "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
             "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
         }
@@ -178,6 +196,9 @@ def failures(tmp_path_factory):
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
         ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
+        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: none; .*"),
+        ("column of jsonl", r"reward exact takes a column 'answer', .*; the columns are: prompt, response; .*"),
+        ("reward in evaluation", r"reward ends raised SystemExit: no key at .*rewards\.py:11, .* prompt '.+' and .*"),
         ("no model", r"there is no model in '.*fresh/lm' .*"),
         ("long prompt", r"the prompt 'word word .* has \d+ tokens; .* the model has room for \d+; shorten .*"),
     ],

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tfppo.config.choices import ESTIMATOR_SETTINGS, PLACEMENTS, settings_to_let_go
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.resuming import fixed, state
+from tfppo.config.reward_validation import validate_calls
 from tfppo.config.validation import (
     require,
     require_one_of,
@@ -118,11 +119,18 @@ class SamplingConfig:
     temperature: float = 1.0  # divides the logits; 0: always the likeliest token
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
-    stop_at_eos: bool = False  # whether EOS ends a response
+    # Whether EOS ends a response. None: yes, but for recipes that sample on (reward.truncate_at_eos, placement
+    # last_position) and tfds:movie_snippets, whose texts are sentences out of reviews: there 24 tokens run on from one
+    # into the next. See `Config.with_ends`.
+    stop_at_eos: bool | None = None
     # Compile sampling and the reference model with XLA. None: yes, unless their dtype is faster without XLA; where PPO
     # samples without C++, it times both on the first batch and keeps the faster one.
     jit_compile: bool | None = None
     native: bool | None = None  # sample with C++ built for this CPU; None: where it can be built and is faster
+
+    def for_readers(self) -> Self:
+        """The same for text that is shown or served: it ends at its end, unless stop_at_eos says False."""
+        return dataclasses.replace(self, stop_at_eos=self.stop_at_eos is not False)
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
@@ -138,9 +146,20 @@ class RewardConfig:
 
     # module:function or path/file.py:function, each (prompts, responses) -> scores; or likelihood:FOLDER, the summed
     # log-probability of the response under the language model in a folder (likelihood: alone, the reference); or
-    # reward_model:FOLDER, the score of the reward model in a folder (reward_model: alone, WORKDIR/reward_model).
+    # reward_model:FOLDER, the score of the reward model in a folder (reward_model: alone, WORKDIR/reward_model); or
+    # https://host/path, a server that scores. See docs/rewards.md.
     functions: tuple[str, ...] = ("tfppo.rewards.vader:vader_sentiment",)
     weights: tuple[float, ...] = (1.0,)  # one for each function
+    # How often what failed is called again, after waits of 1, 2, 4, ... up to 60 seconds. None: 0 for a function, 6 for
+    # a URL.
+    retries: int | None = None
+    # Seconds that a call may take; a function then runs in a thread of its own. None: any for a function, 60 for a URL.
+    timeout: float | None = None
+    url_batch_size: int = 16  # most responses that are posted to a URL together
+    url_concurrency: int = 4  # most posts to a URL at once
+    url_token_variable: str | None = (
+        None  # environment variable with the token that a URL gets as Bearer; None: no token
+    )
     placement: str = "last_token"  # or "after_last" (TRL), "last_position" (Ziegler et al. 2019)
     missing_stop_penalty: float | None = None  # for responses without EOS; None: no penalty
     missing_stop_mode: str = "subtract"  # subtract the penalty from the score, or "replace" the score by the penalty
@@ -159,8 +178,9 @@ class RewardConfig:
                 ":" in name,
                 "reward.functions",
                 name,
-                "write module:function, path/file.py:function, likelihood: or reward_model:",
+                "write module:function, path/file.py:function, https://host/path, likelihood: or reward_model:",
             )
+        validate_calls(self)
         require(
             len(self.weights) == len(self.functions),
             "reward.weights",
@@ -361,6 +381,14 @@ class Config:
             getattr(self, name).validate()
         validate_positions(self, self.model.max_sequence_length)
         return self
+
+    def with_ends(self) -> Self:
+        """The same configuration with sampling.stop_at_eos decided: True or False where it was None."""
+        if self.sampling.stop_at_eos is not None:
+            return self
+        samples_on = self.reward.truncate_at_eos or self.reward.placement == "last_position"
+        stops = not (samples_on or self.data.source.startswith("tfds:movie_snippets"))
+        return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, stop_at_eos=stops))
 
     def to_json(self) -> str:
         """The whole configuration as indented JSON."""

@@ -118,6 +118,7 @@ def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> 
 
 def validate_for_ppo(config: "Config") -> None:
     """Raises UserError for combinations of valid settings that PPO cannot run with."""
+    config = config.with_ends()
     sampling, reward, ppo = config.sampling, config.reward, config.ppo
     require(
         sampling.top_k == 0 and sampling.top_p == 1.0,
@@ -157,7 +158,7 @@ def validate_for_ppo(config: "Config") -> None:
         "the last position is padding for a response that stopped; use last_token or sampling.stop_at_eos=False",
     )
     require(
-        reward.placement != "after_last" or sampling.stop_at_eos,
+        reward.placement != "after_last" or bool(sampling.stop_at_eos),
         "reward.placement",
         reward.placement,
         "nothing comes after a response that never stops; use last_token or sampling.stop_at_eos=True",

@@ -1,7 +1,7 @@
 """Prompts for PPO and evaluation: given, or cut from texts; padded on the left; in a reproducible order."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,10 +21,21 @@ class Prompts(NamedTuple):
     prompt_mask: tf.Tensor  # [B, P] int32
 
 
+class Trajectory(NamedTuple):
+    """Token ids of a prompt and of its continuation in the dataset, and the fields of their record."""
+
+    prompt: list[int]
+    continuation: list[int]
+    columns: Mapping[str, object] = {}
+
+
+Columns = Mapping[str, Sequence[object]]  # {name: one value a row}, for reward functions
+
+
 def encode_trajectories(
     examples: list[Example], tokenizer: Tokenizer, config: DataConfig, seed: int
-) -> list[tuple[list[int], list[int]]]:
-    """Token ids of prompts and of their continuations in the dataset.
+) -> list[Trajectory]:
+    """The prompts of examples and their continuations, as token ids.
 
     A prompt begins with EOS as start token, and a continuation ends with EOS. A prompt of the dataset is used whole. A
     text without one is cut after min_prompt_tokens to max_prompt_tokens tokens, a number that is drawn for each text;
@@ -39,14 +50,14 @@ def encode_trajectories(
     eos, trajectories = tokenizer.eos_id, []
     for example, prompt, text, length in zip(examples, prompts, texts, lengths, strict=True):
         if example.prompt is None and len(text) > length:
-            trajectories.append(([eos, *text[:length]], [*text[length:], eos]))
+            trajectories.append(Trajectory([eos, *text[:length]], [*text[length:], eos], example.columns))
         elif example.prompt is not None:
             if len(prompt) > config.max_prompt_tokens:
                 raise UserError(
                     f"data.max_prompt_tokens is {config.max_prompt_tokens}, but the prompt {example.prompt!r:.120} has "
                     f"{len(prompt)} tokens; raise it (and model.max_sequence_length with it) or shorten the prompt"
                 )
-            trajectories.append(([eos, *prompt], [*text, eos]))
+            trajectories.append(Trajectory([eos, *prompt], [*text, eos], example.columns))
     if not trajectories:
         raise UserError(
             f"data.source {config.source!r} yields no prompt: none of its {len(examples)} texts is longer than "
@@ -78,8 +89,9 @@ def pad_right(rows: list[list[int]], pad_id: int, length: int) -> tuple[np.ndarr
 class PromptSet:
     """The N prompts of a split and their continuations, as batches of an endless stream, reshuffled every epoch."""
 
-    def __init__(self, trajectories: list[tuple[list[int], list[int]]], pad_id: int, length: int, seed: int):
+    def __init__(self, trajectories: Sequence[Trajectory], pad_id: int, length: int, seed: int):
         self._trajectories, self._pad_id, self._length, self._seed = trajectories, pad_id, length, seed
+        self._column_names = sorted(set().union(*(trajectory.columns for trajectory in trajectories)))
 
     def __len__(self):
         return len(self._trajectories)
@@ -88,7 +100,7 @@ class PromptSet:
         """A short fingerprint of the prompts, their continuations and their order."""
         content = hashlib.sha256()
         for trajectory in self._trajectories:
-            content.update(repr(trajectory).encode())
+            content.update(repr((list(trajectory.prompt), list(trajectory.continuation))).encode())
         return content.hexdigest()[:16]
 
     def batch(self, step: int, size: int, repeats: int = 1) -> Prompts:
@@ -97,15 +109,18 @@ class PromptSet:
         Each prompt is there `repeats` times in a row.
         """
         rows = self._rows(step, size // repeats)
-        prompts = [prompt for prompt, _ in rows for _ in range(repeats)]
-        return pad_left(prompts, self._pad_id, self._length)
+        return pad_left([row.prompt for row in rows for _ in range(repeats)], self._pad_id, self._length)
+
+    def columns(self, step: int, size: int, repeats: int = 1) -> Columns:
+        """The columns of the data for each row of `batch(step, size, repeats)`; None where a record lacks one."""
+        return self._columns([row for row in self._rows(step, size // repeats) for _ in range(repeats)])
 
     def continuations(self, step: int, size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
         """The first `length` tokens of the continuation of each prompt of `batch(step, size)`.
 
         Returns: response_ids int32 [size, length], padded on the right, and response_mask float32 [size, length].
         """
-        rows = [continuation[:length] for _, continuation in self._rows(step, size)]
+        rows = [row.continuation[:length] for row in self._rows(step, size)]
         return pad_right(rows, self._pad_id, length)
 
     def sample(self, count: int) -> "PromptSet":
@@ -113,11 +128,14 @@ class PromptSet:
         chosen = permutation(self._seed, "held-out", 0, len(self))[:count]
         return PromptSet([self._trajectories[i] for i in chosen], self._pad_id, self._length, self._seed)
 
-    def batches(self, size: int) -> Iterator[Prompts]:
-        """All prompts in order, as Prompts of at most `size` rows."""
+    def batches(self, size: int) -> Iterator[tuple[Prompts, Columns]]:
+        """All prompts in order, as Prompts of at most `size` rows, each with its columns."""
         for start in range(0, len(self), size):
             rows = self._trajectories[start : start + size]
-            yield pad_left([prompt for prompt, _ in rows], self._pad_id, self._length)
+            yield pad_left([row.prompt for row in rows], self._pad_id, self._length), self._columns(rows)
+
+    def _columns(self, rows):
+        return {name: [row.columns.get(name) for row in rows] for name in self._column_names}
 
     def _rows(self, step, size):
         indices = stream_indices(self._seed, "prompts", step * size, size, len(self))

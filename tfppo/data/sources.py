@@ -21,7 +21,8 @@ class Example:
 
     text: str = ""
     prompt: str | None = None
-    columns: Mapping[str, object] = field(default_factory=dict)  # every field of its record, for reward functions
+    # Every field of its record, for reward functions; texts are equal whatever theirs are.
+    columns: Mapping[str, object] = field(default_factory=dict, compare=False)
 
 
 def load_examples(
@@ -132,6 +133,7 @@ def _read_jsonl(path, names):
             Example(
                 text=checked_text(record[text_name], text_name, where) if text_name else "",
                 prompt=checked_text(record[prompt_name], prompt_name, where) if prompt_name else None,
+                columns=record,
             )
         )
     return examples

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ class PpoTrainer:
         self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
         self.num_iterations = config.ppo.total_episodes // config.ppo.rollout_batch_size
         self.diagnostics = Diagnostics(
-            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=config.sampling.stop_at_eos
+            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=bool(config.sampling.stop_at_eos)
         )
         self.keeper = CheckpointKeeper(
             folder / "checkpoints",
@@ -76,7 +76,7 @@ class PpoTrainer:
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
         )
-        self.done = self.keeper.restore()
+        self.done = self.saved = self.keeper.restore()  # iterations; of the last checkpoint
         self.collector.state = self.keeper.scalars
         self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
@@ -84,8 +84,8 @@ class PpoTrainer:
     def train(self) -> None:
         """Runs to the end, from the last checkpoint where there is one.
 
-        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails or a
-        reward function errs.
+        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails, or
+            where a reward function errs, with everything saved.
         """
         done, kl_coef, finished = self.restored()
         metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
@@ -100,7 +100,8 @@ class PpoTrainer:
         with StopRequest() as stop, closing(metrics), bar:
             while not finished:
                 clock = [time.perf_counter()]
-                collected = self.collect(done)
+                with self.saved_first(done, kl_coef, metrics):
+                    collected = self.collect(done)
                 clock.append(time.perf_counter())
 
                 statistics = self.improve(collected.rollout, done, kl_coef)
@@ -115,10 +116,35 @@ class PpoTrainer:
                 finished = self.is_finished(done, scalars["objective/score"])
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
-                    self.keeper.save(done, **own, **self.collector.state)
+                    self.save(done, kl_coef, finished)
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+
+    @contextmanager
+    def saved_first(self, done: int, kl_coef: float, metrics: MetricsWriter) -> Iterator[None]:
+        """A context for collecting: whatever ends it (a reward that errs, a second Ctrl-C), the run is saved first.
+
+        Collecting changes no weights, and the moments of the scores go back: the state is that after `done` iterations.
+        """
+        moments = self.collector.shaper.state
+        try:
+            yield
+        except BaseException as error:
+            self.collector.shaper.state = moments
+            if done > self.saved:
+                metrics.flush()
+                self.save(done, kl_coef, False)
+            if not isinstance(error, UserError) or not done:
+                raise
+            raise UserError(
+                f"{error}; saved after {done} of {self.num_iterations} iterations: run the same command again to go on"
+            ) from error
+
+    def save(self, done: int, kl_coef: float, finished: bool) -> None:
+        """Saves the state after `done` iterations."""
+        own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
+        self.keeper.save(done, **own, **self.collector.state)
+        self.saved = done
 
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
@@ -135,11 +161,12 @@ class PpoTrainer:
     def collect(self, step: int) -> Collected:
         """The rollout of an iteration: sampled from the policy, or the data's own texts."""
         ppo, sampling = self.config.ppo, self.config.sampling
-        prompts = self.prompts.batch(step, ppo.rollout_batch_size, ppo.group_size)
+        rows = step, ppo.rollout_batch_size, ppo.group_size
+        prompts, columns = self.prompts.batch(*rows), self.prompts.columns(*rows)
         if ppo.trajectories == "dataset":
             responses = self.prompts.continuations(step, ppo.rollout_batch_size, sampling.response_length)
-            return self.collector.replay(prompts, *responses)
-        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step))
+            return self.collector.replay(prompts, *responses, columns)
+        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step), columns)
 
     def improve(self, rollout: Rollout, step: int, kl_coef: float) -> dict[str, float]:
         """Improves the policy by a rollout. Returns: the statistics of the update, as numbers."""
@@ -228,6 +255,8 @@ class PpoTrainer:
             "policy/learning_rate": self.learning_rate(step),
             "time/rollout": sampled - started,
             "time/update": updated - sampled,
+            "time/reward": collected.reward_seconds,
+            "time/reward_share": collected.reward_seconds / (updated - started),
             "time/tokens_per_second": num_tokens / (updated - started),
         }
 

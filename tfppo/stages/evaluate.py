@@ -10,7 +10,7 @@ from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
 from tfppo.ppo.evaluation import Evaluation, evaluate
 from tfppo.stages.engines import engines_that_sample
-from tfppo.stages.rewards import load_rewards
+from tfppo.stages.rewards import check_rewards, load_rewards
 from tfppo.stages.texts import load_packed, load_prompts
 from tfppo.stages.workdir import language_model_folder
 
@@ -21,7 +21,10 @@ def evaluate_model(
     """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
 
     `text_perplexity` is the model's own, a token, on the held-out texts themselves.
+    Raises: UserError where a reward function errs or lacks a column, the latter before a model is loaded.
     """
+    config = config.with_ends()
+    check_rewards(config, folder, "test")
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)
     ref_model, _ = load_language_model(reference)

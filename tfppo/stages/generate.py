@@ -19,7 +19,7 @@ def generate(config: Config, folder: Path, model_folder: Path | str | None, prom
 
     Raises: UserError where there is no model, or a prompt is longer than the model has room for.
     """
-    sampling = config.sampling
+    sampling = config.sampling.for_readers()
     if model_folder is None:
         policy_folder = folder / "policy"
         model_folder = policy_folder if model_exists(policy_folder) else language_model_folder(config, folder)

@@ -39,6 +39,7 @@ from tfppo.training.seeding import set_keras_seed
 
 def check_ppo(config: Config, folder: Path) -> None:
     """Raises UserError for what PPO would refuse, before anything else is trained for it."""
+    config = config.with_ends()
     SettingsHistory(config, folder, PPO)
     model_folder = language_model_folder(config, folder)
     if config.language_model:
@@ -58,6 +59,7 @@ def check_ppo(config: Config, folder: Path) -> None:
 
 def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
+    config = config.with_ends()
     ppo, model_folder = config.ppo, language_model_folder(config, folder)
     check_ppo(config, folder)
     history = SettingsHistory(config, folder, PPO)

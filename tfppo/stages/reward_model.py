@@ -20,6 +20,7 @@ from tfppo.training.seeding import set_keras_seed
 
 def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Trains a reward model, from the language model; WORKDIR/reward_model holds it afterwards, normalised."""
+    config = config.with_ends()
     settings = config.reward_model
     history = SettingsHistory(config, folder, REWARD_MODEL)
     preferences = load_preferences(settings.source)
