@@ -157,9 +157,7 @@ class RewardConfig:
     timeout: float | None = None
     url_batch_size: int = 16  # most responses that are posted to a URL together
     url_concurrency: int = 4  # most posts to a URL at once
-    url_token_variable: str | None = (
-        None  # environment variable with the token that a URL gets as Bearer; None: no token
-    )
+    url_token_variable: str | None = None  # environment variable with the token for a URL; None: no token
     placement: str = "last_token"  # or "after_last" (TRL), "last_position" (Ziegler et al. 2019)
     missing_stop_penalty: float | None = None  # for responses without EOS; None: no penalty
     missing_stop_mode: str = "subtract"  # subtract the penalty from the score, or "replace" the score by the penalty
