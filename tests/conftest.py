@@ -33,6 +33,8 @@ SLOW: dict[str, set[str] | None] = {
         "test_the_binary_takes_every_other_flag",
     },
     "ppo/test_critic_rates.py": None,
+    "ppo/test_evaluation.py": {"test_one_prompt_has_figures_and_no_standard_error"},
+    "ppo/test_held_out.py": {"test_the_figures_are_those_of_plain_loops_over_the_samples"},
     "ppo/test_learning.py": None,
     "ppo/test_minibatch_parts.py": {
         "test_checkpointed_gradients_are_the_same",

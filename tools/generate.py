@@ -28,7 +28,11 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 def define_flags(flags: ModuleType) -> None:
     flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
-    flags.DEFINE_string("model", None, "Folder of the model; default WORKDIR/policy, or WORKDIR/lm before PPO.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "Folder of the model, or its name in WORKDIR, such as policy_best; default policy, or lm before PPO.",
+    )
 
 
 if __name__ == "__main__":

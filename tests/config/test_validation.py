@@ -206,6 +206,9 @@ BAD = [
     ({"evaluation__num_prompts": 1}, "evaluation.num_prompts", "1", "at least 2"),
     ({"evaluation__batch_size": 0}, "evaluation.batch_size", "0", "above 0"),
     ({"evaluation__num_samples": 0}, "evaluation.num_samples", "0", "above 0"),
+    ({"evaluation__every": -1}, "evaluation.every", "-1", "0 for off"),
+    ({"evaluation__num_prompts_in_training": 0}, "evaluation.num_prompts_in_training", "0", "evaluation.every=0"),
+    ({"evaluation__best_by": "kl"}, "evaluation.best_by", "'kl'", "rlhf_reward, score"),
     ({"evaluation__samples_every": -1}, "evaluation.samples_every", "-1", "negative"),
     # One start token, 8 of the prompt, 56 of the response: 65 positions.
     ({"sampling__response_length": 56}, "model.max_sequence_length", "64", "need 65 positions"),

@@ -11,7 +11,7 @@ import pytest
 from computations import build_collector, build_learner
 
 from tfppo.computation import modes
-from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingConfig
+from tfppo.config import Config, DataConfig, EvaluationConfig, PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
@@ -45,7 +45,7 @@ class RecordingTrainer(PpoTrainer):
         self.history = [*getattr(self, "history", []), self.learner.policy.get_weights()]
 
 
-def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, **changes):
+def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, evaluation=None, **changes):
     defaults = dict(
         rollout_batch_size=BATCH,
         total_episodes=BATCH * ITERATIONS,
@@ -59,6 +59,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         sampling=SamplingConfig(**{"response_length": RESPONSE, "jit_compile": False, **(sampling or {})}),
         reward=RewardConfig(**(reward or {})),
         ppo=PpoConfig(**{**defaults, **changes}),
+        evaluation=EvaluationConfig(**(evaluation or {})),
         checkpoint_every=2,
     ).validate()
     keras.utils.set_random_seed(0)
@@ -82,6 +83,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         folder,
         ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
         ema=average if ema else None,
+        held_out_prompts=PromptSet([([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0) if evaluation else None,
     )
 
 
@@ -120,6 +122,29 @@ def test_nothing_is_traced_after_the_first_iteration(finished):
     for function in (learner.update, sampler.functions[sampler.engine.name], collector.teacher_forcing.of_reference):
         assert function.experimental_get_tracing_count() == 1
     assert list(sampler.functions) == [sampler.engine.name]  # no other one could be traced
+
+
+def untimed(rows):
+    return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows]
+
+
+def test_evaluation_in_between_changes_no_bit_and_compiles_nothing(tmp_path):
+    settings = dict(reward=dict(normalize=True), adaptive_kl_target=0.01, sampling=dict(stop_at_eos=True))
+    plain = make_trainer(tmp_path / "plain", **settings)
+    evaluation = dict(every=3, num_prompts_in_training=12)
+    evaluated = make_trainer(tmp_path / "evaluated", evaluation=evaluation, **settings)
+    for trainer in (plain, evaluated):
+        trainer.train()
+    for weights, others in zip(plain.history, evaluated.history, strict=True):
+        for weight, other in zip(weights, others, strict=True):
+            np.testing.assert_array_equal(weight, other)
+    assert untimed(rows(tmp_path / "plain")) == untimed(rows(tmp_path / "evaluated"))
+    figures = [json.loads(line) for line in (tmp_path / "evaluated" / "ppo_evaluation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in figures] == [0, 3, ITERATIONS]
+    assert figures[0]["evaluation/kl"] == pytest.approx(0.0, abs=1e-5) and figures[-1]["evaluation/kl"] > 1e-3
+    sampler = evaluated.collector.sampler
+    assert sampler.functions[sampler.engine.name].experimental_get_tracing_count() == 1
+    assert not (tmp_path / "plain" / "ppo_evaluation.jsonl").exists()
 
 
 def test_the_average_follows_its_recursion(finished):

@@ -101,10 +101,10 @@ def test_it_learns_what_was_preferred(tmp_path, rejected):
     trainer.train()
     rows = read_metrics(tmp_path / "reward_training.jsonl")
     assert [row["step"] for row in rows] == list(range(1, trainer.num_steps + 1))
-    held_out = {row["step"]: row for row in rows if "reward_model/validation_loss" in row}
+    held_out = {row["step"]: row for row in rows if "reward_model/held_out_loss" in row}
     assert set(held_out) == {*range(10, trainer.num_steps, 10), trainer.num_steps}
     last = rows[-1]
-    assert last["reward_model/validation_accuracy"] >= 0.95 and last["reward_model/validation_loss"] < 0.2
+    assert last["reward_model/held_out_accuracy"] >= 0.95 and last["reward_model/held_out_loss"] < 0.2
     # Before it has learnt anything, all K responses are as likely to be the best.
     assert abs(rows[0]["reward_model/loss"] - np.log(1 + rejected)) < 0.5
     assert rows[0]["reward_model/learning_rate"] == 3e-3

@@ -125,3 +125,25 @@ def test_numbers_survive_exactly(tmp_path):
 def test_no_file_means_no_rows(tmp_path):
     assert read_metrics(tmp_path / "none.jsonl") == []
     assert not Path(tmp_path / "none.jsonl").exists()
+
+
+def test_the_overview_repeats_scalars_for_tensorboard_alone(tmp_path):
+    writer = MetricsWriter(tmp_path / "ppo", overview={"charts/kl": "objective/kl", "charts/score": "objective/score"})
+    for step in (1, 2):
+        writer.write(step, {"objective/kl": step / 4})
+    writer.close()
+    events = read_events(tmp_path / "ppo")
+    assert curve(events, "charts/kl") == curve(events, "objective/kl") == [(1, 0.25), (2, 0.5)]
+    assert "charts/score" not in events.Tags()["tensors"]  # nothing to repeat
+    assert events.SummaryMetadata("charts/kl").summary_description.startswith("objective/kl: KL of policy")
+    assert read_metrics(tmp_path / "ppo.jsonl") == [{"step": 1, "objective/kl": 0.25}, {"step": 2, "objective/kl": 0.5}]
+
+
+def test_a_step_that_was_written_in_two_events_keeps_both(tmp_path):
+    writer = MetricsWriter(tmp_path / "ppo")
+    writer.write(1, {"objective/kl": 1.0})
+    writer.write(1, {"policy/ratio": 2.0})
+    writer.close()
+    MetricsWriter(tmp_path / "ppo", resume_step=1).close()
+    events = read_events(tmp_path / "ppo")
+    assert curve(events, "objective/kl") == [(1, 1.0)] and curve(events, "policy/ratio") == [(1, 2.0)]

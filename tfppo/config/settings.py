@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Self
 
-from tfppo.config.choices import PLACEMENTS
+from tfppo.config.choices import BEST_BY, PLACEMENTS
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.validation import (
     require,
@@ -286,10 +286,15 @@ class PpoConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Evaluation on held-out prompts, and sample tables during training."""
+    """Evaluation on held-out prompts, during PPO and after it, and sample tables during training."""
 
-    num_prompts: int = 256
+    num_prompts: int = 256  # of the evaluation of a finished model: evaluate.py, and the end of the quickstart
     batch_size: int = 128
+    every: int = 16  # PPO iterations between evaluations in training; also at the start and the end; 0: none at all
+    num_prompts_in_training: int | None = None  # of each of these; None: one batch, of ppo.rollout_batch_size prompts
+    # By which figure of these evaluations the best policy is kept, as WORKDIR/policy_best: "rlhf_reward", the score
+    # minus ppo.kl_coef times the KL, or "score".
+    best_by: str = "rlhf_reward"
     samples_every: int = 16  # PPO iterations between sample tables; 0: no tables
     num_samples: int = 4  # rows of a sample table
 
@@ -297,6 +302,14 @@ class EvaluationConfig:
         """Raises UserError for values that do not fit."""
         require_positive("evaluation", self, "batch_size", "num_samples")
         require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "a standard error needs at least 2")
+        require(self.every >= 0, "evaluation.every", self.every, "use 0 for off or a positive number of iterations")
+        require(
+            self.num_prompts_in_training is None or self.num_prompts_in_training > 0,
+            "evaluation.num_prompts_in_training",
+            self.num_prompts_in_training,
+            "it must be above 0; None takes one batch, and evaluation.every=0 switches these evaluations off",
+        )
+        require_one_of("evaluation.best_by", self.best_by, BEST_BY)
         require(self.samples_every >= 0, "evaluation.samples_every", self.samples_every, "it must not be negative")
 
 

@@ -110,11 +110,11 @@ class LmTrainer:
                 finished = step + 1
                 due = finished % config.eval_every == 0 or finished == config.num_steps
                 if due:
-                    held_out = {f"lm/validation_{name}": value for name, value in self.held_out().items()}
+                    held_out = {f"lm/held_out_{name}": value for name, value in self.held_out().items()}
                     scalars.update(held_out)
-                    waited = 0 if held_out["lm/validation_loss"] < best else waited + 1
+                    waited = 0 if held_out["lm/held_out_loss"] < best else waited + 1
                     if not waited:
-                        best = held_out["lm/validation_loss"]
+                        best = held_out["lm/held_out_loss"]
                         save_model(self.model, self.tokenizer, self.folder / "lm")
                 self.report(metrics, bar, finished, scalars)
                 if due or stop.requested:
@@ -134,10 +134,10 @@ class LmTrainer:
         metrics.write(finished, scalars)
         bar.update()
         shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
-        if "lm/validation_perplexity" in scalars:
+        if "lm/held_out_perplexity" in scalars:
             bar.write(
-                f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
-                f"{scalars['lm/validation_word_perplexity']:.0f} a word"
+                f"step {finished}: held-out perplexity {scalars['lm/held_out_perplexity']:.1f} a token, "
+                f"{scalars['lm/held_out_word_perplexity']:.0f} a word"
             )
         bar.set_postfix(shown)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -16,12 +17,20 @@ from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 
 _MODEL_FILE = "model.keras"
+_ABOUT_FILE = "about.json"
 
 
-def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+def save_model(
+    model: LanguageModel | Policy | RewardModel,
+    tokenizer: Tokenizer,
+    folder: str | os.PathLike,
+    about: Mapping[str, object] | None = None,
+) -> None:
     """Saves a model with its tokenizer in a folder, which replaces an existing one as a whole.
 
     If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
+
+    Args: about: what to know about the model, kept beside it as JSON; `read_about` reads it.
     """
     folder = Path(folder)
     _finish_swap(folder)
@@ -32,6 +41,8 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
     fresh.mkdir(parents=True)
     tokenizer.save(fresh / "tokenizer")
     model.save(fresh / _MODEL_FILE)
+    if about is not None:
+        (fresh / _ABOUT_FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
     for path in (*fresh.rglob("*"), fresh):
         _sync(path)
     if folder.exists():
@@ -39,6 +50,15 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
     _take_name(fresh, folder)
     _sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def read_about(folder: str | os.PathLike) -> dict:
+    """What was said of the model in a folder when it was saved; empty where nothing was, or there is no model."""
+    _finish_swap(Path(folder))
+    try:
+        return json.loads((Path(folder) / _ABOUT_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def model_exists(folder: str | os.PathLike) -> bool:

@@ -17,7 +17,9 @@ from tfppo.errors import UserError
 from tfppo.models.policy import Policy
 from tfppo.ops.kl import adaptive_kl_coef
 from tfppo.ops.seeds import seed_for
+from tfppo.ppo.dashboard import LAYOUT, OVERVIEW
 from tfppo.ppo.diagnostics import Diagnostics
+from tfppo.ppo.held_out import HeldOut
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import Collected, RolloutCollector
 from tfppo.ppo.types import Rollout
@@ -33,9 +35,12 @@ class PpoTrainer:
 
     The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
     A checkpoint holds policy, optimizer, moving average, iterations done, KL coefficient, running moments of the
-    scores, and which engine samples, if that was measured.
+    scores, the best evaluation, and which engine samples, if that was measured.
 
-    Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
+    Args:
+        ratio_tolerance: how far the first probability ratio of a rollout may be from 1.
+        ema: the moving average.
+        held_out_prompts: to evaluate the policy on in between; None: it is not.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class PpoTrainer:
         *,
         ratio_tolerance: float,
         ema: Policy | None = None,
+        held_out_prompts: PromptSet | None = None,
     ):
         self.config, self.collector, self.learner, self.prompts = config, collector, learner, prompts
         self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
@@ -55,12 +61,21 @@ class PpoTrainer:
         self.diagnostics = Diagnostics(
             has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=config.sampling.stop_at_eos
         )
+        self.held_out = HeldOut(
+            config.evaluation,
+            collector,
+            held_out_prompts,
+            folder,
+            batch_size=config.ppo.rollout_batch_size,
+            kl_coef=config.ppo.kl_coef,
+            seed=config.seed,
+        )
         self.keeper = CheckpointKeeper(
             folder / "checkpoints",
             model=learner.policy,
             optimizer=learner.optimizer,
             extras={"ema": ema} if ema else {},
-            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.state},
+            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **self.state},
             keep=config.keep_checkpoints,
             identity={
                 "tokenizer": collector.tokenizer.digest(),
@@ -82,9 +97,12 @@ class PpoTrainer:
         reward function errs.
         """
         done, kl_coef, finished = self.restored()
-        metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
+        metrics = MetricsWriter(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
         bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
-        with StopRequest() as stop, closing(metrics), bar:
+        self.held_out.open(done, self.keeper.scalars)
+        with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
+            if done == 0:
+                self.evaluate(bar, done, finished)
             while not finished:
                 clock = [time.perf_counter()]
                 collected = self.collect(done)
@@ -100,11 +118,17 @@ class PpoTrainer:
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1
                 finished = self.is_finished(done, scalars["objective/score"])
+                self.evaluate(bar, done, finished)
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.state)
+                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.state)
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What a checkpoint holds of rollouts and evaluations."""
+        return {**self.collector.state, **self.held_out.state}
 
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
@@ -144,6 +168,11 @@ class PpoTrainer:
     def policy_coef(self, step: int) -> float:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
+
+    def evaluate(self, bar: tqdm, done: int, finished: bool) -> None:
+        """Measures the policy on held-out prompts where that is due, and keeps it where it is the best so far."""
+        for line in self.held_out(done, finished=finished):
+            bar.write(line)
 
     def average(self) -> None:
         """Moves the moving average of the policy's weights by one iteration."""

@@ -105,7 +105,7 @@ class RewardTrainer:
                 due = self.done % self.config.eval_every == 0 or self.done == self.num_steps
                 if due:
                     figures = held_out_figures(self._held_out_scores(self.validation))
-                    scalars.update({f"reward_model/validation_{name}": value for name, value in figures.items()})
+                    scalars.update({f"reward_model/held_out_{name}": value for name, value in figures.items()})
                 self.report(metrics, bar, scalars)
                 if due or stop.requested:
                     metrics.flush()
@@ -135,10 +135,10 @@ class RewardTrainer:
         """Writes the metrics of one step and updates the progress bar."""
         metrics.write(self.done, scalars)
         bar.update()
-        if "reward_model/validation_loss" in scalars:
+        if "reward_model/held_out_loss" in scalars:
             bar.write(
-                f"step {self.done}: held-out loss {scalars['reward_model/validation_loss']:.3f}, "
-                f"accuracy {scalars['reward_model/validation_accuracy']:.3f}"
+                f"step {self.done}: held-out loss {scalars['reward_model/held_out_loss']:.3f}, "
+                f"accuracy {scalars['reward_model/held_out_accuracy']:.3f}"
             )
         bar.set_postfix(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 

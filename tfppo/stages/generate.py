@@ -11,19 +11,21 @@ from tfppo.models.folder import load_policy, model_exists
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
 from tfppo.stages.engines import engines_that_sample
-from tfppo.stages.workdir import language_model_folder
+from tfppo.stages.workdir import language_model_folder, model_folder
 
 
-def generate(config: Config, folder: Path, model_folder: Path | str | None, prompts: list[str]) -> list[str]:
-    """One continuation a prompt, by the model in a folder (None: the policy, or the language model before PPO).
+def generate(config: Config, folder: Path, model: Path | str | None, prompts: list[str]) -> list[str]:
+    """One continuation a prompt, by a model that is named as in `model_folder`.
+
+    Without a name it is the policy, or the language model before PPO.
 
     Raises: UserError where there is no model, or a prompt is longer than the model has room for.
     """
     sampling = config.sampling
-    if model_folder is None:
+    if model is None:
         policy_folder = folder / "policy"
-        model_folder = policy_folder if model_exists(policy_folder) else language_model_folder(config, folder)
-    policy, tokenizer = load_policy(model_folder)
+        model = policy_folder if model_exists(policy_folder) else language_model_folder(config, folder)
+    policy, tokenizer = load_policy(model_folder(folder, model))
     rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
     room = policy.language_model.max_sequence_length - sampling.response_length
     for prompt, row in zip(prompts, rows, strict=True):

@@ -29,10 +29,11 @@ from tfppo.ppo.charts import plot_reward_over_kl
 from tfppo.ppo.trainer import PpoTrainer
 from tfppo.stages.checks import check_tokenizer
 from tfppo.stages.rewards import check_rewards, load_rewards
-from tfppo.stages.texts import load_prompts
+from tfppo.stages.texts import load_held_out_prompts, load_prompts
 from tfppo.stages.workdir import language_model_folder, write_config
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
+from tfppo.training.tensorboard import picture_values, replace_summaries
 
 
 def check_ppo(config: Config, folder: Path) -> None:
@@ -81,6 +82,9 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         folder,
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
+        held_out_prompts=load_held_out_prompts(config.data, tokenizer, config.seed)
+        if config.evaluation.every
+        else None,
     )
     write_config(config, folder)
     print(computation.describe(collector.sampler.engine), flush=True)
@@ -88,7 +92,15 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
     save_model(policy, tokenizer, folder / "policy")
     if average is not None:
         save_model(average, tokenizer, folder / "policy_average")
-    plot_reward_over_kl(read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png")
+    draw_run(folder)
+
+
+def draw_run(folder: Path) -> None:
+    """Draws WORKDIR/reward_over_kl.png from the record of the run, and shows it in TensorBoard."""
+    rows, path = read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png"
+    plot_reward_over_kl(rows, path)
+    picture = picture_values("charts/reward_over_kl", path, "what each nat of KL bought, and the training curves")
+    replace_summaries(folder / "ppo" / "picture", rows[-1]["step"], picture)
 
 
 def computation_of(config: Config, model: LanguageModel) -> Computation:

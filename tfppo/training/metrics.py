@@ -5,17 +5,17 @@
 
 import json
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.histogram import summary_v2 as histogram_summary
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
-from tensorboard.plugins.text import summary_v2 as text_summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from tfppo.training.tensorboard import LAYOUT_TAG, Layout, event_files, layout_values, make_event, table_values
 
 TAGS = {
     "objective/kl": "KL of policy to reference, nats a response: mean over the batch of the summed log-ratio",
@@ -25,6 +25,11 @@ TAGS = {
     "objective/shaped_score": "the same after shaping: normalised, scaled, clipped, penalised",
     "objective/rlhf_reward": "shaped score minus the KL penalty, mean over the batch: what PPO maximises",
     "objective/largest_advantage": "largest |advantage| before whitening, over the rollout",
+    "evaluation/score": "weighted sum of the reward functions on held-out prompts, mean, before any shaping",
+    "evaluation/kl": "KL of policy to reference on held-out prompts, nats a response: the mean summed log-ratio",
+    "evaluation/rlhf_reward": "evaluation/score minus ppo.kl_coef times evaluation/kl",
+    "evaluation/length": "mean number of tokens in a response to a held-out prompt, the stop token included",
+    "evaluation/stopped": "share of responses to held-out prompts that ended with the stop token",
     "loss/policy": "clipped surrogate loss, mean over tokens",
     "loss/value": "clipped squared error of the critic, halved, mean over tokens",
     "loss/total": "policy loss plus value_coef times value loss",
@@ -44,19 +49,20 @@ TAGS = {
     "response/stopped": "share of responses that ended with the stop token",
     "time/rollout": "seconds to sample, score and look the reference up",
     "time/update": "seconds of the update",
+    "time/evaluation": "seconds of the evaluation",
     "time/tokens_per_second": "PPO: response tokens over the seconds of the iteration; otherwise tokens a second",
     "reward_model/loss": "training loss: -log of the softmax share of the chosen response, mean over comparisons",
     "reward_model/accuracy": "share of the batch's comparisons in which the chosen response scores highest",
     "reward_model/learning_rate": "learning rate",
     "reward_model/gradient_norm": "norm of the gradient before clipping",
-    "reward_model/validation_loss": "held-out loss",
-    "reward_model/validation_accuracy": "share of held-out comparisons in which the chosen response scores highest",
+    "reward_model/held_out_loss": "held-out loss",
+    "reward_model/held_out_accuracy": "share of held-out comparisons in which the chosen response scores highest",
     "lm/loss": "training loss, nats a token",
     "lm/learning_rate": "learning rate",
     "lm/gradient_norm": "norm of the gradient before clipping",
-    "lm/validation_loss": "held-out loss, nats a token",
-    "lm/validation_perplexity": "held-out perplexity a token",
-    "lm/validation_word_perplexity": "held-out perplexity a word: exp(total loss / number of words)",
+    "lm/held_out_loss": "loss on held-out texts, nats a token",
+    "lm/held_out_perplexity": "perplexity of held-out texts, a token: exp(held-out loss)",
+    "lm/held_out_word_perplexity": "perplexity of held-out texts, a word: exp(total loss / number of words)",
 }
 
 
@@ -71,10 +77,20 @@ class MetricsWriter:
     Args:
         folder: where the event files are; the JSONL file is beside it, as FOLDER.jsonl.
         resume_step: number of steps done; later steps of an earlier run are removed from both records.
+        overview: {tag: scalar that TensorBoard also gets under this tag}; the JSONL file has each scalar once.
+        layout: the charts of TensorBoard's page Custom Scalars.
     """
 
-    def __init__(self, folder: str | os.PathLike, resume_step: int = 0):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        resume_step: int = 0,
+        *,
+        overview: Mapping[str, str] | None = None,
+        layout: Layout | None = None,
+    ):
         folder = Path(folder)
+        self._overview = overview or {}
         self.path = folder.with_suffix(".jsonl")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
@@ -83,10 +99,12 @@ class MetricsWriter:
         fresh.replace(self.path)
         self._file = self.path.open("a")
         # TensorBoard would show a step twice that is in two files: events that stay are copied into one new file.
-        old = sorted(folder.glob("events.out.tfevents.*"))
-        kept = {event.step: event for path in old for event in _read_events(path) if event.step <= resume_step}
+        old = event_files(folder)
+        kept = _events_by_step(old, resume_step)
         self._events = EventFileWriter(str(folder))
-        for _, event in sorted(kept.items()):
+        if layout:
+            self._events.add_event(make_event(0, layout_values(layout)))
+        for event in kept:
             self._events.add_event(event)
         self._events.flush()
         for path in old:
@@ -106,14 +124,14 @@ class MetricsWriter:
         values = []
         for tag, value in scalars.items():
             values += scalar_summary.scalar_pb(tag, float(value), explain(tag)).value
+        for shown, tag in self._overview.items():
+            if tag in scalars:
+                values += scalar_summary.scalar_pb(shown, float(scalars[tag]), f"{tag}: {explain(tag)}").value
         for tag, data in (histograms or {}).items():
             values += histogram_summary.histogram_pb(tag, np.asarray(data, np.float64)).value
         for tag, rows in (texts or {}).items():
-            table = np.array([[_as_code(cell) for cell in row] for row in rows])
-            values += text_summary.text_pb(tag, table).value
-        self._events.add_event(
-            event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
-        )
+            values += table_values(tag, rows)
+        self._events.add_event(make_event(step, values))
         row = {"step": step, **{tag: float(value) for tag, value in scalars.items()}}
         self._file.write(json.dumps(row) + "\n")
 
@@ -140,14 +158,21 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     return rows
 
 
+def _events_by_step(paths: Sequence[Path], resume_step: int) -> Iterator[event_pb2.Event]:
+    """One event a step, up to a step, with the newest value of each tag; without layouts, which are written anew."""
+    kept: dict[int, dict[str, event_pb2.Event]] = {}
+    for event in (event for path in paths for event in _read_events(path) if event.step <= resume_step):
+        for value in event.summary.value:
+            if value.tag != LAYOUT_TAG:
+                kept.setdefault(event.step, {})[value.tag] = make_event(event.step, [value], event.wall_time)
+    for step, events in sorted(kept.items()):
+        values = [event.summary.value[0] for event in events.values()]
+        yield make_event(step, values, max(event.wall_time for event in events.values()))
+
+
 def _read_events(path):
     """The summary events of a file, up to a truncated record."""
     for record in RawEventFileLoader(str(path)).Load():
         event = event_pb2.Event.FromString(record)
         if event.HasField("summary"):
             yield event
-
-
-def _as_code(text):
-    # TensorBoard renders Markdown; as code, asterisks and tags in a sample are shown as they are.
-    return "`" + str(text).replace("`", "'").replace("\n", " ") + "`"
