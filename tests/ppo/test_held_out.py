@@ -34,8 +34,13 @@ def make_collector():
 
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    ref_model = LanguageModel(12, 1, 2, 8, 16, 16)  # few tokens: some responses stop
+    ref_model = LanguageModel(258, 1, 2, 8, 16, 16)
     ref_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in ref_model.get_weights()])
+    # EOS where the states are on average: some responses stop.
+    mean = ref_model.trunk.final_norm.beta.numpy()
+    embedding = ref_model.trunk.token_embedding.numpy()
+    embedding[EOS] = 4.0 * mean / np.square(mean).sum()
+    ref_model.trunk.token_embedding.assign(embedding)
     policy = Policy(copy_language_model(ref_model, "float32"))
     policy.set_weights([w + rng.normal(0.0, 0.1, w.shape) for w in policy.get_weights()])
     collector = build_collector(
@@ -233,6 +238,20 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_measures_the_start_on
         held_out(0, finished=False)
         held_out.close()
     assert [row["step"] for row in rows(tmp_path)] == [0]
+
+
+def test_what_a_reward_that_erred_left_out_is_measured_on_resuming(tmp_path):
+    first = fresh(scripted(tmp_path, [(1.0, 0.0)]))
+    first(0, finished=False)
+    with pytest.raises(StopIteration):  # as a reward may, after two iterations
+        first(2, finished=False)
+    first.close()
+    again = scripted(tmp_path, [(2.0, 0.0)])
+    again.open(2, first.state)
+    for _ in range(2):
+        again(2, finished=False)
+    again.close()
+    assert [(row["step"], row["evaluation/score"]) for row in rows(tmp_path)] == [(0, 1.0), (2, 2.0)]
 
 
 def test_a_reward_that_errs_is_told(tmp_path):

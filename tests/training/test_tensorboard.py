@@ -90,7 +90,6 @@ def test_a_picture_and_tables_are_shown_and_replaced(tmp_path):
     (image,) = images._image_response_for_run(CONTEXT, "", "ppo", "charts/picture", 0)
     assert image["step"] == 5
     key = image["query"].partition("blob_key=")[2]
-    data, kind = images._get_generic_data_individual_image(CONTEXT, key)
-    assert kind == "image/png" and data == (tmp_path / "picture.png").read_bytes()
+    assert images._get_generic_data_individual_image(CONTEXT, key) == (tmp_path / "picture.png").read_bytes()
     texts = shown["text"].text_impl(CONTEXT, "ppo", "evaluation/figures", "", enable_markdown=True)
     assert [text["step"] for text in texts] == [5] and "0.5" in texts[0]["text"] and "<table>" in texts[0]["text"]

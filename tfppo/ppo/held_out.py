@@ -21,7 +21,7 @@ from tfppo.ops.shapes import repeat_rows
 from tfppo.ppo.dashboard import OVERVIEW_OF_EVALUATION
 from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.types import Samples
-from tfppo.training.metrics import MetricsWriter
+from tfppo.training.metrics import MetricsWriter, read_metrics
 
 
 class Best(NamedTuple):
@@ -60,6 +60,7 @@ class HeldOut:
         )
         self.best = Best()
         self._metrics: MetricsWriter | None = None
+        self._measured = -1  # after so many iterations
 
     @property
     def state(self) -> dict[str, float]:
@@ -73,9 +74,9 @@ class HeldOut:
         if self.prompts is None:
             return
         # What a fresh run measures before its first iteration is step 0.
-        self._metrics = MetricsWriter(
-            self.folder / "ppo_evaluation", resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION
-        )
+        record = self.folder / "ppo_evaluation"
+        self._metrics = MetricsWriter(record, resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION)
+        self._measured = max((row["step"] for row in read_metrics(self._metrics.path)), default=-1)
         if read_about(self._best_folder).get("iteration", -1) == self.best.iteration:
             return
         # The process was killed after it had kept a later policy, or the folder has been removed.
@@ -85,11 +86,14 @@ class HeldOut:
             self.best = Best()
 
     def __call__(self, done: int, *, finished: bool) -> list[str]:
-        """Evaluates the policy after `done` iterations where that is due. Returns: a line about it, or none.
+        """Evaluates the policy after `done` iterations where that is due and not yet done.
+
+        Returns: a line about it, or none.
 
         Raises: UserError where a reward function errs.
         """
-        if self._metrics is None or not (done % self.config.every == 0 or finished):
+        due = self.prompts is not None and (done % self.config.every == 0 or finished)
+        if self._metrics is None or not due or self._measured == done:
             return []
         started = time.perf_counter()
         figures, samples = self.measure()
@@ -101,6 +105,7 @@ class HeldOut:
         figures["time/evaluation"] = time.perf_counter() - started
         self._metrics.write(done, figures, texts={"evaluation/samples": samples})
         self._metrics.flush()  # a checkpoint of this iteration follows
+        self._measured = done
         which = "this one" if self.best is candidate else f"that after {self.best.iteration} iterations"
         line = f"held-out prompts after {done} iterations: score {score:.3f}, KL {kl:.2f}; policy_best is {which}"
         return [line]

@@ -101,8 +101,7 @@ class PpoTrainer:
         bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
         self.held_out.open(done, self.keeper.scalars)
         with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
-            if done == 0:
-                self.evaluate(bar, done, finished)
+            self.evaluate(bar, done, finished)
             while not finished:
                 clock = [time.perf_counter()]
                 collected = self.collect(done)
