@@ -1,10 +1,11 @@
-"""Evaluation of few prompts, and its tables."""
+"""Evaluation of held-out prompts: in batches with seeds of their own, of few prompts, and its tables."""
 
 import json
 import math
 
 import keras
 import numpy as np
+import tensorflow as tf
 from computations import engines_of
 
 from tfppo.config import Config, RewardConfig, SamplingConfig
@@ -12,6 +13,7 @@ from tfppo.data.prompts import PromptSet
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.ppo import evaluation
 from tfppo.ppo.evaluation import (
     Evaluation,
     evaluate,
@@ -21,15 +23,55 @@ from tfppo.ppo.evaluation import (
     sample_rows,
     write_evaluation,
 )
+from tfppo.ppo.types import Samples
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
+
+
+def test_every_batch_is_drawn_by_a_seed_of_its_own(monkeypatch):
+    """Five prompts in batches of two; the scores are 0, 1, 2, 3, 4 in their order."""
+    seeds, scored = [], []
+
+    class Recorder:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, prompts, seed):
+            seeds.append(tuple(seed))
+            ids = tf.fill([2, 3], 5)
+            return Samples(ids, tf.ones([2, 3]), tf.zeros([2, 3]), tf.zeros([2, 3]), tf.fill([2], False))
+
+    def count(prompts, responses):
+        scored.extend(responses)
+        return [float(number) for number in range(len(scored) - len(responses), len(scored))]
+
+    monkeypatch.setattr(evaluation, "Sampler", Recorder)
+    model = LanguageModel(40, 1, 2, 8, 16, 8)
+    result = evaluation.evaluate(
+        Policy(model),
+        model,
+        PromptSet([([1, 2 + n], []) for n in range(5)], 0, 4, seed=0),
+        SamplingConfig(response_length=3),
+        engines=(),
+        tokenizer=Tokenizer([]),
+        rewards=[TextReward("count", count)],
+        reward=RewardConfig(),
+        strategy=tf.distribute.get_strategy(),
+        seed=0,
+        batch_size=2,
+    )
+    assert len(set(seeds)) == len(seeds) == 3
+    np.testing.assert_array_equal(result.scores, [0.0, 1.0, 2.0, 3.0, 4.0])
+    np.testing.assert_allclose(result.figures["reward"], 2.0)
+    np.testing.assert_allclose(result.figures["reward_standard_error"], (2.5 / 5) ** 0.5)
+    np.testing.assert_allclose(result.figures["kl"], 0.0, atol=1e-6)
 
 
 def test_one_prompt_has_figures_and_no_standard_error(tmp_path):
     keras.utils.set_random_seed(0)
     model = LanguageModel(258, 1, 2, 8, 16, 16)
     config = Config(sampling=SamplingConfig(response_length=4, jit_compile=False, native=False))
-    evaluation = evaluate(
+    one = evaluate(
         Policy(model),
         model,
         PromptSet([([1, 40], [1])], 0, 3, seed=0),
@@ -42,7 +84,7 @@ def test_one_prompt_has_figures_and_no_standard_error(tmp_path):
         seed=0,
         batch_size=4,
     )
-    figures = evaluation.figures
+    figures = one.figures
     assert figures["prompts"] == 1 and figures["reward"] == 2.0 and figures["kl"] == 0.0 and figures["length"] == 4.0
     assert all(math.isfinite(value) for value in figures.values())
     assert not any(name.endswith("standard_error") for name in figures)

@@ -38,7 +38,7 @@ class HeldOut:
     Args:
         prompts: to choose from; None, as `every` 0, switches evaluation off.
         batch_size: of the rollouts of training.
-        kl_coef: weight of the KL in the figure "rlhf_reward".
+        kl_coef: weight of the KL in the figure "rlhf_reward": in the reward and in the loss of training.
         folder: WORKDIR; `ppo_evaluation` in it holds the figures, as `ppo` does those of training.
     """
 

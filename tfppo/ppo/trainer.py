@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
@@ -26,7 +25,7 @@ from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
 
@@ -34,8 +33,8 @@ class PpoTrainer:
     """Trains a policy with PPO.
 
     The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
-    A checkpoint holds policy, optimizer, moving average, iterations done, KL coefficient, running moments of the
-    scores, the best evaluation, and which engine samples, if that was measured.
+    A checkpoint holds policy, optimizer, moving average, iterations done, optimizer steps of the critic alone, KL
+    coefficient, running moments of the scores, the best evaluation, and which engine samples, if that was measured.
 
     Args:
         ratio_tolerance: how far the first probability ratio of a rollout may be from 1.
@@ -67,7 +66,7 @@ class PpoTrainer:
             held_out_prompts,
             folder,
             batch_size=config.ppo.rollout_batch_size,
-            kl_coef=config.ppo.kl_coef,
+            kl_coef=config.ppo.kl_coef + config.ppo.kl_loss_coef,
             seed=config.seed,
         )
         self.keeper = CheckpointKeeper(
@@ -75,7 +74,12 @@ class PpoTrainer:
             model=learner.policy,
             optimizer=learner.optimizer,
             extras={"ema": ema} if ema else {},
-            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **self.state},
+            scalars={
+                "kl_coef": config.ppo.kl_coef,
+                "finished": 0.0,
+                "idle_steps": math.nan,  # not counted yet
+                **self.state,
+            },
             keep=config.keep_checkpoints,
             identity={
                 "tokenizer": collector.tokenizer.digest(),
@@ -88,6 +92,7 @@ class PpoTrainer:
         )
         self.done = self.keeper.restore()
         self.collector.state = self.keeper.scalars
+        self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
 
     def train(self) -> None:
@@ -98,7 +103,14 @@ class PpoTrainer:
         """
         done, kl_coef, finished = self.restored()
         metrics = MetricsWriter(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
-        bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
+        bar = Progress(
+            total=self.num_iterations,
+            done=done,
+            description="PPO",
+            unit="iteration",
+            starts="compiles sampling and the update: up to a minute",
+            every=0.0,
+        )
         self.held_out.open(done, self.keeper.scalars)
         with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
             self.evaluate(bar, done, finished)
@@ -120,7 +132,8 @@ class PpoTrainer:
                 self.evaluate(bar, done, finished)
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.state)
+                    own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
+                    self.keeper.save(done, **own, **self.state)
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
@@ -149,7 +162,10 @@ class PpoTrainer:
         seed = seed_for(self.config.seed, "shuffle", step)
         # As tensors: a Python number would be traced anew whenever it changes.
         coefs = tf.constant(kl_coef, tf.float32), tf.constant(self.policy_coef(step))
-        statistics = self.learner.update(rollout, seed, *coefs)
+        before = self.learner.optimizer.iterations.numpy()
+        statistics = self.learner.update(rollout, seed, *coefs, tf.constant(self.idle_steps))
+        if not self.policy_coef(step):
+            self.idle_steps += int(self.learner.optimizer.iterations.numpy() - before)
         return {tag: float(value) for tag, value in statistics.items()}
 
     def learning_rate(self, step: int) -> float:
@@ -168,10 +184,20 @@ class PpoTrainer:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
 
-    def evaluate(self, bar: tqdm, done: int, finished: bool) -> None:
+    def evaluate(self, bar: Progress, done: int, finished: bool) -> None:
         """Measures the policy on held-out prompts where that is due, and keeps it where it is the best so far."""
         for line in self.held_out(done, finished=finished):
             bar.write(line)
+
+    def _idle_steps(self, saved: float) -> int:
+        """Optimizer steps so far in which the critic alone learnt: what is saved, if it was counted then.
+
+        Checkpoints did not always hold it. What they hold else is the same, so that the settings tell the number.
+        """
+        ppo = self.config.ppo
+        if math.isnan(saved):
+            return min(self.done, ppo.critic_warmup_iterations) * ppo.ppo_epochs * ppo.num_minibatches
+        return int(saved)
 
     def average(self) -> None:
         """Moves the moving average of the policy's weights by one iteration."""
@@ -234,7 +260,7 @@ class PpoTrainer:
         return [f"sampling: {engine.name} in {engine.dtype} (the faster one by the first batch)"]
 
     def report(
-        self, metrics: MetricsWriter, bar: tqdm, step: int, scalars: dict[str, float], collected: Collected
+        self, metrics: MetricsWriter, bar: Progress, step: int, scalars: dict[str, float], collected: Collected
     ) -> None:
         """Writes one iteration's figures, and now and then a table of samples."""
         every = self.config.evaluation.samples_every
@@ -248,9 +274,8 @@ class PpoTrainer:
             bar.write(line)
         histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
-        bar.update()
-        bar.set_postfix(
-            reward=f"{scalars['objective/score']:.3f}",
+        bar.advance(
+            score=f"{scalars['objective/score']:.3f}",
             kl=f"{scalars['objective/kl']:.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )
