@@ -94,7 +94,7 @@ def test_one_prompt_has_figures_and_no_standard_error(tmp_path):
 
 def test_a_figure_that_one_column_lacks_is_a_dash():
     columns = {"before": {"reward": 0.123456, "kl": 0.0}, "after": {"reward": 2.0, "perplexity": 17.0}}
-    rows = [("", "before", "after"), ("reward", "0.1235", "2"), ("kl", "0", "-"), ("perplexity", "-", "17")]
+    rows = [("figure", "before", "after"), ("reward", "0.1235", "2"), ("kl", "0", "-"), ("perplexity", "-", "17")]
     assert figure_rows(columns) == rows
     assert format_figures(columns).splitlines() == [
         "| | before | after |",

@@ -130,7 +130,7 @@ def figure_rows(columns: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
     rows = [
         (name, *(f"{figures[name]:.4g}" if name in figures else "-" for figures in columns.values())) for name in names
     ]
-    return [("", *columns), *rows]
+    return [("figure", *columns), *rows]
 
 
 def format_figures(columns: dict[str, dict[str, float]]) -> str:
