@@ -26,6 +26,7 @@ FREE = """
     sampling.jit_compile sampling.native
     reward.functions reward.weights reward.placement reward.missing_stop_penalty reward.missing_stop_mode
     reward.truncate_at_eos reward.truncate_after reward.clip reward.scale reward.normalize reward.whiten
+    reward.retries reward.timeout reward.url_batch_size reward.url_concurrency reward.url_token_variable
     reward_model.num_epochs reward_model.learning_rate reward_model.adam_epsilon reward_model.max_grad_norm
     reward_model.eval_every reward_model.keep_checkpoints reward_model.normalize reward_model.normalize_samples
     ppo.total_episodes ppo.target_score ppo.ppo_epochs ppo.num_minibatches ppo.accumulation_steps ppo.estimator
