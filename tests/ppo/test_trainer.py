@@ -12,7 +12,7 @@ from computations import build_collector, build_learner
 
 from tfppo.computation import modes
 from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingConfig
-from tfppo.data.prompts import PromptSet
+from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import copy_language_model, copy_policy
@@ -72,7 +72,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         policy, ref_model, config.sampling, config.reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
     )
     learner = build_learner(policy, config.ppo, config.reward, strategy())
-    trajectories = [([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS]) for n in range(12)]
+    trajectories = [Trajectory([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS]) for n in range(12)]
     prompts = PromptSet(trajectories, 0, 4, seed=0)
     return RecordingTrainer(
         config,
