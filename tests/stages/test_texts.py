@@ -67,7 +67,7 @@ def test_given_prompts_have_what_the_positions_leave(config_of, capsys):
 
 def test_prompts_alone_teach_a_language_model_nothing(config_of):
     data = config_of([{"prompt": str(n)} for n in range(5)]).data
-    with pytest.raises(UserError, match="records.jsonl' has prompts and no responses; .* go to train_ppo.py"):
+    with pytest.raises(UserError, match="records.jsonl' has prompts and no responses; .* go to tfppo train-ppo"):
         check_responses(data, load_texts(data, "train"))
     for records in ([{"text": str(n)} for n in range(5)], [{"prompt": str(n), "output": "r"} for n in range(5)]):
         data = config_of(records).data

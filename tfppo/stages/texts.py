@@ -36,7 +36,7 @@ def check_responses(data: DataConfig, examples: list[Example]) -> None:
     if all(example.prompt is not None and not example.text.strip() for example in examples):
         raise UserError(
             f"data.source {data.source!r} has prompts and no responses; a language model learns from responses: give "
-            "each prompt one, name their field by data.text_feature, or go to train_ppo.py with a language model"
+            "each prompt one, name their field by data.text_feature, or go to tfppo train-ppo with a language model"
         )
 
 

@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,7 @@ def build() -> Path:
     library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
+        print("building the C++ operations for this processor, once: up to a minute", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
 
             def run(*arguments):
