@@ -10,7 +10,8 @@ from tfppo.errors import UserError
 # The decision for every setting. A new one is entered here when it is made: may a run go on with another value?
 FIXED = """
     seed language_model
-    data.source data.text_feature data.prompt_feature data.min_prompt_tokens data.max_prompt_tokens
+    data.source data.text_feature data.prompt_feature data.chat_template data.min_prompt_tokens data.max_prompt_tokens
+    data.max_given_prompt_tokens data.long_prompts
     model.vocabulary_size model.num_layers model.num_heads model.hidden_dim model.intermediate_dim
     model.max_sequence_length lm.batch_size
     reward_model.source reward_model.max_prompt_tokens reward_model.max_response_tokens reward_model.batch_size

@@ -11,6 +11,8 @@ GROUPED = ("rloo", "grpo")
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum")
 PLACEMENTS = ("last_token", "after_last", "last_position")
+LONG_PROMPTS = ("refuse", "drop", "cut")
+CHAT_TEMPLATES = ("chatml", "hh", "alpaca")
 
 _WITH_CRITIC: dict[str, Any] = {
     "value_coef": 0.1,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import keras
 
+from tfppo.data.chat import ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.finite import require_finite
@@ -16,7 +17,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 
-_MODEL_FILE = "model.keras"
+_MODEL_FILE, _TOKENIZER = "model.keras", "tokenizer"
 
 
 def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
@@ -34,7 +35,7 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    tokenizer.save(fresh / "tokenizer")
+    tokenizer.save(fresh / _TOKENIZER)
     model.save(fresh / _MODEL_FILE)
     for path in (*fresh.rglob("*"), fresh):
         _sync(path)
@@ -68,6 +69,12 @@ def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
         return config if "hidden_dim" in config else None  # a reward model, or none of tfppo's
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # what is wrong with it, loading says
+
+
+def load_chat_template(folder: str | os.PathLike) -> ChatTemplate | None:
+    """The chat template that is kept with the model in a folder; None where there is none. Raises: UserError."""
+    _finish_swap(Path(folder))
+    return Tokenizer.load_chat_template(Path(folder) / _TOKENIZER)
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -121,7 +128,7 @@ def _load(folder, made_by="tfppo train-lm"):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {reason}") from error
     if not isinstance(model, LanguageModel | Policy | RewardModel):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: it holds a {type(model).__name__}")
-    tokenizer = Tokenizer.load(Path(folder) / "tokenizer")
+    tokenizer = Tokenizer.load(Path(folder) / _TOKENIZER)
     trunk = model.language_model.trunk if isinstance(model, Policy) else model.trunk
     if trunk.sizes["vocabulary_size"] != tokenizer.vocabulary_size:
         raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
-from tfppo.config.validation import validate_positions
+from tfppo.config.validation import validate_prompt_positions
 from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
 from tfppo.ppo.evaluation import Evaluation, evaluate
@@ -28,11 +28,11 @@ def evaluate_model(
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)
     ref_model, _ = load_language_model(reference)
-    validate_positions(config, ref_model.max_sequence_length, folder=reference)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=reference)
     evaluation = evaluate(
         policy,
         ref_model,
-        load_prompts(config.data, "test", tokenizer, config.seed).sample(config.evaluation.num_prompts),
+        load_prompts(config, "test", tokenizer, ref_model.max_sequence_length).sample(config.evaluation.num_prompts),
         config.sampling,
         engines=engines_that_sample(config.sampling, policy.language_model),
         tokenizer=tokenizer,

@@ -9,7 +9,7 @@ from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
 from tfppo.config.resuming import PPO
-from tfppo.config.validation import validate_for_ppo, validate_positions, validate_trainable_blocks
+from tfppo.config.validation import validate_for_ppo, validate_prompt_positions, validate_trainable_blocks
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import (
     check_model,
@@ -68,7 +68,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         ref_model.trainable = False
         policy = new_policy(ppo, config.seed, ref_model, tokenizer)
         average = copy_policy(policy) if ppo.ema_decay else None
-    validate_positions(config, ref_model.max_sequence_length, folder=model_folder)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=model_folder)
     computation = computation_of(config, ref_model)
     collector, learner = assemble(
         policy,
@@ -85,7 +85,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         config,
         collector,
         learner,
-        load_prompts(config.data, "train", tokenizer, config.seed),
+        load_prompts(config, "train", tokenizer, ref_model.max_sequence_length),
         folder,
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
