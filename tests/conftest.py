@@ -43,6 +43,7 @@ SLOW: dict[str, set[str] | None] = {
         "test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_float32",
     },
     "ppo/test_resume.py": None,
+    "ppo/test_reward_failures.py": None,
     "ppo/test_rollout.py": {
         "test_a_replay_has_the_actions_of_the_data",
         "test_a_score_after_the_stop_token_is_that_of_n_plus",
@@ -75,6 +76,7 @@ SLOW: dict[str, set[str] | None] = {
     "test_commands.py": {"test_it_is_parsed_and_fits_the_models_that_it_names"},
     "test_installed.py": None,
     "stages/test_lm_stage.py": None,
+    "stages/test_resuming.py": None,
     "stages/test_cli.py": {"test_failure_of_data_or_model", "test_mistake_on_the_command_line"},
     "training/test_replicas.py": None,
 }

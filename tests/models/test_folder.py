@@ -51,6 +51,16 @@ def assert_same_weights(actual, expected):
         np.testing.assert_array_equal(a, b)
 
 
+def test_weights_that_are_not_finite_replace_nothing(tokenizer, tmp_path):
+    model = make_model()
+    good = numbers(model)
+    save_model(model, tokenizer, tmp_path / "model")
+    model.weights[3].assign(np.full(model.weights[3].shape, np.nan))
+    with pytest.raises(UserError, match="the model '.*model' is not saved: its weights .* are not finite"):
+        save_model(model, tokenizer, tmp_path / "model")
+    assert_same_weights(load_language_model(tmp_path / "model")[0], good)
+
+
 @pytest.mark.parametrize("saved_dtype", ["float32", "mixed_bfloat16"])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_language_model_comes_back_in_the_dtype_asked_for(tokenizer, tmp_path, saved_dtype, dtype):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from computations import engines_of
 
 from tfppo.config import Config, RewardConfig, SamplingConfig
-from tfppo.data.prompts import PromptSet
+from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
@@ -50,7 +50,7 @@ def test_every_batch_is_drawn_by_a_seed_of_its_own(monkeypatch):
     result = evaluation.evaluate(
         Policy(model),
         model,
-        PromptSet([([1, 2 + n], []) for n in range(5)], 0, 4, seed=0),
+        PromptSet([Trajectory([1, 2 + n], []) for n in range(5)], 0, 4, seed=0),
         SamplingConfig(response_length=3),
         engines=(),
         tokenizer=Tokenizer([]),
@@ -74,7 +74,7 @@ def test_one_prompt_has_figures_and_no_standard_error(tmp_path):
     one = evaluate(
         Policy(model),
         model,
-        PromptSet([([1, 40], [1])], 0, 3, seed=0),
+        PromptSet([Trajectory([1, 40], [1])], 0, 3, seed=0),
         config.sampling,
         engines=engines_of(config),
         tokenizer=Tokenizer([]),

@@ -9,7 +9,7 @@ import pytest
 from computations import build_collector
 
 from tfppo.config import EvaluationConfig, RewardConfig, SamplingConfig
-from tfppo.data.prompts import PromptSet
+from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import copy_language_model, load_policy
@@ -26,10 +26,11 @@ EOS, BATCH, RESPONSE, PROMPTS, KL_COEF = 1, 8, 6, 12, 0.25
 @functools.cache
 def make_collector():
     """A collector of a policy that differs from its reference; its reward counts letters, and notes its calls."""
-    calls = []
+    calls, numbers = [], []
 
-    def letters(prompts, responses):
+    def letters(prompts, responses, number):
         calls.append((prompts, responses))
+        numbers.extend(number)
         return [float(len(response)) for response in responses]
 
     keras.utils.set_random_seed(0)
@@ -52,13 +53,13 @@ def make_collector():
         rewards=[TextReward("letters", letters)],
         strategy=make_strategy(1),
     )
-    return collector, calls
+    return collector, calls, numbers
 
 
 def make_held_out(folder, collector=None, **changes):
     config = EvaluationConfig(**{"every": 2, "num_prompts_in_training": PROMPTS, **changes})
     config.validate()
-    trajectories = [([EOS, 2 + n % 5, 7 + n // 5], [EOS]) for n in range(20)]
+    trajectories = [Trajectory([EOS, 2 + n % 5, 7 + n // 5], [EOS], {"number": n}) for n in range(20)]
     prompts = PromptSet(trajectories, 0, 4, seed=0)
     collector = collector or make_collector()[0]
     return HeldOut(config, collector, prompts, folder, batch_size=BATCH, kl_coef=KL_COEF, seed=5)
@@ -95,17 +96,20 @@ def log_softmax(logits):
 
 
 def test_the_figures_are_those_of_plain_loops_over_the_samples(tmp_path):
-    collector, calls = make_collector()
+    collector, calls, numbers = make_collector()
     held_out = make_held_out(tmp_path)
     calls.clear()
+    numbers.clear()
     figures, table = held_out.measure()
     assert [len(responses) for _, responses in calls] == [BATCH, PROMPTS - BATCH]  # no copy is scored, nor paid for
     asked = [prompt for prompts, _ in calls for prompt in prompts]
     assert len(set(asked)) == PROMPTS  # each once
+    tokenizer = collector.tokenizer
+    assert asked == [tokenizer.decode([2 + n % 5, 7 + n // 5]) for n in numbers]  # the column of the same row
 
     policy, ref_model = collector.sampler.policy, collector.ref_model
     scores, kls, lengths, stops = [], [], [], []
-    for number, batch in enumerate(held_out.prompts.batches(BATCH)):
+    for number, (batch, _) in enumerate(held_out.prompts.batches(BATCH)):
         real = len(batch.prompt_ids)
         whole = type(batch)(*(np.resize(part.numpy(), [BATCH, 4]) for part in batch))
         drawn = collector.sampler(
@@ -156,7 +160,7 @@ def test_it_is_due_at_the_start_at_every_second_iteration_and_at_the_end(tmp_pat
 @pytest.mark.parametrize("off", [{"every": 0}, {"prompts": None}])
 def test_without_prompts_or_a_period_nothing_is_measured_or_written(tmp_path, off):
     config = EvaluationConfig(every=off.get("every", 2))
-    prompts = off.get("prompts", PromptSet([([EOS, 5], [EOS])], 0, 4, seed=0))
+    prompts = off.get("prompts", PromptSet([Trajectory([EOS, 5], [EOS])], 0, 4, seed=0))
     held_out = HeldOut(config, make_collector()[0], prompts, tmp_path, batch_size=BATCH, kl_coef=KL_COEF, seed=5)
     fresh(held_out)
     assert [held_out(done, finished=done == 4) for done in range(5)] == [[]] * 5
@@ -255,7 +259,7 @@ def test_what_a_reward_that_erred_left_out_is_measured_on_resuming(tmp_path):
 
 
 def test_a_reward_that_errs_is_told(tmp_path):
-    collector, _ = make_collector()
+    collector, *_ = make_collector()
     held_out = fresh(make_held_out(tmp_path))
     right, collector.rewards = collector.rewards, [TextReward("wrong", lambda prompts, responses: [])]
     try:

@@ -30,10 +30,12 @@ def plain_words(prompts, responses):
     calls += 1
     if calls == int(os.environ.get("INTERRUPT_AT", 0)):
         os.kill(os.getpid(), signal.SIGINT)
+    if calls == int(os.environ.get("FAIL_AT", 0)):
+        raise OSError("HTTP 500: the judge is down")
     return [sum(c.isascii() for c in response) / 4 for response in responses]
 """
-LM_STEPS, ITERATIONS, INTERRUPTED_AFTER = 400, 6, 3
-EVALUATIONS = 2  # before that: at the start, and after iteration 2
+LM_STEPS, ITERATIONS, INTERRUPTED_AFTER, FAILED_AFTER = 400, 6, 3, 5
+EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2; one more until the failure
 
 
 def weights_digest(folder):
@@ -123,6 +125,8 @@ def runs(tmp_path_factory):
     ends["ppo"] = run(ppo["broken"], INTERRUPT_AT=str(INTERRUPTED_AFTER + EVALUATIONS))
     ends["ppo at the stop"] = checkpoint_digest(broken / "checkpoints" / f"ckpt-{INTERRUPTED_AFTER}")
     ends["policy at the stop"] = (broken / "policy").exists()
+    ends["failure"] = run(ppo["broken"], FAIL_AT=str(FAILED_AFTER - INTERRUPTED_AFTER + 2))
+    ends["saved at the failure"] = (broken / "checkpoints" / f"ckpt-{FAILED_AFTER}.index").exists()
     succeed(run(ppo["broken"]))
     succeed(finish(uninterrupted))
     return straight, broken, ends
@@ -144,6 +148,20 @@ def test_ctrl_c_in_a_rollout_finishes_the_iteration_and_saves(runs):
     expected = f"saved after {INTERRUPTED_AFTER} of {ITERATIONS} iterations; run the same command again to go on"
     assert ends["ppo"].err == [expected]
     assert not ends["policy at the stop"]
+
+
+def test_a_reward_that_fails_ends_the_run_with_its_last_iteration_saved(runs):
+    """The checkpoint is none of the schedule's, and the policies are equal nevertheless: see below."""
+    _, _, ends = runs
+    assert ends["failure"].code == 1, ends["failure"].raw
+    (line,) = ends["failure"].err
+    assert re.fullmatch(
+        r"error: reward plain_words raised OSError: HTTP 500: the judge is down at \S*reward.py:13, called with 8 "
+        r"responses, the first being prompt '.*' and response '.*'; mend the function, or let it be called again with "
+        rf"reward.retries; saved after {FAILED_AFTER} of {ITERATIONS} iterations: run the same command again to go on",
+        line,
+    ), line
+    assert ends["saved at the failure"]
 
 
 def test_the_language_models_are_equal(runs):

@@ -13,7 +13,7 @@ from computations import build_collector, build_learner
 
 from tfppo.computation import modes
 from tfppo.config import Config, DataConfig, EvaluationConfig, PpoConfig, RewardConfig, SamplingConfig
-from tfppo.data.prompts import PromptSet
+from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import copy_language_model, copy_policy
@@ -74,8 +74,11 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         policy, ref_model, config.sampling, config.reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
     )
     learner = build_learner(policy, config.ppo, config.reward, strategy())
-    trajectories = [([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS]) for n in range(12)]
+    trajectories = [
+        Trajectory([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS], {"number": n}) for n in range(12)
+    ]
     prompts = PromptSet(trajectories, 0, 4, seed=0)
+    held_out = PromptSet([Trajectory([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0)
     return RecordingTrainer(
         config,
         collector,
@@ -84,7 +87,9 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         folder,
         ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
         ema=average if ema else None,
-        held_out_prompts=PromptSet([([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0) if evaluation else None,
+        held_out_prompts=PromptSet([Trajectory([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0)
+        if evaluation
+        else None,
     )
 
 
@@ -210,6 +215,20 @@ def test_a_finished_run_comes_back_and_does_not_go_on(finished):
     assert len(scores) == before and (folder / "ppo.jsonl").read_bytes() == record
 
 
+def test_the_end_moves_with_the_settings(finished):
+    """The run has ended after 4 iterations; its last score is the one to reach, or was."""
+    folder, again = finished[3], finished[4]
+    score = rows(folder)[-1]["objective/score"]
+    for settings, ended in (
+        (dict(total_episodes=BATCH * 6), False),
+        (dict(total_episodes=BATCH * 2), True),
+        (dict(total_episodes=BATCH * 6, target_score=score - 0.01), True),
+        (dict(total_episodes=BATCH * 6, target_score=score + 0.01), False),
+    ):
+        trainer = again(**settings)
+        assert (trainer.restored()[0], trainer.restored()[2]) == (ITERATIONS, ended), settings
+
+
 def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -257,7 +276,8 @@ def test_another_reference_is_refused(finished):
     folder = finished[3]
     trainer = finished[0]
     identity = trainer.keeper._identity
-    assert set(identity) == {"tokenizer", "reference", "models of reward.functions", "ppo.trainable_blocks"}
+    its_own = {"tokenizer", "reference", "models of reward.functions", "set of prompts", "ppo.trainable_blocks"}
+    assert set(identity) == its_own
     manifest = json.loads((folder / "checkpoints" / f"ckpt-{ITERATIONS}.json").read_text())
     assert manifest["identity"] == identity
     weights = trainer.collector.ref_model.get_weights()

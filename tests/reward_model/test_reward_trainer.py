@@ -203,6 +203,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
     trainer.model.head_kernel.assign(np.nan * trainer.model.head_kernel)
     with pytest.raises(UserError, match="step 1 had a gradient that is not finite.* lower reward_model.learning_rate"):
         trainer.train()
+    assert not (tmp_path / "run" / "reward_checkpoints").exists()
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
 from tfppo.ppo.types import Samples
+from tfppo.rewards.batch import Batch
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.loading import MODEL_REWARDS
-from tfppo.rewards.scoring import Batch
 from tfppo.stages.ppo import check_ppo, new_policy
 from tfppo.stages.rewards import load_rewards
 

@@ -45,6 +45,8 @@ PPO_TAGS = [
     "response/stopped",
     "time/rollout",
     "time/update",
+    "time/reward",
+    "time/reward_share",
 ]
 ITERATIONS, LM_STEPS = 4, 12
 
@@ -137,6 +139,7 @@ def test_the_config_is_kept(quickstart, workdir):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["hidden_dim"] == 16 and config["ppo"]["learning_rate"] == 0.01
     assert config["ppo"]["value_clip_range"] is None  # said with =none
+    assert config["sampling"]["stop_at_eos"] is True  # decided: these texts end
 
 
 def test_evaluation_figures(evaluation):
@@ -144,7 +147,7 @@ def test_evaluation_figures(evaluation):
     for figures in evaluation.values():
         assert set(figures) == FIGURES
         assert all(math.isfinite(value) for value in figures.values())
-        assert figures["prompts"] == 16 and figures["length"] == 8.0
+        assert figures["prompts"] == 16 and 1 <= figures["length"] <= 8.0
         assert -1 <= figures["reward"] <= 1
         assert 0 < figures["distinct_1"] <= 1 and 0 < figures["distinct_2"] <= 1
         assert 1 < figures["response_perplexity"] < 1000
@@ -191,7 +194,7 @@ def test_tensorboard_logs(quickstart, workdir):
 def test_saved_model(served):
     assert set(served.signatures) == {"serving_default", "generate", "generate_seeded", "score"}
     result = served.signatures["generate"](prompt=tf.constant(["the film", ""]))
-    assert result["completion"].shape == [2] and result["num_tokens"].numpy().tolist() == [8, 8]
+    assert result["completion"].shape == [2] and all(1 <= count <= 8 for count in result["num_tokens"].numpy())
 
 
 def test_generate_repeats_itself(others):

@@ -128,6 +128,14 @@ def too_few(prompts, responses):
 
 def not_a_number(prompts, responses):
     return [0.0, float("nan")] + [0.0] * (len(responses) - 2)
+
+
+def ends(prompts, responses):
+    raise SystemExit("no key")
+
+
+def exact(prompts, responses, answer):
+    return [float(response == right) for response, right in zip(responses, answer)]
 """
 
 
@@ -140,6 +148,7 @@ def failures(tmp_path_factory):
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "nothing.txt").write_text("\n\n")
     record = '{"prompt": "one two three four five six seven eight nine ten", "response": "x"}\n'
+    (folder / "prompts.csv").write_text("prompt,id\n" + "".join(f"question {n},{n}\n" for n in range(40)))
     (folder / "long.jsonl").write_text("".join(record.replace("one", str(n)) for n in range(40)))
     succeed(run(command("train_lm", f"--workdir={good}", config=settings)))
 
@@ -157,10 +166,23 @@ def failures(tmp_path_factory):
             "workdir": lm("texts.txt/below"),
             "dataset": lm("fresh", f"data.source={folder / 'nothing.txt'}"),
             "architecture": lm("good", "model.hidden_dim=32"),
-            "prompt": ppo(f"data.source={folder / 'long.jsonl'}"),
+            "prompt": ppo(
+                f"data.source={folder / 'long.jsonl'}", "data.max_given_prompt_tokens=8", "data.long_prompts=refuse"
+            ),
+            "no responses": lm("fresh", f"data.source={folder / 'prompts.csv'}"),
             "unknown reward": ppo(reward("none")),
             "number of scores": ppo(reward("too_few")),
             "nan": ppo(reward("not_a_number")),
+            # Neither has a model: the column comes first.
+            "column": command("train_ppo", f"--workdir={folder / 'fresh'}", config=(*settings, reward("exact"))),
+            "column of jsonl": command(
+                "evaluate",
+                f"--workdir={folder / 'fresh'}",
+                config=(*settings, reward("exact"), f"data.source={folder / 'long.jsonl'}"),
+            ),
+            "reward in evaluation": command(
+                "evaluate", f"--workdir={good}", f"--model={good / 'lm'}", config=(*settings, reward("ends"))
+            ),
             "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
             "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
         }
@@ -173,11 +195,15 @@ def failures(tmp_path_factory):
     [
         ("workdir", r"--workdir '.*texts\.txt/below' cannot be written: Not a directory; choose another"),
         ("dataset", r"source '.*nothing\.txt' has no examples for split 'train': .*"),
-        ("architecture", r".*good/lm_checkpoints' is of another architecture: variable .* has shape \[.*16\] there.*"),
-        ("prompt", r"data\.max_prompt_tokens is 8, but the prompt '\d+ two .*' has \d+ tokens; raise it .*"),
+        ("architecture", r"language model .*good' was started .*: model\.hidden_dim is 32, not 16; go on .*"),
+        ("prompt", r".*long\.jsonl, line \d+: the prompt '\d+ two .*' has \d+ tokens, more than the 8 of data\.max_.*"),
+        ("no responses", r"data\.source '.*prompts\.csv' has prompts and no responses; .* train-ppo .*"),
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
         ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
+        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: none; .*"),
+        ("column of jsonl", r"reward exact takes a column 'answer', .*; the columns are: prompt, response; .*"),
+        ("reward in evaluation", r"reward ends raised SystemExit: no key at .*rewards\.py:11, .* prompt '.+' and .*"),
         ("no model", r"there is no model in '.*fresh/lm' .*"),
         ("long prompt", r"the prompt 'word word .* has \d+ tokens; .* the model has room for \d+; shorten .*"),
     ],

@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back, damage falls back to the one before, another architecture is refused."""
 
+import hashlib
 import json
 import shutil
 
@@ -127,7 +128,7 @@ def test_no_readable_one_is_an_error(saved, damage):
     folder, _ = saved
     for step in (2, 4):
         DAMAGE[damage](folder / f"ckpt-{step}.{FILES['index' if damage == 'missing' else 'data']}")
-    with pytest.raises(UserError, match=r"no checkpoint in .*run' can be read; remove the folder") as error:
+    with pytest.raises(UserError, match=r"no checkpoint in .*run' can be read; copy it again") as error:
         State(folder).keeper.restore()
     assert "\n" not in str(error.value)
 
@@ -233,6 +234,7 @@ def test_digests_tell_weights_apart():
     second.set_weights(weights)
     assert weights_digest(first) != weights_digest(second)
     assert digest(b"ab", b"c") != digest(b"a", b"bc")
+    assert digest(b"ab", memoryview(np.array([[99, 100]], np.uint8))) == hashlib.sha256(b"ab\0cd").hexdigest()[:16]
 
 
 def test_leftovers_of_a_killed_save_are_swept(saved):
@@ -255,3 +257,72 @@ def test_a_killed_first_save_starts_anew(tmp_path):
     for name in ("ckpt-2.data-00000-of-00001", "ckpt-2.json"):
         shutil.copy(folder / name, half)
     assert State(half).keeper.restore() == 0
+
+
+NAMES = ["a[1]", "b*c", "q?", "{a,b}", "back\\slash", "sp ace", "дом", "-x", "~"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_any_name(tmp_path, name):
+    folder, neighbour = tmp_path / name / "run", tmp_path / "bxc" / "run"
+    neighbour.mkdir(parents=True)
+    other = neighbour / "ckpt-1.index"
+    other.touch()
+    state = State(folder, keep=1)
+    for step in (1, 2):
+        state.step()
+        state.keeper.save(step, kl_coef=step / 10)
+    assert sorted(path.suffix for path in folder.glob("ckpt-*")) == [".data-00000-of-00001", ".index", ".json"]
+    assert other.exists()  # what matches the name, taken for a pattern, stays
+    again = State(folder)
+    assert again.keeper.restore() == 2
+    assert same(again.arrays(), state.arrays())
+
+
+def test_a_checkpoint_of_tensorflows_own_manager_comes_back(tmp_path):
+    """As it was written before: with a counter of saves, and the state file of TensorFlow."""
+    state = State(tmp_path / "run")
+    state.step()
+    state.keeper.save(3, kl_coef=0.5)
+    (tmp_path / "run" / "ckpt-3.index").unlink()
+    manager = tf.train.CheckpointManager(state.keeper._checkpoint, str(tmp_path / "run"), max_to_keep=2)
+    manager.save(checkpoint_number=3)
+    again = State(tmp_path / "run")
+    assert again.keeper.restore() == 3 and again.keeper.scalars == {"kl_coef": 0.5}
+    assert same(again.arrays(), state.arrays())
+
+
+def test_tensorflows_own_tools_find_the_newest(saved):
+    assert tf.train.latest_checkpoint(str(saved[0])) == str(saved[0] / "ckpt-4")
+
+
+@pytest.mark.parametrize(
+    ("there", "here"), [("no part 'extra', this run has one", True), ("a part 'extra', this run has not", False)]
+)
+def test_a_good_checkpoint_with_other_parts_is_not_called_damaged(tmp_path, there, here):
+    def extra(wanted):
+        return LanguageModel(20, 1, 2, 8, 16, 8) if wanted else None
+
+    State(tmp_path / "run", extra=extra(not here)).keeper.save(1, kl_coef=0.0)
+    with pytest.raises(UserError, match=f"the checkpoint in '.*' has {there}; go on with the same settings"):
+        State(tmp_path / "run", extra=extra(here)).keeper.restore()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_not_saved(saved, value):
+    folder, arrays = saved
+    state = State(folder)
+    state.model.variables[1].assign(np.full_like(state.model.variables[1], value))
+    with pytest.raises(
+        UserError, match="checkpoint of step 6 is not saved: its weights .*hidden_0/bias are not finite"
+    ):
+        state.keeper.save(6, kl_coef=0.0)
+    again = State(folder)
+    assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
+def test_a_save_is_told(tmp_path):
+    state, told = State(tmp_path / "run"), []
+    state.keeper.on_save = lambda step: told.append((step, (tmp_path / "run" / f"ckpt-{step}.index").exists()))
+    state.keeper.save(7, kl_coef=0.0)
+    assert told == [(7, True)]

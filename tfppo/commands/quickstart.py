@@ -24,6 +24,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
     from tfppo.stages.workdir import language_model_folder, open_run
+    from tfppo.training.plain_path import plain_path
 
     def stage(title):
         print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)
@@ -42,7 +43,8 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     stage("4/5 export")
     exported = export_model(config, folder, folder / "policy")
     stage("5/5 the SavedModel continues a string")
-    served = tf.saved_model.load(str(exported))
+    with plain_path(exported) as path:
+        served = tf.saved_model.load(str(path))
     prompt = before.prompts[0]
     completion = served.signatures["generate"](prompt=tf.constant([prompt]))["completion"].numpy()[0].decode()
     print(f"{prompt}|{completion}")

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import keras
 
+from tfppo.data.chat import ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.models.finite import require_finite
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 
-_MODEL_FILE = "model.keras"
-_ABOUT_FILE = "about.json"
+_MODEL_FILE, _TOKENIZER, _ABOUT_FILE = "model.keras", "tokenizer", "about.json"
 
 
 def save_model(
@@ -31,15 +32,17 @@ def save_model(
     If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
 
     Args: about: what to know about the model, kept beside it as JSON; `read_about` reads it.
+    Raises: UserError where a weight is not finite; an existing model stays.
     """
     folder = Path(folder)
+    require_finite(model, f"the model {str(folder)!r}")
     _finish_swap(folder)
     fresh, old = _beside(folder)
     # In this order: a `.saving` beside an `.old` is taken for complete.
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    tokenizer.save(fresh / "tokenizer")
+    tokenizer.save(fresh / _TOKENIZER)
     model.save(fresh / _MODEL_FILE)
     if about is not None:
         (fresh / _ABOUT_FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
@@ -62,9 +65,9 @@ def read_about(folder: str | os.PathLike) -> dict:
 
 
 def model_exists(folder: str | os.PathLike) -> bool:
-    """Whether a model folder is there. Raises: UserError where an interrupted save cannot be finished."""
+    """Whether there is a model in a folder. Raises: UserError where an interrupted save cannot be finished."""
     _finish_swap(Path(folder))
-    return Path(folder).exists()
+    return (Path(folder) / _MODEL_FILE).is_file()
 
 
 def check_model(folder: str | os.PathLike, made_by: str) -> None:
@@ -84,6 +87,12 @@ def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
         return config if "hidden_dim" in config else None  # a reward model, or none of tfppo's
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
         return None  # what is wrong with it, loading says
+
+
+def load_chat_template(folder: str | os.PathLike) -> ChatTemplate | None:
+    """The chat template that is kept with the model in a folder; None where there is none. Raises: UserError."""
+    _finish_swap(Path(folder))
+    return Tokenizer.load_chat_template(Path(folder) / _TOKENIZER)
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -137,7 +146,7 @@ def _load(folder, made_by="tfppo train-lm"):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {reason}") from error
     if not isinstance(model, LanguageModel | Policy | RewardModel):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: it holds a {type(model).__name__}")
-    tokenizer = Tokenizer.load(Path(folder) / "tokenizer")
+    tokenizer = Tokenizer.load(Path(folder) / _TOKENIZER)
     trunk = model.language_model.trunk if isinstance(model, Policy) else model.trunk
     if trunk.sizes["vocabulary_size"] != tokenizer.vocabulary_size:
         raise UserError(

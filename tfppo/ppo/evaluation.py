@@ -22,7 +22,8 @@ from tfppo.ops.seeds import seed_for
 from tfppo.ops.shapes import repeat_rows
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
-from tfppo.rewards.scoring import Batch, Reward, total_scores
+from tfppo.rewards.batch import Batch
+from tfppo.rewards.scoring import Reward, total_scores
 from tfppo.training.progress import shown
 from tfppo.training.replicas import check_divides
 
@@ -80,7 +81,8 @@ def evaluate(
     texts, responses, scores, measured = [], [], [], []
     batches, total = prompts.batches(batch_size), math.ceil(len(prompts) / batch_size)
     starts = "compiles sampling: some seconds"
-    for number, batch in enumerate(shown(batches, total=total, description="evaluation", unit="batch", starts=starts)):
+    parts = shown(batches, total=total, description="evaluation", unit="batch", starts=starts)
+    for number, (batch, columns) in enumerate(parts):
         rows = len(batch.prompt_ids)
         # A last, smaller batch is filled up, so that nothing is traced for its size.
         whole = tf.nest.map_structure(lambda tensor: repeat_rows(tensor, batch_size), batch)
@@ -91,7 +93,7 @@ def evaluate(
         texts += tokenizer.decode_batch(batch.prompt_ids.numpy())
         mask, _ = scored_part(ids, mask, reward, tokenizer.eos_id)
         responses += tokenizer.decode_batch(np.where(mask > 0, ids, tokenizer.pad_id))
-        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer)
+        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer, columns)
         scores.append(total_scores(rewards, reward.weights, part)[0].reshape(rows, -1).sum(axis=1))
     all_scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))

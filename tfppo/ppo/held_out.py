@@ -120,20 +120,20 @@ class HeldOut:
         """Figures of one response to each prompt, by tag, and a table of the first responses."""
         assert self.prompts is not None
         samples: list[tuple[object, ...]] = [("prompt", "response", "score")]
-        columns: list[list[np.ndarray]] = []  # of a batch: score, KL, length, whether it has stopped; each [rows]
-        for number, batch in enumerate(self.prompts.batches(self.batch_size)):
+        measured: list[list[np.ndarray]] = []  # of a batch: score, KL, length, whether it has stopped; each [rows]
+        for number, (batch, columns) in enumerate(self.prompts.batches(self.batch_size)):
             rows = len(batch.prompt_ids)
             # Filled up with copies to the size that training has compiled.
             whole = tf.nest.map_structure(lambda tensor: repeat_rows(tensor, self.batch_size), batch)
             drawn = self.collector.sampler(whole, seed_for(self.seed, "held-out", number))
             ref_logprobs = self.collector.teacher_forcing.ref_logprobs(whole, drawn.response_ids, drawn.response_mask)
             kl = tf.reduce_sum((drawn.logprobs - ref_logprobs) * drawn.response_mask, axis=1)[:rows]
-            scored, scores, _, stopped = self.collector.score(batch, Samples(*(part[:rows] for part in drawn)))
+            scored, scores, _, stopped = self.collector.score(batch, Samples(*(part[:rows] for part in drawn)), columns)
             totals = scores.reshape(rows, -1).sum(axis=1)
             lengths = drawn.response_mask[:rows].numpy().sum(axis=1)
-            columns.append([totals, kl.numpy(), lengths, stopped.numpy()])
+            measured.append([totals, kl.numpy(), lengths, stopped.numpy()])
             samples += zip(scored.texts, scored.responses, totals.tolist(), strict=True)
-        score, kl, length, stopped = (float(np.concatenate(parts).mean()) for parts in zip(*columns, strict=True))
+        score, kl, length, stopped = (float(np.concatenate(parts).mean()) for parts in zip(*measured, strict=True))
         figures = {
             "evaluation/score": score,
             "evaluation/rlhf_reward": score - self.kl_coef * kl,

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from tfppo.ppo.rollout import Collected, RolloutCollector
 from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter
+from tfppo.training.metrics import MetricsWriter, read_metrics
 from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
@@ -58,7 +58,7 @@ class PpoTrainer:
         self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
         self.num_iterations = config.ppo.total_episodes // config.ppo.rollout_batch_size
         self.diagnostics = Diagnostics(
-            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=config.sampling.stop_at_eos
+            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=bool(config.sampling.stop_at_eos)
         )
         self.held_out = HeldOut(
             config.evaluation,
@@ -87,10 +87,11 @@ class PpoTrainer:
                 "models of reward.functions": [
                     weights_digest(reward.model) for reward in collector.rewards if hasattr(reward, "model")
                 ],
+                "set of prompts": prompts.digest(),
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
         )
-        self.done = self.keeper.restore()
+        self.done = self.saved = self.keeper.restore()  # iterations; of the last checkpoint
         self.collector.state = self.keeper.scalars
         self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
@@ -98,8 +99,8 @@ class PpoTrainer:
     def train(self) -> None:
         """Runs to the end, from the last checkpoint where there is one.
 
-        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails or a
-        reward function errs.
+        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails, or
+            where a reward function errs, with everything saved.
         """
         done, kl_coef, finished = self.restored()
         metrics = MetricsWriter(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
@@ -116,7 +117,8 @@ class PpoTrainer:
             self.evaluate(bar, done, finished)
             while not finished:
                 clock = [time.perf_counter()]
-                collected = self.collect(done)
+                with self.saved_first(done, kl_coef, metrics):
+                    collected = self.collect(done)
                 clock.append(time.perf_counter())
 
                 statistics = self.improve(collected.rollout, done, kl_coef)
@@ -129,13 +131,40 @@ class PpoTrainer:
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1
                 finished = self.is_finished(done, scalars["objective/score"])
-                self.evaluate(bar, done, finished)
+                with self.saved_first(done, kl_coef, metrics, finished):
+                    self.evaluate(bar, done, finished)
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
-                    self.keeper.save(done, **own, **self.state)
+                    self.save(done, kl_coef, finished)
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+
+    @contextmanager
+    def saved_first(self, done: int, kl_coef: float, metrics: MetricsWriter, finished: bool = False) -> Iterator[None]:
+        """A context for calls of rewards: whatever ends it (one that errs, a second Ctrl-C), the run is saved first.
+
+        Neither collecting nor evaluating changes weights, and the moments of the scores go back: the state is that
+        after `done` iterations.
+        """
+        moments = self.collector.shaper.state
+        try:
+            yield
+        except BaseException as error:
+            self.collector.shaper.state = moments
+            if done > self.saved:
+                metrics.flush()
+                self.save(done, kl_coef, finished)
+            if not isinstance(error, UserError) or not done:
+                raise
+            raise UserError(
+                f"{error}; saved after {done} of {self.num_iterations} iterations: run the same command again to go on"
+            ) from error
+
+    def save(self, done: int, kl_coef: float, finished: bool) -> None:
+        """Saves the state after `done` iterations."""
+        own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
+        self.keeper.save(done, **own, **self.state)
+        self.saved = done
 
     @property
     def state(self) -> dict[str, float]:
@@ -145,16 +174,24 @@ class PpoTrainer:
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
         scalars = self.keeper.scalars
-        return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
+        return self.done, scalars["kl_coef"], self.has_ended()
+
+    def has_ended(self) -> bool:
+        """Whether the last checkpoint is at the end of the run, as the settings now have it: they may have moved it."""
+        if self.done >= self.num_iterations or not self.keeper.scalars["finished"]:
+            return self.done >= self.num_iterations
+        rows = read_metrics(self.folder / "ppo.jsonl")
+        return any(self.is_finished(self.done, row["objective/score"]) for row in rows if row["step"] == self.done)
 
     def collect(self, step: int) -> Collected:
         """The rollout of an iteration: sampled from the policy, or the data's own texts."""
         ppo, sampling = self.config.ppo, self.config.sampling
-        prompts = self.prompts.batch(step, ppo.rollout_batch_size, ppo.group_size)
+        rows = step, ppo.rollout_batch_size, ppo.group_size
+        prompts, columns = self.prompts.batch(*rows), self.prompts.columns(*rows)
         if ppo.trajectories == "dataset":
             responses = self.prompts.continuations(step, ppo.rollout_batch_size, sampling.response_length)
-            return self.collector.replay(prompts, *responses)
-        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step))
+            return self.collector.replay(prompts, *responses, columns)
+        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step), columns)
 
     def improve(self, rollout: Rollout, step: int, kl_coef: float) -> dict[str, float]:
         """Improves the policy by a rollout. Returns: the statistics of the update, as numbers."""
@@ -248,6 +285,8 @@ class PpoTrainer:
             "policy/learning_rate": self.learning_rate(step),
             "time/rollout": sampled - started,
             "time/update": updated - sampled,
+            "time/reward": collected.reward_seconds,
+            "time/reward_share": collected.reward_seconds / (updated - started),
             "time/tokens_per_second": num_tokens / (updated - started),
         }
 

@@ -10,12 +10,12 @@ import tensorflow as tf
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.data.tokenizer import Tokenizer
-from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
 from tfppo.ops.seeds import stream_indices
 from tfppo.reward_model.comparison import ComparisonScorer, comparison_scores, held_out_figures, ranks_chosen_first
 from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
+from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
@@ -81,9 +81,12 @@ class RewardTrainer:
     def train(self) -> None:
         """Trains from the last checkpoint to the last step.
 
-        Raises: Interrupted after a request to stop, once the state is saved; UserError where a gradient is not finite.
+        Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
+            anything of that is saved.
         """
         metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
+        chance = math.log(self.train_data.response_ids.shape[1])
+        watch = DivergenceWatch(chance, "reward_model.learning_rate", self.config.learning_rate)
         bar = Progress(
             total=self.num_steps,
             done=self.done,
@@ -104,26 +107,21 @@ class RewardTrainer:
                     "reward_model/learning_rate": learning_rate,
                     "time/tokens_per_second": num_tokens(batch) / (time.perf_counter() - started),
                 }
-                self.check(scalars)
+                watch.check_step(self.done + 1, scalars["reward_model/loss"], scalars["reward_model/gradient_norm"])
                 self.done += 1
                 due = self.done % self.config.eval_every == 0 or self.done == self.num_steps
+                stopping = stop.requested
                 if due:
                     figures = held_out_figures(self._held_out_scores(self.validation))
                     scalars.update({f"reward_model/held_out_{name}": value for name, value in figures.items()})
+                if due or stopping:
+                    watch.check_before_saving(self.done, scalars.get("reward_model/held_out_loss"))
                 self.report(metrics, bar, scalars)
-                if due or stop.requested:
+                if due or stopping:
                     metrics.flush()
                     self.keeper.save(self.done)
-                if stop.requested:
+                if stopping:
                     raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
-
-    def check(self, scalars: dict[str, float]) -> None:
-        """Raises UserError where the gradient of a step is not finite."""
-        if not math.isfinite(scalars["reward_model/gradient_norm"]):
-            raise UserError(
-                f"step {self.done + 1} had a gradient that is not finite, and was left out; lower "
-                f"reward_model.learning_rate {self.config.learning_rate:g}; the last checkpoint is intact"
-            )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate after `step` updates: linear decay to 0."""

@@ -4,10 +4,12 @@ Exit codes: 0 for success; 1 for a mistake of the user, reported in one line; 13
 signal, once its state is saved.
 """
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -102,12 +104,13 @@ def run(
     def checked_main(argv):
         logging.set_verbosity(logging.WARNING)
         try:
-            with one_line_errors():
+            folder = os.path.expanduser(flags.FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/runs as it is
+            with one_line_errors(), no_empty_folders(folder):
                 start_tensorflow()
-                main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
+                main(config_flag.value, folder, flags.FLAGS)
             if then:
                 print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)
-                print(what_next(invocation, then, flags.FLAGS.workdir), flush=True)
+                print(what_next(invocation, then, folder), flush=True)
             return 0
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
@@ -181,6 +184,20 @@ def _config_errors(path: str) -> Iterator[None]:
         raise UserError(f"config {path!r} cannot be loaded: {str(error).splitlines()[-1]}") from error
     except Exception as error:  # the file is Python: it can raise anything
         raise UserError(f"config {path!r} cannot be loaded: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def no_empty_folders(folder: str) -> Iterator[None]:
+    """Removes the folder again, with those above it, where the context made it, ends in an error and left it empty."""
+    path = Path(folder)
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it is not there, or holds something
+            for one in missing:
+                one.rmdir()
+        raise
 
 
 @contextmanager

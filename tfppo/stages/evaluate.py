@@ -5,7 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
-from tfppo.config.validation import validate_positions
+from tfppo.config.validation import validate_prompt_positions
 from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
 from tfppo.ppo.evaluation import (
@@ -18,7 +18,7 @@ from tfppo.ppo.evaluation import (
     write_evaluation,
 )
 from tfppo.stages.engines import engines_that_sample
-from tfppo.stages.rewards import load_rewards
+from tfppo.stages.rewards import check_rewards, load_rewards
 from tfppo.stages.texts import load_prompts, load_written
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.tensorboard import replace_summaries, table_values
@@ -30,15 +30,18 @@ def evaluate_model(
     """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
 
     `held_out_perplexity` is the model's, a token, on the held-out texts themselves, where the data has any.
+    Raises: UserError where a reward function errs or lacks a column, the latter before a model is loaded.
     """
+    config = config.with_ends()
+    check_rewards(config, folder, "test")
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)
     ref_model, _ = load_language_model(reference)
-    validate_positions(config, ref_model.max_sequence_length, folder=reference)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=reference)
     evaluation = evaluate(
         policy,
         ref_model,
-        load_prompts(config.data, "test", tokenizer, config.seed).sample(config.evaluation.num_prompts),
+        load_prompts(config, "test", tokenizer, ref_model.max_sequence_length).sample(config.evaluation.num_prompts),
         config.sampling,
         engines=engines_that_sample(config.sampling, policy.language_model),
         tokenizer=tokenizer,

@@ -5,6 +5,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
+from tfppo.data.chat import Message, choose_template
 from tfppo.data.prompts import pad_left
 from tfppo.errors import UserError
 from tfppo.models.folder import load_policy, model_exists
@@ -19,14 +20,16 @@ def generate(config: Config, folder: Path, model: Path | str | None, prompts: li
 
     Without a name it is the policy, or the language model before PPO.
 
+    Where the model was trained on chats, a prompt is what the user says, and the continuation is the answer.
+
     Raises: UserError where there is no model, or a prompt is longer than the model has room for.
     """
-    sampling = config.sampling
+    sampling = config.sampling.for_readers()
     if model is None:
         policy_folder = folder / "policy"
         model = policy_folder if model_exists(policy_folder) else language_model_folder(config, folder)
     policy, tokenizer = load_policy(model_folder(folder, model))
-    rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(prompts)]
+    rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(_written(config, tokenizer, prompts))]
     room = policy.language_model.max_sequence_length - sampling.response_length
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) > room:
@@ -45,3 +48,10 @@ def generate(config: Config, folder: Path, model: Path | str | None, prompts: li
     batch = pad_left(rows, tokenizer.pad_id, max(map(len, rows)))
     samples = sampler(batch, seed_for(config.seed, "generate"))
     return tokenizer.decode_batch(samples.response_ids.numpy())
+
+
+def _written(config, tokenizer, prompts):
+    """The prompts as the model was trained to read them."""
+    kept = tokenizer.chat_template
+    template = choose_template(config.data.chat_template, kept)
+    return prompts if kept is None else [template.prompt([Message("user", prompt)]) for prompt in prompts]

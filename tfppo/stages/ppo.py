@@ -8,7 +8,8 @@ import tensorflow as tf
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
-from tfppo.config.validation import validate_for_ppo, validate_positions, validate_trainable_blocks
+from tfppo.config.resuming import PPO
+from tfppo.config.validation import validate_for_ppo, validate_prompt_positions, validate_trainable_blocks
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import (
     check_model,
@@ -28,9 +29,10 @@ from tfppo.ppo.assembly import assemble
 from tfppo.ppo.charts import plot_reward_over_kl
 from tfppo.ppo.trainer import PpoTrainer
 from tfppo.stages.checks import check_tokenizer
+from tfppo.stages.history import SettingsHistory
 from tfppo.stages.rewards import check_rewards, load_rewards
 from tfppo.stages.texts import load_held_out_prompts, load_prompts
-from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.stages.workdir import language_model_folder
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
 from tfppo.training.tensorboard import picture_values, replace_summaries
@@ -38,6 +40,8 @@ from tfppo.training.tensorboard import picture_values, replace_summaries
 
 def check_ppo(config: Config, folder: Path) -> None:
     """Raises UserError for what PPO would refuse, before anything else is trained for it."""
+    config = config.with_ends()
+    SettingsHistory(config, folder, PPO)
     model_folder = language_model_folder(config, folder)
     if config.language_model:
         check_model(config.language_model, "tfppo train-lm")
@@ -56,14 +60,16 @@ def check_ppo(config: Config, folder: Path) -> None:
 
 def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
+    config = config.with_ends()
     ppo, model_folder = config.ppo, language_model_folder(config, folder)
     check_ppo(config, folder)
+    history = SettingsHistory(config, folder, PPO)
     with strategy.scope():
         ref_model, tokenizer = load_language_model(model_folder, ppo.dtype)
         ref_model.trainable = False
         policy = new_policy(ppo, config.seed, ref_model, tokenizer)
         average = copy_policy(policy) if ppo.ema_decay else None
-    validate_positions(config, ref_model.max_sequence_length, folder=model_folder)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=model_folder)
     computation = computation_of(config, ref_model)
     collector, learner = assemble(
         policy,
@@ -76,19 +82,18 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         rewards=load_rewards(config, folder, tokenizer),
         strategy=strategy,
     )
+    prompts = load_prompts(config, "train", tokenizer, ref_model.max_sequence_length)
     trainer = PpoTrainer(
         config,
         collector,
         learner,
-        load_prompts(config.data, "train", tokenizer, config.seed),
+        prompts,
         folder,
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
-        held_out_prompts=load_held_out_prompts(config.data, tokenizer, config.seed)
-        if config.evaluation.every
-        else None,
+        held_out_prompts=load_held_out_prompts(config, tokenizer, ref_model.max_sequence_length, prompts.length),
     )
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     print(computation.describe(collector.sampler.engine), flush=True)
     trainer.train()
     save_model(policy, tokenizer, folder / "policy")

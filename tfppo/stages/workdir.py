@@ -1,7 +1,8 @@
 """The folder of a run, and the devices that it runs on.
 
 WORKDIR/
-    config.json          the validated configuration of the last training command
+    config.json          the settings that were trained with last
+    config_history.jsonl the same for each stage, from its start, with all that was changed since
     lm/                  the best language model with its tokenizer
     reward_model/        the reward model, normalised, with its tokenizer
     policy/              the policy that PPO made, with the tokenizer; policy_average/ its moving average
@@ -46,13 +47,6 @@ def open_workdir(workdir: Path | str) -> Path:
     except OSError as error:
         raise UserError(f"--workdir {str(workdir)!r} cannot be written: {error.strerror}; choose another") from error
     return folder
-
-
-def write_config(config: Config, folder: Path) -> None:
-    """Keeps the configuration of a training run as WORKDIR/config.json."""
-    fresh = folder / "config.tmp"
-    fresh.write_text(config.to_json())
-    fresh.replace(folder / "config.json")
 
 
 def language_model_folder(config: Config, folder: Path) -> Path:

@@ -51,6 +51,8 @@ TAGS = {
     "time/rollout": "seconds to sample, score and look the reference up",
     "time/update": "seconds of the update",
     "time/evaluation": "seconds of the evaluation",
+    "time/reward": "seconds that the reward functions took; meanwhile the reference is looked up",
+    "time/reward_share": "these seconds over the seconds of the iteration",
     "time/tokens_per_second": "PPO: response tokens over the seconds of the iteration; otherwise tokens a second",
     "reward_model/loss": "training loss: -log of the softmax share of the chosen response, mean over comparisons",
     "reward_model/accuracy": "share of the batch's comparisons in which the chosen response scores highest",
