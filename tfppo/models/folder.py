@@ -8,9 +8,11 @@ import zlib
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.files import beside, sync, sync_tree, told
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
@@ -25,19 +27,24 @@ def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer
     """
     folder = Path(folder)
     _finish_swap(folder)
-    fresh, old = _beside(folder)
+    fresh, old = beside(folder)
     # In this order: a `.saving` beside an `.old` is taken for complete.
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    tokenizer.save(fresh / "tokenizer")
-    model.save(fresh / _MODEL_FILE)
-    for path in (*fresh.rglob("*"), fresh):
-        _sync(path)
-    if folder.exists():
-        folder.rename(old)
-    _take_name(fresh, folder)
-    _sync(folder.parent)
+    kept = "the model that was there before is intact" if folder.exists() else "there was none before"
+    with told(f"the model in {str(folder)!r}", kept, others=(tf.errors.OpError,)):
+        try:
+            fresh.mkdir(parents=True)
+            tokenizer.save(fresh / "tokenizer")
+            model.save(fresh / _MODEL_FILE)
+            sync_tree(fresh)
+        except Exception:
+            shutil.rmtree(fresh, ignore_errors=True)  # it may be what filled the disk
+            raise
+        if folder.exists():
+            folder.rename(old)
+        _take_name(fresh, folder)
+        sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -66,11 +73,6 @@ def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
         return None  # what is wrong with it, loading says
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new model is written, and where the old one is kept until the new one has its name."""
-    return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
-
-
 def _finish_swap(folder: Path) -> None:
     """Finishes a `save_model` that was killed between its two renames.
 
@@ -78,7 +80,7 @@ def _finish_swap(folder: Path) -> None:
     """
     if folder.exists():
         return
-    fresh, old = _beside(folder)
+    fresh, old = beside(folder)
     if not (fresh.is_dir() and old.is_dir()):
         return
     try:
@@ -96,15 +98,6 @@ def _take_name(fresh: Path, folder: Path) -> None:
     except FileNotFoundError:  # a process that reads the model has finished the swap
         if not folder.exists():
             raise
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or the directory entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load(folder, made_by="train_lm.py"):
