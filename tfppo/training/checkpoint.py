@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +14,13 @@ import tensorflow as tf
 from absl import logging
 
 from tfppo.errors import UserError
+from tfppo.files import sweep, sync, told, write_text
+from tfppo.training.metrics import read_metrics
 
 # What the checkpoint reader of TensorFlow raises for damaged files.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
+# What killed saves leave, of TensorFlow's and of ours.
+_LEFTOVERS = ("*_temp*", "checkpoint.tmp*", "*.json.tmp")
 
 
 class CheckpointKeeper:
@@ -30,6 +34,9 @@ class CheckpointKeeper:
         extras: further models to save, by name.
         identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
             model; also in the manifest and compared.
+        log: the run's JSONL file; where it has steps that must have been saved, a folder without checkpoints is an
+            error.
+        save_every: how many steps may go by before the first checkpoint.
     """
 
     def __init__(
@@ -42,15 +49,16 @@ class CheckpointKeeper:
         keep: int,
         extras: Mapping[str, keras.Layer] | None = None,
         identity: Mapping[str, object] | None = None,
+        log: Path | None = None,
+        save_every: int = 1,
     ):
-        self._folder = Path(folder)
+        self._folder, self._keep, self._log, self._save_every = Path(folder), keep, log, save_every
         self._model, self._identity = model, identity or {}
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
         # Variables one by one: TensorFlow does not find, nor save, what a Keras layer keeps in a list.
         models = {name: [v.value for v in part.variables] for name, part in {"model": model, **(extras or {})}.items()}
         self._checkpoint = tf.train.Checkpoint(optimizer=optimizer, step=self._step, **models, **self._scalars)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
 
     @property
     def scalars(self) -> dict[str, float]:
@@ -58,44 +66,91 @@ class CheckpointKeeper:
         return {name: float(variable.numpy()) for name, variable in self._scalars.items()}
 
     def save(self, step: int, **scalars: float) -> None:
-        """Saves the state after `step` steps."""
+        """Saves the state after `step` steps: on the disk before an older one is removed.
+
+        Raises: UserError where it cannot be written; older checkpoints then are what they were.
+        """
         self._step.assign(step)
         for name, value in scalars.items():
             self._scalars[name].assign(value)
+        older = max((other for other in self._steps() if other < step), default=None)
+        kept = f"the one of step {older} is intact" if older is not None else "there was none before"
+        what = f"the checkpoint of step {step} in {str(self._folder)!r}"
+        try:
+            with told(what, f"{kept}, and the same command again goes on from there", (tf.errors.OpError,)):
+                self._write(step)
+        except UserError:
+            # They may be what filled the disk; the manifest stays, and says that a first save was begun.
+            sweep(self._folder, ("*_temp*", f"ckpt-{step}.data*", f"ckpt-{step}.index"), ())
+            raise
+        for path in self._folder.glob("ckpt-*"):
+            number = _step_of(path)
+            if number is not None and number not in self._steps()[-self._keep :]:
+                path.unlink(missing_ok=True)
+
+    def _write(self, step):
         self._folder.mkdir(parents=True, exist_ok=True)
         # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
-        fresh = self._folder / "manifest.tmp"
-        fresh.write_text(json.dumps(self._describe(), indent=1))
-        fresh.replace(self._manifest(step))
-        self._manager.save(checkpoint_number=step)
-        for manifest in self._folder.glob("ckpt-*.json"):
-            if not manifest.with_suffix(".index").exists():
-                manifest.unlink()
+        write_text(self._manifest(step), json.dumps(self._describe(), indent=1))
+        self._checkpoint.save_counter.assign(step - 1)
+        self._checkpoint.save(str(self._folder / "ckpt"))
+        for path in (*self._folder.glob(f"ckpt-{step}.*"), self._folder / "checkpoint", self._folder):
+            sync(path)
 
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read; returns the number of steps done, 0 where there is none.
 
-        Raises: UserError where the checkpoints are of another architecture, or none of them can be read.
+        Raises: UserError where the checkpoints are of another architecture, none of them can be read, or there are none
+        though there must have been.
         """
-        for leftover in self._folder.glob("*_temp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        steps = sorted((int(path.stem.split("-")[1]) for path in self._folder.glob("ckpt-*.index")), reverse=True)
-        if not steps and not self._manager.latest_checkpoint:
-            return 0
-        for step in steps:
+        began = any(self._folder.glob("ckpt-*"))
+        sweep(self._folder, _LEFTOVERS, ())
+        steps = self._steps()
+        for step in reversed(steps):
             path = self._folder / f"ckpt-{step}"
             try:
-                saved = json.loads(self._manifest(step).read_text())
+                saved = _read_manifest(self._manifest(step))
             except (OSError, ValueError) as error:
                 _warn(path, error)
                 continue
             self._compare(saved)
             try:
                 self._checkpoint.restore(str(path)).assert_consumed()
-                return int(self._step.numpy())
             except _DAMAGE as error:
                 _warn(path, error)
-        raise UserError(f"no checkpoint in {str(self._folder)!r} can be read; remove the folder to start anew")
+                continue
+            if step != steps[-1]:
+                logging.warning("going on from %s", path)
+            return int(self._step.numpy())
+        if steps or (self._folder / "checkpoint").exists():
+            raise UserError(
+                f"no checkpoint in {str(self._folder)!r} can be read; put a copy of one back, or choose another "
+                f"--workdir"
+            )
+        self._refuse_to_forget(began)
+        return 0
+
+    def _steps(self):
+        """The steps of the checkpoints that are there, sorted."""
+        return sorted(step for path in self._folder.glob("ckpt-*.index") if (step := _step_of(path)) is not None)
+
+    def _refuse_to_forget(self, began):
+        """Raises UserError where the log has steps that were saved once: starting anew would clear it.
+
+        Args: began: whether a first save was begun, and killed: then there is a part of it.
+        """
+        if self._log is None:
+            return
+        steps = max((row["step"] for row in read_metrics(self._log)), default=0)
+        emptied = self._folder.exists() and not began
+        if steps and (steps > self._save_every or emptied or (steps == self._save_every and not began)):
+            raise UserError(
+                f"{str(self._folder)!r} holds no checkpoint, but {str(self._log)!r} has {steps} steps of an earlier "
+                f"run; put the checkpoints back, choose another --workdir, or move {self._log.name} and "
+                f"{self._log.stem}/ away to start anew here"
+            )
+        if steps:
+            logging.warning("%s: none of its %d steps was saved; they are run again", self._log, steps)
 
     def _manifest(self, step):
         return self._folder / f"ckpt-{step}.json"
@@ -128,6 +183,21 @@ class CheckpointKeeper:
                     f"{self._identity.get(name)}; go on with the same data, models and settings as before, or use "
                     f"another --workdir"
                 )
+
+
+def _step_of(path):
+    """The step in a checkpoint file's name; None where the name is another one."""
+    match = re.match(r"ckpt-(\d+)\.", path.name)
+    return int(match[1]) if match else None
+
+
+def _read_manifest(path):
+    """Raises: OSError or ValueError where it cannot be read."""
+    manifest = json.loads(path.read_text())
+    parts = [manifest.get(name) for name in ("variables", "identity")] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{path.name} is no manifest")
+    return manifest
 
 
 def digest(*parts: bytes) -> str:
