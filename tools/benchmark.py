@@ -16,6 +16,7 @@ from tfppo.config import Config, EvaluationConfig, PpoConfig, SamplingConfig
 from tfppo.config.validation import require
 from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
 from tfppo.stages.cli import one_line_errors, parse_flags
+from tfppo.training.interrupt import Program
 
 STARTED = time.perf_counter()
 
@@ -177,4 +178,5 @@ def parse(argv):
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    with Program("stopped at once; nothing was written"):
+        app.run(main, flags_parser=parse)

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -182,6 +183,17 @@ def test_a_finished_run_comes_back_and_does_not_go_on(finished):
             np.testing.assert_array_equal(weight, saved)
     other.train()
     assert len(scores) == before and (folder / "ppo.jsonl").read_bytes() == record
+
+
+def test_a_run_that_lost_its_checkpoints_keeps_its_record(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[3], folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    before = (folder / "ppo.jsonl").read_bytes()
+    with pytest.raises(UserError, match="checkpoints' holds no checkpoint, but .*ppo.jsonl' has 4 steps .*--workdir"):
+        make_trainer(folder)
+    assert (folder / "ppo.jsonl").read_bytes() == before and len(before.splitlines()) == ITERATIONS
 
 
 def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):

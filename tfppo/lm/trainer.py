@@ -72,6 +72,8 @@ class LmTrainer:
             scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
             keep=config.keep_checkpoints,
             identity={"tokenizer": tokenizer.digest()},
+            log=folder / "lm_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
@@ -90,6 +92,7 @@ class LmTrainer:
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
+                stop.begins(f"step {step + 1}")
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,
@@ -120,8 +123,8 @@ class LmTrainer:
                 if due or stop.requested:
                     metrics.flush()
                     self.keeper.save(finished, best_loss=best, evaluations_without_improvement=waited)
-                if stop.requested:
-                    raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
+                    if stop.requested:  # asked again, but only where all is saved
+                        raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
 
     def batch(self, step: int) -> PackedSequences:
         """The step-th batch of an endless stream of sequences, in a new order each epoch."""

@@ -70,6 +70,8 @@ class PpoTrainer:
                 ],
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
+            log=folder / "ppo.jsonl",
+            save_every=config.checkpoint_every,
         )
         self.done = self.keeper.restore()
         self.collector.state = self.keeper.scalars
@@ -86,6 +88,7 @@ class PpoTrainer:
         bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
         with StopRequest() as stop, closing(metrics), bar:
             while not finished:
+                stop.begins(f"iteration {done + 1}")
                 clock = [time.perf_counter()]
                 collected = self.collect(done)
                 clock.append(time.perf_counter())
@@ -103,8 +106,8 @@ class PpoTrainer:
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
                     self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.state)
-                if stop.requested:
-                    raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+                    if stop.requested:  # asked again, but only where all is saved
+                        raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""

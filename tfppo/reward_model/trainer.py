@@ -76,6 +76,8 @@ class RewardTrainer:
                 "language model": weights_digest(model.trunk),
                 "set of comparisons": digest(*(array.tobytes() for array in train)),
             },
+            log=folder / "reward_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
@@ -88,6 +90,7 @@ class RewardTrainer:
         bar = progress_bar(total=self.num_steps, done=self.done, description="reward model")
         with StopRequest() as stop, closing(metrics), bar:
             while self.done < self.num_steps:
+                stop.begins(f"step {self.done + 1}")
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
                 self.optimizer.learning_rate.assign(learning_rate)
@@ -110,8 +113,8 @@ class RewardTrainer:
                 if due or stop.requested:
                     metrics.flush()
                     self.keeper.save(self.done)
-                if stop.requested:
-                    raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
+                    if stop.requested:  # asked again, but only where all is saved
+                        raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
 
     def check(self, scalars: dict[str, float]) -> None:
         """Raises UserError where the gradient of a step is not finite."""
