@@ -21,6 +21,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     started = time.time()
     import tensorflow as tf
 
+    from tfppo.files import write_text
     from tfppo.ppo.evaluation import format_figures, format_samples, write_evaluation
     from tfppo.stages.evaluate import evaluate_model
     from tfppo.stages.export import export_model
@@ -43,7 +44,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     columns = {"before PPO": before.figures, "after PPO": after.figures}
     write_evaluation(folder / "evaluation.json", columns)
     table = format_samples(before, after, rows=config.evaluation.num_samples)
-    (folder / "samples.md").write_text(f"{table}\n\n{format_figures(columns)}\n")
+    write_text(folder / "samples.md", f"{table}\n\n{format_figures(columns)}\n")
     print(f"{table}\n\n{format_figures(columns)}")
     stage("4/5 export")
     exported = export_model(config, folder, folder / "policy")
@@ -58,4 +59,4 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, default_config=str(CONFIG))
+    cli.run(main, default_config=str(CONFIG), trains=True)

@@ -25,4 +25,4 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, default_config=str(CONFIG))
+    cli.run(main, default_config=str(CONFIG), trains=True)

@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING
 
 from tfppo.config import Config
 from tfppo.errors import UserError
-from tfppo.training.interrupt import Interrupted
+from tfppo.files import REMEDIES, reason, remedy
+from tfppo.training.interrupt import EXIT_INTERRUPTED, Interrupted, Program
+from tfppo.training.run_folder import claim
 
 if TYPE_CHECKING:
     from absl.flags import FlagValues
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_USER_ERROR = 1
 _CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
 
@@ -32,13 +34,21 @@ def run(
     *,
     default_config: str,
     define_flags: Callable[[ModuleType], None] = lambda flags: None,
+    trains: bool = False,
 ) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
     TensorFlow is imported after that, so that a mistake on the command line is reported at once.
 
-    Args: define_flags: defines further flags of the binary; it is called with the module `absl.flags`.
+    Args:
+        define_flags: defines further flags of the binary; it is called with the module `absl.flags`.
+        trains: whether the binary writes what training needs to go on: then one process at a time has the folder.
     """
+    with Program():
+        _run(main, default_config, define_flags, trains)
+
+
+def _run(main, default_config, define_flags, trains):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     from absl import app, flags, logging
@@ -77,12 +87,12 @@ def run(
         logging.set_verbosity(logging.WARNING)
         try:
             with one_line_errors():
+                if trains:
+                    claim(flags.FLAGS.workdir)
                 return main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("stopped at once; run the same command again to go on from what was saved", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED
 
     app.run(checked_main, flags_parser=parse)
 
@@ -175,11 +185,17 @@ def _config_errors(path: str) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Reports a mistake of the user in one line and exits with code 1."""
+    """Reports a mistake of the user, or a full disk and the like, in one line and exits with code 1."""
     from absl.flags import Error
 
     try:
         yield
     except (Error, UserError) as error:
         print(f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = repr(error.filename) if error.filename else "a file"
+        print(f"error: {place} cannot be written or read: {reason(error)}; {remedy(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
