@@ -149,13 +149,13 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
         np.testing.assert_array_equal(found, expected)
     assert timeless(broken / "reward_training.jsonl") == timeless(straight / "reward_training.jsonl")
     assert make_trainer(broken, config).done == whole.num_steps  # and a third time nothing is left to do
-    shutil.rmtree(broken / "reward_checkpoints")
-    with pytest.raises(UserError, match=f"holds no checkpoint, but .*reward_training.* {whole.num_steps} steps"):
-        make_trainer(broken, config)
     with pytest.raises(UserError, match="goes with another language model"):
         make_trainer(broken, config, seed=1)
     write_comparisons(tmp_path / "c.jsonl", 201)
     with pytest.raises(UserError, match="goes with another set of comparisons"):
+        make_trainer(broken, config)
+    shutil.rmtree(broken / "reward_checkpoints")
+    with pytest.raises(UserError, match=f"holds no checkpoint, but .*reward_training.* {whole.num_steps} steps"):
         make_trainer(broken, config)
 
 

@@ -37,6 +37,9 @@ class _Listener:
 
     def __init__(self, hear: Callable[[], None], handle: Callable[[], None] = lambda: None):
         self._hear, self._handle = hear, handle
+        # Who waits for it gives the other thread its turn, which may have read a number and not yet acted on it. It is
+        # the thread's own, as a handler may run within a handler.
+        self._turn = threading.RLock()
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
@@ -73,14 +76,15 @@ class _Listener:
 
     def _read(self):
         """Hears the signals that nobody has heard yet; False once the listener is closed."""
-        try:
-            numbers = os.read(self._reader, 64)
-        except BlockingIOError:  # the other thread was first
-            return True
-        for number in numbers:
-            if number in _SIGNALS:
-                self._hear()
-        return 0 not in numbers
+        with self._turn:
+            try:
+                numbers = os.read(self._reader, 64)
+            except BlockingIOError:  # the other thread was first
+                return True
+            for number in numbers:
+                if number in _SIGNALS:
+                    self._hear()
+            return 0 not in numbers
 
 
 class StopRequest:
