@@ -25,7 +25,7 @@ INSTALL_REQUIRES = [
     "matplotlib",
 ]
 
-TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill"]
+TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill", "setuptools>=64", "wheel"]
 
 EXTRAS_REQUIRE = {
     "test": TEST_REQUIRES,
@@ -42,7 +42,10 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["tfppo", "tfppo.*"]),
+    # The wheel has the configs within the package; in a checkout they are beside it, where a reader finds them.
+    packages=[*find_packages(include=["tfppo", "tfppo.*"]), "tfppo.configs"],
+    package_dir={"tfppo.configs": "configs"},
+    entry_points={"console_scripts": ["tfppo = tfppo.commands.main:main"]},
     package_data={"tfppo.computation.native": ["*.cc", "*.h"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,

@@ -5,6 +5,7 @@ tests share something that does (`pytest --durations=0` shows it). The parity of
 the mathematics breaks first.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ SLOW: dict[str, set[str] | None] = {
     "serving/test_export.py": None,
     "stages/test_binaries.py": None,
     "stages/test_ends.py": None,
+    "test_commands.py": {"test_it_is_parsed_and_fits_the_models_that_it_names"},
+    "test_installed.py": None,
     "stages/test_lm_stage.py": None,
     "stages/test_cli.py": {"test_failure_of_data_or_model", "test_mistake_on_the_command_line"},
     "training/test_interrupt.py": None,
@@ -83,3 +86,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = SLOW.get(item.path.relative_to(TESTS).as_posix(), set())
         if names is None or item.name.partition("[")[0] in names:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_as_traced(request):
+    """Graphs run as they were traced: TensorFlow's rewriting of them (Grappler) takes a fifth of the suite's time.
+
+    Not so in `parity`, nor in the processes that tests start: these compute as a user's do.
+    """
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].config.optimizer.set_experimental_options(
+            {"disable_meta_optimizer": "parity" not in request.path.parts}
+        )

@@ -102,7 +102,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_model(models, tokenizer, f
     assert set(found) == {1.0, 2.0}
 
 
-@pytest.mark.parametrize("look", [model_exists, lambda folder: check_model(folder, "train_lm.py") or True])
+@pytest.mark.parametrize("look", [model_exists, lambda folder: check_model(folder, "tfppo train-lm") or True])
 def test_whoever_looks_for_a_model_finds_it_after_a_kill(models, tokenizer, folder, look):
     for _ in kill_everywhere(models[2.0], tokenizer, folder):
         assert look(folder)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shlex
 
 import pytest
 import tensorflow as tf
@@ -70,21 +72,25 @@ def served(quickstart, workdir):
 
 
 @pytest.fixture(scope="module")
-def others(evaluation, served, workdir, settings):
+def others(quickstart, evaluation, served, workdir, settings):
     """The other binaries, on a finished workdir; what the quickstart wrote was read before."""
     here = f"--workdir={workdir}"
+    printed = {
+        line.split(":", 1)[0].strip(): shlex.split(line.split(":", 1)[1]) for line in quickstart.out.splitlines()[-4:]
+    }
     prompts = ("--prompt=the film", "--prompt=a story of love")
     names = ("ppo.jsonl", "lm_training.jsonl", "policy/model.keras", "config.json")
     before = {name: (workdir / name).read_bytes() for name in names}
     first = run_all(
         {
-            "generate": command("generate", here, *prompts, config=settings),
-            "again": command("generate", here, *prompts, config=settings),
+            # Where a command was printed to be typed next, it is that one.
+            "generate": [*printed["try it"], *prompts],
+            "again": [*printed["try it"], *prompts],
             "other seed": command("generate", here, *prompts, config=(*settings, "seed=1")),
             "before": command("generate", here, f"--model={workdir / 'lm'}", *prompts, config=settings),
             # What only reads a finished run leaves its configuration as it is.
-            "evaluate": command("evaluate", here, config=(*settings, "evaluation.num_samples=3")),
-            "export": command("export", here, config=settings),
+            "evaluate": [*printed["measure it"], "--config.evaluation.num_samples=3"],
+            "export": printed["serve it"],
         }
     )
     evaluated = json.loads((workdir / "evaluation.json").read_text())
@@ -97,7 +103,25 @@ def test_quickstart_goes_through_its_stages(quickstart):
     stages = ("1/5 language model", "2/5 PPO", "3/5 evaluation", "4/5 export", "5/5 the SavedModel", "] done")
     places = [quickstart.out.index(stage) for stage in stages]
     assert places == sorted(places)
-    assert quickstart.err == []  # no warning of our own
+    built = "building the C++ operations for this processor, once: up to a minute\n"
+    assert quickstart.raw.replace(built, "") == ""  # neither warnings, nor TensorFlow's notes, nor a bar
+
+
+def test_its_progress_is_a_line_an_iteration(quickstart):
+    assert "language model: the first step compiles" in quickstart.out
+    lines = re.findall(r"^PPO: iteration (\d)/4, score -?\d\.\d{3}, kl -?\d+\.\d\d, ", quickstart.out, re.MULTILINE)
+    assert lines == ["1", "2", "3", "4"]
+    assert quickstart.out.index("PPO: the first iteration compiles") < quickstart.out.index("PPO: iteration 1/4")
+
+
+def test_it_ends_with_its_result_and_the_next_commands(quickstart, evaluation, workdir):
+    before, after = evaluation["before PPO"], evaluation["after PPO"]
+    result, done, *commands = quickstart.out.splitlines()[-6:]
+    assert result.startswith(f"result: score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL ")
+    assert re.fullmatch(r"done in (\d+ min )?\d+ s; what next:", done)
+    names = [line.split(":", 1)[0].strip() for line in commands]
+    assert names == ["measure it", "try it", "serve it", "look at the curves"]
+    assert commands[-1].endswith(f"tensorboard --logdir={workdir}")
 
 
 def test_the_config_is_kept(quickstart, workdir):
@@ -154,7 +178,7 @@ def test_saved_model(served):
 
 def test_generate_repeats_itself(others):
     text = succeed(others["generate"]).out
-    assert text.startswith("the film|") and "\na story of love|" in text
+    assert text.startswith("...|") and "\nthe film|" in text and "\na story of love|" in text
     assert succeed(others["again"]).out == text
     assert succeed(others["other seed"]).out != text
     assert succeed(others["before"]).out.startswith("the film|")

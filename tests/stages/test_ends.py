@@ -75,7 +75,7 @@ def test_a_second_process_is_refused_before_tensorflow_starts(ends):
     assert second.code == 1
     assert re.fullmatch(
         rf"error: --workdir '{re.escape(str(workdir))}' is in use by process {results['pid']} on \S+ since .* "
-        r"\(\S*train_ppo.py .*\.\.\.\); wait for its end, stop it, or choose another\n",
+        r"\(.*/tools/train_ppo\.py .*\.\.\.\); wait for its end, stop it, or choose another\n",
         second.raw,
     )
 

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import re
 import signal
-import sys
 import time
 
 import pytest
@@ -14,6 +13,7 @@ from tfppo.errors import UserError
 from tfppo.training import run_folder
 from tfppo.training.run_folder import LOCK_FILE, claim
 
+COMMAND = "tfppo train-ppo '--workdir=a b'"
 CONTEXT = multiprocessing.get_context("fork")
 
 
@@ -25,8 +25,7 @@ def free():
 
 
 def hold(folder, ready, orphan=False):
-    sys.argv = ["tools/train_ppo.py", "--workdir=a b"]
-    claim(folder)
+    claim(folder, COMMAND)
     if orphan and os.fork() == 0:
         time.sleep(60)
         os._exit(0)
@@ -56,10 +55,10 @@ def first(tmp_path):
 def test_a_second_process_is_refused_and_told_who_is_first(tmp_path, first, free):
     process = first()
     with pytest.raises(UserError) as error:
-        claim(tmp_path)
+        claim(tmp_path, "me")
     pattern = (
         rf"--workdir '{re.escape(str(tmp_path))}' is in use by process {process.pid} on \S+ since "
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(tools/train_ppo.py '--workdir=a b'\); wait for its end, .*"
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d \(tfppo train-ppo '--workdir=a b'\); wait for its end, .*"
     )
     assert re.fullmatch(pattern, str(error.value))
     assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == process.pid  # the second one left it
@@ -70,7 +69,7 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path, first, free):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     assert (tmp_path / LOCK_FILE).exists()
-    assert claim(tmp_path) == tmp_path
+    assert claim(tmp_path, "me") == tmp_path
     assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
@@ -78,7 +77,7 @@ def test_a_fork_that_outlives_its_parent_does_not_block(tmp_path, first, free):
     process = first(orphan=True)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    claim(tmp_path)
+    claim(tmp_path, "me")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])
@@ -86,14 +85,14 @@ def test_a_lock_file_that_says_nothing_does_not_matter(tmp_path, first, free, te
     first()
     (tmp_path / LOCK_FILE).write_text(text)
     with pytest.raises(UserError, match="is in use by another process; "):
-        claim(tmp_path)
+        claim(tmp_path, "me")
 
 
 def test_a_file_system_without_locks_is_said_and_taken(tmp_path, monkeypatch, free):
     warnings = []
     monkeypatch.setattr(run_folder, "try_lock", lambda descriptor: None)
     monkeypatch.setattr(run_folder.logging, "warning", lambda message, *values: warnings.append(message % values))
-    claim(tmp_path)
+    claim(tmp_path, "me")
     assert len(warnings) == 1 and str(tmp_path) in warnings[0] and "no locks" in warnings[0]
 
 
@@ -102,11 +101,11 @@ def test_who_claims_a_folder_sweeps_it(tmp_path, free):
         (tmp_path / name).write_text("x")
     for name in ("lm", "lm.old", "policy.saving", "notes.old"):
         (tmp_path / name).mkdir()
-    claim(tmp_path)
+    claim(tmp_path, "me")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lm", "mine.tmp", "notes.old", LOCK_FILE]
 
 
 def test_a_file_in_place_of_the_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="--workdir .*file/below' cannot be written: Not a directory; choose another"):
-        claim(tmp_path / "file" / "below")
+        claim(tmp_path / "file" / "below", "me")

@@ -6,9 +6,9 @@ A file in `configs/` returns a `Config`; a binary's `--config.section.field=valu
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tfppo.config.choices import PLACEMENTS
+from tfppo.config.choices import ESTIMATOR_SETTINGS, PLACEMENTS, settings_to_let_go
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.validation import (
     require,
@@ -19,14 +19,17 @@ from tfppo.config.validation import (
     validate_sizes,
 )
 
+# The default of settings that belong to `ppo.estimator`: they read as ESTIMATOR_SETTINGS of choices.py says of it.
+OF_ESTIMATOR: Any = None
+
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
     """Where texts and prompts come from."""
 
     source: str = "tfds:movie_snippets"  # tfds:NAME, or the path of a .txt or .jsonl file
-    text_feature: str = "text"
-    prompt_feature: str = "prompt"
+    text_feature: str = "text"  # the field of a record that holds the text
+    prompt_feature: str = "prompt"  # the field that holds the prompt, where there is one
     data_dir: str | None = None  # where TFDS keeps its datasets; None: the default of TFDS
     min_prompt_tokens: int = 4  # fewest tokens of a prompt that is cut from the start of a text
     max_prompt_tokens: int = 8  # most tokens of any prompt
@@ -48,11 +51,11 @@ class ModelConfig:
     """Sizes of the Transformer, in the terms of KerasHub."""
 
     vocabulary_size: int = 4096  # requested when the tokenizer is trained; a small corpus may yield fewer
-    num_layers: int = 4
-    num_heads: int = 4
-    hidden_dim: int = 256
-    intermediate_dim: int = 1024
-    max_sequence_length: int = 64
+    num_layers: int = 4  # Transformer blocks
+    num_heads: int = 4  # attention heads; a divisor of hidden_dim
+    hidden_dim: int = 256  # width of the residual stream
+    intermediate_dim: int = 1024  # width within an MLP
+    max_sequence_length: int = 64  # positions: start token, prompt and response together
     dropout: float = 0.1  # in language-model training only; PPO uses no dropout
 
     def validate(self) -> None:
@@ -70,19 +73,19 @@ class ModelConfig:
 class LmConfig:
     """Language-model training: next-token prediction, on responses only where the data has prompts."""
 
-    num_steps: int = 600
+    num_steps: int = 600  # optimizer steps, at most
     batch_size: int = 32  # sequences of model.max_sequence_length tokens
-    learning_rate: float = 2e-3
-    warmup_steps: int = 50
+    learning_rate: float = 2e-3  # at its peak, after the warm-up
+    warmup_steps: int = 50  # steps in which the learning rate rises from 0
     schedule: str = "cosine"  # or "linear"; both decay to 0
-    weight_decay: float = 0.1
-    adam_beta2: float = 0.95
+    weight_decay: float = 0.1  # a step of AdamW shrinks weights by it times the learning rate
+    adam_beta2: float = 0.95  # decay of the second moment
     max_grad_norm: float = 1.0  # 0: no clipping
     eval_every: int = 100  # steps between held-out perplexities
     patience: int = 3  # evaluations without improvement before training stops; 0: never
     dtype: str = "auto"  # Keras dtype policy; auto: mixed_bfloat16 where it is fast, else float32
-    jit_compile: bool = False
-    keep_checkpoints: int = 2
+    jit_compile: bool = False  # compile the gradients with XLA
+    keep_checkpoints: int = 2  # how many of the newest checkpoints stay
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
@@ -106,8 +109,8 @@ class LmConfig:
 class SamplingConfig:
     """How responses are drawn."""
 
-    response_length: int = 24
-    temperature: float = 1.0
+    response_length: int = 24  # most tokens of a response
+    temperature: float = 1.0  # divides the logits; 0: always the likeliest token
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     stop_at_eos: bool = False  # whether EOS ends a response
@@ -179,13 +182,13 @@ class RewardModelConfig:
     source: str = ""  # a .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list)
     max_prompt_tokens: int = 31  # comparisons with a longer prompt are left out
     max_response_tokens: int = 32  # comparisons with a longer response, EOS included, are left out
-    num_epochs: int = 1
+    num_epochs: int = 1  # passes over the comparisons
     batch_size: int = 32  # comparisons
     learning_rate: float = 5e-5  # decays linearly to 0 over the run
     adam_epsilon: float = 1e-5  # in the TensorFlow form of Adam
     max_grad_norm: float = 0.0  # 0: no clipping
     eval_every: int = 100  # steps between held-out losses and accuracies
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # how many of the newest checkpoints stay
     # Which scores are normalised after training. "samples": responses of the language model, to mean 0 and standard
     # deviation 1. "demonstrations": the chosen responses of the data, to mean 0 (Huang et al. 2024). Or "none".
     normalize: str = "samples"
@@ -213,46 +216,49 @@ class PpoConfig:
     rollout_batch_size: int = 64  # episodes in an iteration, over all replicas
     trajectories: str = "policy"  # sampled from the policy; or "dataset": the texts of the dataset, teacher-forced
     target_score: float | None = None  # training ends when the mean score of an iteration reaches it; None: never
-    ppo_epochs: int = 4
-    num_minibatches: int = 4
+    ppo_epochs: int = 4  # passes over a rollout
+    num_minibatches: int = 4  # optimizer steps in each pass
     accumulation_steps: int = 1  # micro-batches that a minibatch is split into, to save memory
     # Advantages
-    estimator: str = "gae"  # or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp"
-    group_size: int = 1  # responses to each prompt, which rloo and grpo compare
-    gamma: float = 1.0
-    gae_lambda: float = 0.95
+    # Or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp". Comments below give the
+    # defaults that belong to one of them; assigning another one resets what was chosen for the one before.
+    estimator: str = "gae"
+    group_size: int = OF_ESTIMATOR  # responses to each prompt, which rloo (4) and grpo (8) compare; otherwise 1
+    gamma: float = 1.0  # discount of rewards, a token; 1: late ones count in full
+    gae_lambda: float = 0.95  # from 0, which trusts the critic, to 1, which trusts the rewards alone
     critic_gae_lambda: float | None = None  # lambda for the targets of the critic; None: gae_lambda
-    whiten_advantages: bool = True
+    # To mean 0 and variance 1 over the tokens; of rloo and grpo, whose groups have means of their own, the scale alone.
+    whiten_advantages: bool = OF_ESTIMATOR  # True; for rloo and grpo False
     whiten_scope: str = "rollout"  # over which rewards and advantages are whitened; or "minibatch"
     whiten_unbiased: bool = False  # whitening divides the variance by n - 1 (TRL) instead of n
     # Losses
-    clip_range: float = 0.2
+    clip_range: float = 0.2  # probability ratios beyond 1 - it and 1 + it get no gradient
     clip_range_high: float | None = None  # upper clip range; None: clip_range
     dual_clip: float | None = None  # upper bound of the loss where A < 0, in multiples of -A; None: off
-    loss_aggregation: str = "token_mean"  # or "sequence_mean", "sequence_sum"
+    loss_aggregation: str = OF_ESTIMATOR  # "token_mean", for grpo "sequence_mean"; or "sequence_sum"
     value_clip_range: float | None = 0.2  # None: off
-    value_coef: float = 0.1
-    entropy_coef: float = 0.0
+    value_coef: float = OF_ESTIMATOR  # weight of the critic's loss: 0.1; 0 without a critic
+    entropy_coef: float = 0.0  # weight of a bonus for entropy
     # KL to the reference
-    kl_coef: float = 0.05  # weight of the KL penalty in the reward
+    kl_coef: float = OF_ESTIMATOR  # weight of the KL penalty in the reward: 0.05; for grpo 0
     kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
-    kl_loss_coef: float = 0.0  # weight of a KL term in the loss
+    kl_loss_coef: float = OF_ESTIMATOR  # weight of a KL term in the loss: 0; for grpo 0.04, if kl_coef is not given
     kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
     adaptive_kl_target: float | None = None  # target KL of a response, in nats; None: kl_coef stays fixed
     adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
     target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
     optimizer: str = "adam"  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
-    learning_rate: float = 3e-4
+    learning_rate: float = 3e-4  # at its peak
     critic_learning_rate: float | None = None  # of a separate critic, clipped by itself then; None: the same
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
     trainable_blocks: int | None = None  # train this many top blocks, final norm and value head; None: everything
     schedule: str = "linear"  # or "cosine"; both decay over the run; or "constant"
     schedule_floor: float = 0.0  # share of learning_rate at the end of the schedule
-    warmup_iterations: int = 0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-5
+    warmup_iterations: int = 0  # iterations in which the learning rate rises from 0
+    adam_beta1: float = 0.9  # decay of the first moment
+    adam_beta2: float = 0.999  # decay of the second moment
+    adam_epsilon: float = 1e-5  # in the denominator of Adam's step
     weight_decay: float = 0.0  # adamw only
     max_grad_norm: float = 1.0  # 0: no clipping
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
@@ -271,6 +277,26 @@ class PpoConfig:
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
     ratio_tolerance: float | None = None  # allowed at the first minibatch of a rollout; None: 1e-4 in float32, else 0.2
 
+    if not TYPE_CHECKING:  # for which any misspelt name would be a setting
+
+        def __getattribute__(self, name):
+            """A setting; one that is not given as it belongs to the estimator, whichever that is by now."""
+            value = object.__getattribute__(self, name)
+            if value is not None or name not in ESTIMATOR_SETTINGS["gae"]:
+                return value
+            if name == "kl_loss_coef" and object.__getattribute__(self, "kl_coef") is not None:
+                return 0.0  # whoever gives kl_coef has said where the KL acts
+            return ESTIMATOR_SETTINGS.get(self.estimator, ESTIMATOR_SETTINGS["gae"])[name]
+
+        def __setattr__(self, name, value):
+            """Assigns a setting; another estimator resets what was chosen for the one before."""
+            if name == "estimator":
+                let_go = settings_to_let_go(getattr(self, name, value), value)
+                for other in dataclasses.fields(self):
+                    if other.name in let_go:
+                        object.__setattr__(self, other.name, other.default)
+            object.__setattr__(self, name, value)
+
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         validate_ppo(self)
@@ -288,8 +314,8 @@ class PpoConfig:
 class EvaluationConfig:
     """Evaluation on held-out prompts, and sample tables during training."""
 
-    num_prompts: int = 256
-    batch_size: int = 128
+    num_prompts: int = 256  # held-out prompts, at most
+    batch_size: int = 128  # prompts that are continued at a time
     samples_every: int = 16  # PPO iterations between sample tables; 0: no tables
     num_samples: int = 4  # rows of a sample table
 
@@ -304,11 +330,11 @@ class EvaluationConfig:
 class Config:
     """One experiment."""
 
-    seed: int = 0
+    seed: int = 0  # all randomness follows from it
     language_model: str = ""  # folder to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
     checkpoint_every: int = 16  # PPO iterations between checkpoints
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # how many of the newest checkpoints stay
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     lm: LmConfig = field(default_factory=LmConfig)

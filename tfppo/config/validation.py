@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from tfppo.config.choices import GROUPED
 from tfppo.errors import UserError
 
 if TYPE_CHECKING:  # settings.py imports this module
@@ -124,12 +125,24 @@ def validate_for_ppo(config: "Config") -> None:
         (sampling.top_k, sampling.top_p),
         "PPO needs 0 and 1: with a filter, responses come from another distribution than the one that is trained",
     )
+    require(
+        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
+        "ppo.embedding_learning_rate",
+        ppo.embedding_learning_rate,
+        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
+    )
     require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
     require(
         not reward.whiten or ppo.episodes_whitened() >= 8,
         "ppo.rollout_batch_size",
         ppo.rollout_batch_size,
         f"whitening rewards needs at least 8 episodes in a {ppo.whiten_scope}; raise it or set reward.whiten=False",
+    )
+    require(
+        not reward.whiten or ppo.estimator not in GROUPED,
+        "reward.whiten",
+        reward.whiten,
+        f"ppo.estimator {ppo.estimator} compares whole scores, which whitening by token would change; use False",
     )
     require(
         ppo.whiten_scope == "rollout" or ppo.whiten_advantages or reward.whiten,

@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
@@ -19,7 +18,7 @@ from tfppo.training.checkpoint import CheckpointKeeper
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
 
@@ -86,7 +85,9 @@ class LmTrainer:
         done = self.done
         best, waited = self.keeper.scalars["best_loss"], int(self.keeper.scalars["evaluations_without_improvement"])
         metrics = MetricsWriter(self.folder / "lm_training", resume_step=done)
-        bar = progress_bar(total=config.num_steps, done=done, description="language model")
+        bar = Progress(
+            total=config.num_steps, done=done, description="language model", starts="compiles the update: some seconds"
+        )
         with StopRequest() as stop, closing(metrics), bar:
             for step in range(done, config.num_steps):
                 if config.patience and waited >= config.patience:
@@ -132,17 +133,15 @@ class LmTrainer:
         indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
         return PackedSequences(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics: MetricsWriter, bar: tqdm, finished: int, scalars: dict[str, float]) -> None:
-        """Writes the metrics of one step and updates the progress bar."""
+    def report(self, metrics: MetricsWriter, bar: Progress, finished: int, scalars: dict[str, float]) -> None:
+        """Writes the metrics of one step and shows the progress."""
         metrics.write(finished, scalars)
-        bar.update()
-        shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
         if "lm/validation_perplexity" in scalars:
             bar.write(
                 f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
                 f"{scalars['lm/validation_word_perplexity']:.0f} a word"
             )
-        bar.set_postfix(shown)
+        bar.advance(loss=f"{scalars['lm/loss']:.2f}", tok_s=f"{scalars['time/tokens_per_second']:.0f}")
 
     def _optimizer_step(self, batch, dropout_seed):
         num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)

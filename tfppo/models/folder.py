@@ -55,7 +55,7 @@ def model_exists(folder: str | os.PathLike) -> bool:
 
 
 def check_model(folder: str | os.PathLike, made_by: str) -> None:
-    """Raises UserError where there is no model in a folder; `made_by` is the binary that makes one."""
+    """Raises UserError where there is no model in a folder; `made_by` is the command that makes one."""
     _finish_swap(Path(folder))
     if not (Path(folder) / _MODEL_FILE).is_file():
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
@@ -100,7 +100,7 @@ def _take_name(fresh: Path, folder: Path) -> None:
             raise
 
 
-def _load(folder, made_by="train_lm.py"):
+def _load(folder, made_by="tfppo train-lm"):
     check_model(folder, made_by)
     path = Path(folder) / _MODEL_FILE
     try:
@@ -145,7 +145,7 @@ def load_policy(folder: str | os.PathLike, dtype: str = "float32") -> tuple[Poli
 
 def load_reward_model(folder: str | os.PathLike) -> tuple[RewardModel, Tokenizer]:
     """The reward model in a folder. Raises: UserError where there is none."""
-    model, tokenizer = _load(folder, made_by="train_reward_model.py")
+    model, tokenizer = _load(folder, made_by="tfppo train-reward-model")
     if not isinstance(model, RewardModel):
         raise UserError(f"the model in {str(folder)!r} is a {type(model).__name__}; a RewardModel is needed")
     return model, tokenizer

@@ -23,6 +23,7 @@ from tfppo.ops.seeds import seed_for
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
 from tfppo.rewards.scoring import Batch, Reward, total_scores
+from tfppo.training.progress import shown
 from tfppo.training.replicas import check_divides
 
 
@@ -77,7 +78,9 @@ def evaluate(
         return kl, masked_sum(-token_logprobs(ref_logits, ids), mask, axis=1), tf.reduce_sum(mask, axis=1)
 
     texts, responses, scores, measured = [], [], [], []
-    for number, batch in enumerate(prompts.batches(batch_size)):
+    batches, total = prompts.batches(batch_size), math.ceil(len(prompts) / batch_size)
+    starts = "compiles sampling: some seconds"
+    for number, batch in enumerate(shown(batches, total=total, description="evaluation", unit="batch", starts=starts)):
         rows = len(batch.prompt_ids)
         whole = tf.nest.map_structure(lambda tensor, rows=rows: _repeat_rows(tensor, batch_size, rows), batch)
         samples = sampler(whole, seed_for(seed, "evaluate", number))

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
@@ -24,7 +23,7 @@ from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
 
@@ -32,8 +31,8 @@ class PpoTrainer:
     """Trains a policy with PPO.
 
     The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
-    A checkpoint holds policy, optimizer, moving average, iterations done, KL coefficient, running moments of the
-    scores, and which engine samples, if that was measured.
+    A checkpoint holds policy, optimizer, moving average, iterations done, optimizer steps of the critic alone, KL
+    coefficient, running moments of the scores, and which engine samples, if that was measured.
 
     Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
     """
@@ -60,7 +59,12 @@ class PpoTrainer:
             model=learner.policy,
             optimizer=learner.optimizer,
             extras={"ema": ema} if ema else {},
-            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.state},
+            scalars={
+                "kl_coef": config.ppo.kl_coef,
+                "finished": 0.0,
+                "idle_steps": math.nan,  # not counted yet
+                **collector.state,
+            },
             keep=config.keep_checkpoints,
             identity={
                 "tokenizer": collector.tokenizer.digest(),
@@ -75,6 +79,7 @@ class PpoTrainer:
         )
         self.done = self.keeper.restore()
         self.collector.state = self.keeper.scalars
+        self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
 
     def train(self) -> None:
@@ -85,7 +90,14 @@ class PpoTrainer:
         """
         done, kl_coef, finished = self.restored()
         metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
-        bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
+        bar = Progress(
+            total=self.num_iterations,
+            done=done,
+            description="PPO",
+            unit="iteration",
+            starts="compiles sampling and the update: up to a minute",
+            every=0.0,
+        )
         with StopRequest() as stop, closing(metrics), bar:
             while not finished:
                 stop.begins(f"iteration {done + 1}")
@@ -105,7 +117,8 @@ class PpoTrainer:
                 finished = self.is_finished(done, scalars["objective/score"])
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.state)
+                    own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
+                    self.keeper.save(done, **own, **self.collector.state)
                     if stop.requested:  # asked again, but only where all is saved
                         raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
@@ -129,7 +142,10 @@ class PpoTrainer:
         seed = seed_for(self.config.seed, "shuffle", step)
         # As tensors: a Python number would be traced anew whenever it changes.
         coefs = tf.constant(kl_coef, tf.float32), tf.constant(self.policy_coef(step))
-        statistics = self.learner.update(rollout, seed, *coefs)
+        before = self.learner.optimizer.iterations.numpy()
+        statistics = self.learner.update(rollout, seed, *coefs, tf.constant(self.idle_steps))
+        if not self.policy_coef(step):
+            self.idle_steps += int(self.learner.optimizer.iterations.numpy() - before)
         return {tag: float(value) for tag, value in statistics.items()}
 
     def learning_rate(self, step: int) -> float:
@@ -147,6 +163,16 @@ class PpoTrainer:
     def policy_coef(self, step: int) -> float:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
+
+    def _idle_steps(self, saved: float) -> int:
+        """Optimizer steps so far in which the critic alone learnt: what is saved, if it was counted then.
+
+        Checkpoints did not always hold it. What they hold else is the same, so that the settings tell the number.
+        """
+        ppo = self.config.ppo
+        if math.isnan(saved):
+            return min(self.done, ppo.critic_warmup_iterations) * ppo.ppo_epochs * ppo.num_minibatches
+        return int(saved)
 
     def average(self) -> None:
         """Moves the moving average of the policy's weights by one iteration."""
@@ -209,7 +235,7 @@ class PpoTrainer:
         return [f"sampling: {engine.name} in {engine.dtype} (the faster one by the first batch)"]
 
     def report(
-        self, metrics: MetricsWriter, bar: tqdm, step: int, scalars: dict[str, float], collected: Collected
+        self, metrics: MetricsWriter, bar: Progress, step: int, scalars: dict[str, float], collected: Collected
     ) -> None:
         """Writes one iteration's figures, and now and then a table of samples."""
         every = self.config.evaluation.samples_every
@@ -223,9 +249,8 @@ class PpoTrainer:
             bar.write(line)
         histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
-        bar.update()
-        bar.set_postfix(
-            reward=f"{scalars['objective/score']:.3f}",
+        bar.advance(
+            score=f"{scalars['objective/score']:.3f}",
             kl=f"{scalars['objective/kl']:.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )

@@ -6,7 +6,6 @@ from contextlib import closing
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
@@ -20,7 +19,7 @@ from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
 
@@ -87,7 +86,12 @@ class RewardTrainer:
         Raises: Interrupted after a request to stop, once the state is saved; UserError where a gradient is not finite.
         """
         metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
-        bar = progress_bar(total=self.num_steps, done=self.done, description="reward model")
+        bar = Progress(
+            total=self.num_steps,
+            done=self.done,
+            description="reward model",
+            starts="compiles the update: some seconds",
+        )
         with StopRequest() as stop, closing(metrics), bar:
             while self.done < self.num_steps:
                 stop.begins(f"step {self.done + 1}")
@@ -134,16 +138,15 @@ class RewardTrainer:
         indices = stream_indices(self.seed, "reward model", step * size, size, len(self.train_data.prompt_ids))
         return Comparisons(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics: MetricsWriter, bar: tqdm, scalars: dict[str, float]) -> None:
-        """Writes the metrics of one step and updates the progress bar."""
+    def report(self, metrics: MetricsWriter, bar: Progress, scalars: dict[str, float]) -> None:
+        """Writes the metrics of one step and shows the progress."""
         metrics.write(self.done, scalars)
-        bar.update()
         if "reward_model/validation_loss" in scalars:
             bar.write(
                 f"step {self.done}: held-out loss {scalars['reward_model/validation_loss']:.3f}, "
                 f"accuracy {scalars['reward_model/validation_accuracy']:.3f}"
             )
-        bar.set_postfix(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
+        bar.advance(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 
     def _optimizer_step(self, batch):
         statistics, norm, _, _ = optimize(

@@ -23,12 +23,12 @@ class ModelReward(NamedTuple):
 
     load: Callable[[Path], tuple[LanguageModel | RewardModel, Tokenizer]]  # from a folder
     make: Callable[[Any, bool], Reward]  # from what `load` gives, and whether XLA compiles it
-    made_by: str  # the binary that makes such a model
+    made_by: str  # the command that makes such a model
 
 
 MODEL_REWARDS = {
-    "likelihood": ModelReward(load_language_model, LikelihoodReward, "train_lm.py"),
-    "reward_model": ModelReward(load_reward_model, LearnedReward, "train_reward_model.py"),
+    "likelihood": ModelReward(load_language_model, LikelihoodReward, "tfppo train-lm"),
+    "reward_model": ModelReward(load_reward_model, LearnedReward, "tfppo train-reward-model"),
 }
 
 

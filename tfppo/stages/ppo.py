@@ -37,18 +37,20 @@ from tfppo.training.seeding import set_keras_seed
 
 def check_ppo(config: Config, folder: Path) -> None:
     """Raises UserError for what PPO would refuse, before anything else is trained for it."""
-    validate_for_ppo(config)
     model_folder = language_model_folder(config, folder)
     if config.language_model:
-        check_model(config.language_model, "train_lm.py")
-    elif not model_exists(model_folder):  # it is trained first, of these sizes
-        validate_trainable_blocks(config.ppo.trainable_blocks, config.model.num_layers)
-    sizes = language_model_sizes(model_folder) or dataclasses.asdict(config.model)  # of a model yet to be trained
+        check_model(config.language_model, "tfppo train-lm")
+    known = language_model_sizes(model_folder)
+    sizes = known or dataclasses.asdict(config.model)  # of a model yet to be trained
+    if known or not model_exists(model_folder):
+        # Before what is wrong only together with another setting.
+        validate_trainable_blocks(config.ppo.trainable_blocks, sizes["num_layers"])
+    validate_for_ppo(config)
     choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"], architecture=Transformer.architecture)
     check_rewards(config, folder)
     critic_folder = config.ppo.critic_folder()
     if critic_folder:
-        check_model(critic_folder, "train_reward_model.py")
+        check_model(critic_folder, "tfppo train-reward-model")
 
 
 def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:

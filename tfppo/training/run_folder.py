@@ -5,9 +5,7 @@ It starts no TensorFlow, so that a second process is refused at once.
 
 import json
 import os
-import shlex
 import socket
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -42,12 +40,13 @@ def open_folder(workdir: Path | str) -> Path:
     return folder
 
 
-def claim(workdir: Path | str) -> Path:
+def claim(workdir: Path | str, command: str) -> Path:
     """Makes the run's folder and holds it until this process ends; removes what a killed process left there.
 
     The lock is the operating system's, on WORKDIR/run.lock: it vanishes with the process, however that ends. The text
     in the file only says who has it.
 
+    Args: command: what this process runs, for the other one to be told.
     Raises: UserError where the folder cannot be written, or another process holds it.
     """
     folder = open_folder(workdir)
@@ -56,7 +55,7 @@ def claim(workdir: Path | str) -> Path:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": shlex.join(sys.argv),
+        "command": command,
     }
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)

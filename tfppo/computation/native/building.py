@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -60,6 +61,7 @@ def build() -> Path:
         if found is not None:
             return found
         if os.access(folder, os.W_OK):
+            print("building the C++ operations for this processor, once: up to a minute", file=sys.stderr, flush=True)
             with work_folder(folder, WORK) as scratch:
                 return cache.keep(_compile(command, scratch), folder, identity)
     raise PermissionError(f"there is no folder to build in: {cache.cache_folder()} is none of this user's own")
