@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -87,9 +88,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         folder,
         ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
         ema=average if ema else None,
-        held_out_prompts=PromptSet([Trajectory([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0)
-        if evaluation
-        else None,
+        held_out_prompts=held_out if evaluation else None,
     )
 
 
@@ -227,6 +226,17 @@ def test_the_end_moves_with_the_settings(finished):
     ):
         trainer = again(**settings)
         assert (trainer.restored()[0], trainer.restored()[2]) == (ITERATIONS, ended), settings
+
+
+def test_a_run_that_lost_its_checkpoints_keeps_its_record(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[3], folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    before = (folder / "ppo.jsonl").read_bytes()
+    with pytest.raises(UserError, match="checkpoints' holds no checkpoint, but .*ppo.jsonl' has 4 steps .*--workdir"):
+        make_trainer(folder)
+    assert (folder / "ppo.jsonl").read_bytes() == before and len(before.splitlines()) == ITERATIONS
 
 
 def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ file, run as a program.
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -194,6 +195,9 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
         make_trainer(broken, config, seed=1)
     write_comparisons(tmp_path / "c.jsonl", 201)
     with pytest.raises(UserError, match="goes with another set of comparisons"):
+        make_trainer(broken, config)
+    shutil.rmtree(broken / "reward_checkpoints")
+    with pytest.raises(UserError, match=f"holds no checkpoint, but .*reward_training.* {whole.num_steps} steps"):
         make_trainer(broken, config)
 
 
