@@ -33,6 +33,7 @@ EXTRAS_REQUIRE = {
     # The ranges of ruff (also in .ci/run and pyproject.toml), mypy and clang-format (also in .ci/run and
     # tools/check_native.py): another version formats differently, or finds other errors.
     "dev": [*TEST_REQUIRES, "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "clang-format>=23,<24", "pre-commit", "build"],
+    "parquet": ["pyarrow"],  # reads .parquet files
     "gpu": [f"tensorflow[and-cuda]{TENSORFLOW_RANGE}"],
 }
 

@@ -10,7 +10,8 @@ from tfppo.errors import UserError
 # The decision for every setting. A new one is entered here when it is made: may a run go on with another value?
 FIXED = """
     seed language_model
-    data.source data.text_feature data.prompt_feature data.min_prompt_tokens data.max_prompt_tokens
+    data.source data.text_feature data.prompt_feature data.chat_template data.min_prompt_tokens data.max_prompt_tokens
+    data.max_given_prompt_tokens data.long_prompts
     model.vocabulary_size model.num_layers model.num_heads model.hidden_dim model.intermediate_dim
     model.max_sequence_length lm.batch_size
     reward_model.source reward_model.max_prompt_tokens reward_model.max_response_tokens reward_model.batch_size
@@ -26,6 +27,7 @@ FREE = """
     sampling.jit_compile sampling.native
     reward.functions reward.weights reward.placement reward.missing_stop_penalty reward.missing_stop_mode
     reward.truncate_at_eos reward.truncate_after reward.clip reward.scale reward.normalize reward.whiten
+    reward.retries reward.timeout reward.url_batch_size reward.url_concurrency reward.url_token_variable
     reward_model.num_epochs reward_model.learning_rate reward_model.adam_epsilon reward_model.max_grad_norm
     reward_model.eval_every reward_model.keep_checkpoints reward_model.normalize reward_model.normalize_samples
     ppo.total_episodes ppo.target_score ppo.ppo_epochs ppo.num_minibatches ppo.accumulation_steps ppo.estimator
@@ -37,6 +39,7 @@ FREE = """
     ppo.weight_decay ppo.max_grad_norm ppo.critic_warmup_iterations ppo.dtype ppo.rollout_dtype ppo.update_dtype
     ppo.jit_compile ppo.native ppo.gradient_checkpointing ppo.ratio_tolerance
     evaluation.num_prompts evaluation.batch_size evaluation.samples_every evaluation.num_samples
+    evaluation.every evaluation.num_prompts_in_training evaluation.best_by
 """
 KINDS = {Kind.FIXED: FIXED, Kind.STATE: STATE, Kind.FREE: FREE}
 

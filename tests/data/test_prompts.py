@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tfppo.config import DataConfig
-from tfppo.data.prompts import PromptSet, Trajectory, encode_trajectories, pad_left
-from tfppo.data.sources import Example
+from tfppo.data.prompts import PromptSet, Trajectory, encode_trajectories, pad_left, padded_length
+from tfppo.data.shapes import Example
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 
@@ -21,13 +21,13 @@ def byte_ids(text):
     return [2 + byte for byte in text.encode()]
 
 
-def encode_prompts(examples, tokenizer, config, seed):
+def encode_prompts(examples, tokenizer, config, seed, room=8):
     """The prompts of the trajectories alone."""
-    return [trajectory.prompt for trajectory in encode_trajectories(examples, tokenizer, config, seed)]
+    return [trajectory.prompt for trajectory in encode_trajectories(examples, tokenizer, config, seed, room)]
 
 
-def config(shortest=4, longest=8):
-    return DataConfig(min_prompt_tokens=shortest, max_prompt_tokens=longest)
+def config(shortest=4, longest=8, **more):
+    return DataConfig(min_prompt_tokens=shortest, max_prompt_tokens=longest, **more)
 
 
 def test_prompts_are_the_starts_of_texts(tokenizer):
@@ -64,16 +64,70 @@ def test_given_prompts_are_taken_whole(tokenizer):
 
 def test_trajectories_are_prompts_and_how_the_data_goes_on(tokenizer):
     examples = [Example("abcdefgh"), Example("abc"), Example(" then", prompt="when"), Example("", prompt="x")]
-    assert encode_trajectories(examples, tokenizer, config(5, 5), seed=0) == [
-        ([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS], {}),
-        ([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS], {}),
-        ([EOS, *byte_ids("x")], [EOS], {}),
+    assert encode_trajectories(examples, tokenizer, config(5, 5), seed=0, room=8) == [
+        Trajectory([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS]),
+        Trajectory([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS]),
+        Trajectory([EOS, *byte_ids("x")], [EOS]),
     ]
 
 
-def test_a_given_prompt_that_is_too_long_is_named(tokenizer):
-    with pytest.raises(UserError, match="data.max_prompt_tokens is 8, but the prompt '123456789' has 9 tokens"):
-        encode_prompts([Example("r", prompt="123456789")], tokenizer, config(), seed=0)
+def test_the_fields_of_a_record_go_with_its_trajectory(tokenizer):
+    examples = [Example("abcdefgh", columns={"n": 1}), Example("abc", columns={"n": 2}), Example("r", "p", {"n": 3})]
+    found = encode_trajectories(examples, tokenizer, config(5, 5), seed=0, room=8)
+    assert [trajectory.columns for trajectory in found] == [{"n": 1}, {"n": 3}]
+
+
+LONG = [Example("r", "123456789", place="f, line 3"), Example("r", "12345678"), Example("r", "0123456789ab")]
+
+
+def test_long_prompts_are_left_out_and_counted(tokenizer, capsys):
+    found = encode_prompts(LONG, tokenizer, config(source="drop.jsonl"), seed=0)
+    assert found == [[EOS, *byte_ids("12345678")]]
+    assert capsys.readouterr().out == (
+        "data: drop.jsonl: left out: prompts of more than the 8 tokens that model.max_sequence_length leaves beside "
+        "sampling.response_length: 2 (the first: f, line 3)\n"
+    )
+
+
+def test_long_prompts_are_cut_from_the_left(tokenizer, capsys):
+    found = encode_prompts(LONG, tokenizer, config(source="cut.jsonl", long_prompts="cut"), seed=0)
+    assert found == [[EOS, *byte_ids(text)] for text in ("23456789", "12345678", "456789ab")]
+    assert "cut from the left: prompts of more than the 8 tokens" in capsys.readouterr().out
+
+
+def test_long_prompts_are_refused_by_name(tokenizer):
+    with pytest.raises(UserError, match="^f, line 3: the prompt '123456789' has 9 tokens, more than the 8 .* drop or"):
+        encode_prompts(LONG, tokenizer, config(long_prompts="refuse"), seed=0)
+
+
+@pytest.mark.parametrize(("own", "room", "longest"), [(None, 12, 12), (9, 12, 9), (12, 9, 9)])
+def test_given_prompts_have_what_the_model_leaves_or_less(tokenizer, own, room, longest):
+    found = encode_prompts(LONG, tokenizer, config(max_given_prompt_tokens=own), seed=0, room=room)
+    assert max(map(len, found)) == 1 + longest
+
+
+def test_where_every_prompt_is_too_long(tokenizer):
+    with pytest.raises(UserError, match="yields no prompt: each of its prompts has more than the 3 tokens of data.max"):
+        encode_prompts(LONG, tokenizer, config(max_given_prompt_tokens=3), seed=0)
+
+
+def test_texts_that_are_too_short_are_counted(tokenizer, capsys):
+    texts = [Example("abcde"), Example("ab", place="f, line 7"), Example("")]
+    encode_prompts(texts, tokenizer, config(4, 4, source="short.txt"), seed=0)
+    assert capsys.readouterr().out == (
+        "data: short.txt: texts too short to be cut into a prompt and the rest: 2 (the first: f, line 7)\n"
+    )
+
+
+def test_prompts_are_padded_to_the_longest_given_one_or_to_what_may_be_drawn(tokenizer):
+    given, text = [Example("r", "ab"), Example("r", "abcdef")], [Example("a long text")]
+
+    def length(examples, settings):
+        return padded_length(encode_trajectories(examples, tokenizer, settings, 0, 20), examples, settings)
+
+    assert length(given, config()) == 7  # what is there, not what may be
+    assert length(text, config(4, 8)) == 9  # whatever was drawn
+    assert length([*text, *given], config(1, 3)) == 7
 
 
 def test_no_prompt_at_all_is_an_error(tokenizer):
@@ -205,3 +259,12 @@ def test_a_digest_tells_prompts_continuations_and_their_order_apart():
     others = [rows[::-1], rows[:1], [([1, 5, 6], [1]), rows[1]], [rows[0], ([1, 7], [9])]]
     assert len({digest(trajectories) for trajectories in (rows, *others)}) == 5
     assert digest(rows, 9, 8, seed=1) == digest(rows)
+
+
+def test_prompts_of_another_length_leave_out_what_is_longer():
+    prompts = PromptSet([Trajectory([EOS, *range(5, 5 + n)], [EOS]) for n in (1, 4, 2)], PAD, 5, 0)
+    ((batch, _),) = prompts.padded_to(3).batches(9)
+    assert batch.prompt_ids.numpy().tolist() == [[PAD, EOS, 5], [EOS, 5, 6]]
+    assert prompts.padded_to(7).length == 7 and len(prompts.padded_to(7)) == 3
+    with pytest.raises(UserError, match="each of the 3 held-out prompts is longer than any prompt of training"):
+        prompts.padded_to(1)

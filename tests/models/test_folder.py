@@ -15,6 +15,7 @@ from tfppo.models.folder import (
     language_model_sizes,
     load_language_model,
     load_policy,
+    read_about,
     save_model,
 )
 from tfppo.models.language_model import LanguageModel
@@ -135,6 +136,16 @@ def test_a_copy_shares_nothing():
     scramble(copy, seed=9)
     assert_same_weights(model, before)
     assert np.abs(copy(IDS) - model(IDS)).max() > 0.1
+
+
+def test_what_is_said_of_a_model_is_replaced_with_it(tokenizer, tmp_path):
+    model = LanguageModel(tokenizer.vocabulary_size, 1, 2, 8, 16, 8)
+    assert read_about(tmp_path / "model") == {}
+    for about in ({"iteration": 16, "score": 0.5}, {"iteration": 32}):
+        save_model(model, tokenizer, tmp_path / "model", about)
+        assert read_about(tmp_path / "model") == about
+    save_model(model, tokenizer, tmp_path / "model")
+    assert read_about(tmp_path / "model") == {}
 
 
 def test_saving_replaces_the_folder_whole(tokenizer, tmp_path):

@@ -7,6 +7,7 @@ file, run as a program.
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -104,10 +105,10 @@ def test_it_learns_what_was_preferred(tmp_path, rejected):
     trainer.train()
     rows = read_metrics(tmp_path / "reward_training.jsonl")
     assert [row["step"] for row in rows] == list(range(1, trainer.num_steps + 1))
-    held_out = {row["step"]: row for row in rows if "reward_model/validation_loss" in row}
+    held_out = {row["step"]: row for row in rows if "reward_model/held_out_loss" in row}
     assert set(held_out) == {*range(10, trainer.num_steps, 10), trainer.num_steps}
     last = rows[-1]
-    assert last["reward_model/validation_accuracy"] >= 0.95 and last["reward_model/validation_loss"] < 0.2
+    assert last["reward_model/held_out_accuracy"] >= 0.95 and last["reward_model/held_out_loss"] < 0.2
     # Before it has learnt anything, all K responses are as likely to be the best.
     assert abs(rows[0]["reward_model/loss"] - np.log(1 + rejected)) < 0.5
     assert rows[0]["reward_model/learning_rate"] == 3e-3
@@ -194,6 +195,9 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
         make_trainer(broken, config, seed=1)
     write_comparisons(tmp_path / "c.jsonl", 201)
     with pytest.raises(UserError, match="goes with another set of comparisons"):
+        make_trainer(broken, config)
+    shutil.rmtree(broken / "reward_checkpoints")
+    with pytest.raises(UserError, match=f"holds no checkpoint, but .*reward_training.* {whole.num_steps} steps"):
         make_trainer(broken, config)
 
 

@@ -5,10 +5,13 @@ import math
 import re
 import shlex
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from binaries import TINY, command, run, run_all, succeed, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tfppo.models.folder import load_language_model
 
 FIGURES = {
     "prompts",
@@ -19,8 +22,8 @@ FIGURES = {
     "distinct_1",
     "distinct_2",
     "length",
-    "reference_perplexity",
-    "text_perplexity",
+    "response_perplexity",
+    "held_out_perplexity",
 }
 PPO_TAGS = [
     "objective/kl",
@@ -81,6 +84,10 @@ def others(quickstart, evaluation, served, workdir, settings):
         line.split(":", 1)[0].strip(): shlex.split(line.split(":", 1)[1]) for line in quickstart.out.splitlines()[-4:]
     }
     prompts = ("--prompt=the film", "--prompt=a story of love")
+    asked = workdir.parent / "asked.jsonl"
+    asked.write_text("".join(f'{{"prompt": "the {n} film"}}\n' for n in range(40)))
+    elsewhere = (f"--workdir={workdir.parent / 'elsewhere'}", f"--model={workdir / 'policy_best'}")
+    prompts_alone = (*settings, f"data.source={asked}", f"language_model={workdir / 'lm'}", "data.max_prompt_tokens=20")
     names = ("ppo.jsonl", "lm_training.jsonl", "policy/model.keras", "config.json")
     before = {name: (workdir / name).read_bytes() for name in names}
     first = run_all(
@@ -93,6 +100,8 @@ def others(quickstart, evaluation, served, workdir, settings):
             # What only reads a finished run leaves its configuration as it is.
             "evaluate": [*printed["measure it"], "--config.evaluation.num_samples=3"],
             "export": printed["serve it"],
+            "the best": [*printed["try it"], "--model=policy_best", *prompts],
+            "prompts alone": command("evaluate", *elsewhere, config=prompts_alone),
         }
     )
     evaluated = json.loads((workdir / "evaluation.json").read_text())
@@ -141,7 +150,7 @@ def test_evaluation_figures(evaluation):
         assert figures["prompts"] == 16 and 1 <= figures["length"] <= 8.0
         assert -1 <= figures["reward"] <= 1
         assert 0 < figures["distinct_1"] <= 1 and 0 < figures["distinct_2"] <= 1
-        assert 1 < figures["reference_perplexity"] < 1000
+        assert 1 < figures["response_perplexity"] < 1000
     assert evaluation["before PPO"]["kl"] == 0.0
     assert evaluation["after PPO"]["kl"] > 1e-4
 
@@ -152,7 +161,7 @@ def test_samples(quickstart, workdir):
     rows = lines[2 : lines.index("")]
     assert len(rows) == 4
     assert all(len(row.strip("|").split("|")) == 5 for row in rows)
-    assert any(line.startswith("| reference_perplexity |") for line in lines)
+    assert any(line.startswith("| response_perplexity |") for line in lines)
 
 
 def test_picture(quickstart, workdir):
@@ -169,8 +178,17 @@ def test_tensorboard_logs(quickstart, workdir):
     for tag in PPO_TAGS:
         assert [event.step for event in logs["ppo"].Tensors(tag)] == list(range(1, ITERATIONS + 1))
     assert [event.step for event in logs["ppo"].Tensors("samples")] == [1, 3]
+    assert [event.step for event in logs["ppo"].Tensors("charts/score")] == list(range(1, ITERATIONS + 1))
+    for name, tag, step in (
+        ("ppo_evaluation", "charts/score", ITERATIONS),
+        ("ppo/picture", "charts/reward_over_kl", ITERATIONS),
+        ("evaluation", "evaluation/figures", 0),
+        ("evaluation", "evaluation/samples", 0),
+    ):
+        run_of_name = EventAccumulator(str(workdir / name), size_guidance={"tensors": 0}).Reload()
+        assert run_of_name.Tensors(tag)[-1].step == step
     assert [event.step for event in logs["lm_training"].Tensors("lm/loss")] == list(range(1, LM_STEPS + 1))
-    assert [event.step for event in logs["lm_training"].Tensors("lm/validation_perplexity")] == [6, 12]
+    assert [event.step for event in logs["lm_training"].Tensors("lm/held_out_perplexity")] == [6, 12]
 
 
 def test_saved_model(served):
@@ -187,9 +205,32 @@ def test_generate_repeats_itself(others):
     assert succeed(others["before"]).out.startswith("the film|")
 
 
+def test_the_best_policy_is_kept_and_can_be_used(others, workdir):
+    about = json.loads((workdir / "policy_best" / "about.json").read_text())
+    rows = [json.loads(line) for line in (workdir / "ppo_evaluation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, ITERATIONS]
+    best = max(rows, key=lambda row: row["evaluation/rlhf_reward"])
+    assert about["iteration"] == best["step"] and about["score"] == best["evaluation/score"]
+    kept, _ = load_language_model(workdir / "policy_best")
+    expected, _ = load_language_model(workdir / {0: "lm", ITERATIONS: "policy"}[about["iteration"]])
+    for weight, other in zip(kept.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+    text = succeed(others["the best"]).out
+    assert (text == others["generate"].out) == (about["iteration"] == ITERATIONS) and "the film|" in text
+
+
+def test_evaluate_works_on_prompts_alone(others, workdir):
+    table = succeed(others["prompts alone"]).out
+    figures = json.loads((workdir.parent / "elsewhere" / "evaluation.json").read_text())
+    for column in figures.values():
+        assert set(column) == FIGURES - {"held_out_perplexity"}
+        assert all(math.isfinite(value) for value in column.values()) and 1 <= column["prompts"] <= 40
+    assert "| reward | " in table and "| the " in table
+
+
 def test_evaluate_agrees_with_the_quickstart(others, evaluation):
     table = succeed(others["evaluate"]).out
-    assert others["evaluated"] == {"before": evaluation["before PPO"], "after": evaluation["after PPO"]}
+    assert others["evaluated"] == evaluation
     assert all(f"| {name} | " in table for name in FIGURES)
 
 

@@ -148,11 +148,13 @@ def failures(tmp_path_factory):
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "nothing.txt").write_text("\n\n")
     record = '{"prompt": "one two three four five six seven eight nine ten", "response": "x"}\n'
+    (folder / "prompts.csv").write_text("prompt,id\n" + "".join(f"question {n},{n}\n" for n in range(40)))
     (folder / "long.jsonl").write_text("".join(record.replace("one", str(n)) for n in range(40)))
     succeed(run(command("train_lm", f"--workdir={good}", config=settings)))
 
-    def ppo(*more):
-        return command("train_ppo", f"--workdir={good}", config=(*settings, *more))
+    def ppo(workdir, *more):
+        start = f"language_model={good / 'lm'}"
+        return command("train_ppo", f"--workdir={folder / workdir}", config=(*settings, start, *more))
 
     def lm(workdir, *more):
         return command("train_lm", f"--workdir={folder / workdir}", config=(*settings, *more))
@@ -165,10 +167,16 @@ def failures(tmp_path_factory):
             "workdir": lm("texts.txt/below"),
             "dataset": lm("fresh", f"data.source={folder / 'nothing.txt'}"),
             "architecture": lm("good", "model.hidden_dim=32"),
-            "prompt": ppo(f"data.source={folder / 'long.jsonl'}"),
-            "unknown reward": ppo(reward("none")),
-            "number of scores": ppo(reward("too_few")),
-            "nan": ppo(reward("not_a_number")),
+            "prompt": ppo(
+                "ppo_0",
+                f"data.source={folder / 'long.jsonl'}",
+                "data.max_given_prompt_tokens=8",
+                "data.long_prompts=refuse",
+            ),
+            "no responses": lm("fresh", f"data.source={folder / 'prompts.csv'}"),
+            "unknown reward": ppo("ppo_1", reward("none")),
+            "number of scores": ppo("ppo_2", reward("too_few")),
+            "nan": ppo("ppo_3", reward("not_a_number")),
             # Neither has a model: the column comes first.
             "column": command("train_ppo", f"--workdir={folder / 'fresh'}", config=(*settings, reward("exact"))),
             "column of jsonl": command(
@@ -192,7 +200,8 @@ def failures(tmp_path_factory):
         ("workdir", r"--workdir '.*texts\.txt/below' cannot be written: Not a directory; choose another"),
         ("dataset", r"source '.*nothing\.txt' has no examples for split 'train': .*"),
         ("architecture", r"language model .*good' was started .*: model\.hidden_dim is 32, not 16; go on .*"),
-        ("prompt", r"data\.max_prompt_tokens is 8, but the prompt '\d+ two .*' has \d+ tokens; raise it .*"),
+        ("prompt", r".*long\.jsonl, line \d+: the prompt '\d+ two .*' has \d+ tokens, more than the 8 of data\.max_.*"),
+        ("no responses", r"data\.source '.*prompts\.csv' has prompts and no responses; .* train-ppo .*"),
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
         ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
@@ -211,5 +220,7 @@ def test_failure_of_data_or_model(failures, failure, pattern):
 def test_nothing_was_trained_by_a_failure(failures):
     folder, _ = failures
     assert (folder / "good" / "lm" / "model.keras").is_file()
-    for path in ("good/checkpoints", "good/policy", "fresh/lm", "fresh/lm_checkpoints"):
+    for path in ("fresh/lm", "fresh/lm_checkpoints"):
         assert not (folder / path).exists(), path
+    for name in ("checkpoints", "policy"):
+        assert not list(folder.glob(f"*/{name}"))

@@ -2,8 +2,10 @@
 
     tfppo evaluate --config=movie_snippets --workdir=runs/movies
 
-Prints a table of the language model and the policy (mean reward with standard error, exact KL to the reference,
-distinct-1/2, length, perplexity under the reference) and writes it to WORKDIR/evaluation.json.
+Prints tables of the language model and the policy: some samples, and the figures (mean reward with standard error,
+exact KL to the reference, distinct-1/2, length, perplexity of the responses under the reference, and of held-out texts
+where the data has any). They are kept in WORKDIR/samples.md and evaluation.json, and for TensorBoard in evaluation/.
+--model=policy_best measures the policy that was the best during training.
 """
 
 from types import ModuleType
@@ -16,20 +18,18 @@ from tfppo.stages import cli
 
 def main(config: Config, workdir: str, flags: FlagValues) -> None:
     """Measures the language model and the policy of a run."""
-    from tfppo.ppo.evaluation import format_figures, write_evaluation
-    from tfppo.stages.evaluate import evaluate_model
-    from tfppo.stages.workdir import language_model_folder, open_run
+    from tfppo.stages.evaluate import evaluate_model, record_evaluations
+    from tfppo.stages.workdir import language_model_folder, model_folder, open_run
 
     folder, strategy = open_run(config, workdir)
-    models = {"before": language_model_folder(config, folder), "after": flags.model or folder / "policy"}
-    columns = {name: evaluate_model(config, folder, strategy, model).figures for name, model in models.items()}
-    write_evaluation(folder / "evaluation.json", columns)
-    print(format_figures(columns))
+    models = {"before PPO": language_model_folder(config, folder), "after PPO": model_folder(folder, flags.model)}
+    columns = {name: evaluate_model(config, folder, strategy, model) for name, model in models.items()}
+    print(record_evaluations(columns, folder, num_samples=config.evaluation.num_samples))
 
 
 def define_flags(flags: ModuleType) -> None:
     """The flags of this command alone."""
-    flags.DEFINE_string("model", None, "Folder of the model to evaluate; default WORKDIR/policy.")
+    flags.DEFINE_string("model", None, "Folder of the model, or its name in WORKDIR (policy_best); default policy.")
 
 
 def run() -> None:

@@ -16,15 +16,15 @@ from tfppo.stages import cli
 def main(config: Config, workdir: str, flags: FlagValues) -> None:
     """Exports the policy of a run."""
     from tfppo.stages.export import export_model
-    from tfppo.stages.workdir import open_run
+    from tfppo.stages.workdir import model_folder, open_run
 
     folder, _ = open_run(config, workdir)
-    print(f"SavedModel: {export_model(config, folder, flags.model or folder / 'policy')}")
+    print(f"SavedModel: {export_model(config, folder, model_folder(folder, flags.model))}")
 
 
 def define_flags(flags: ModuleType) -> None:
     """The flags of this command alone."""
-    flags.DEFINE_string("model", None, "Folder of the model to export; default WORKDIR/policy.")
+    flags.DEFINE_string("model", None, "Folder of the model, or its name in WORKDIR (policy_best); default policy.")
 
 
 def run() -> None:

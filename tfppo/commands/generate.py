@@ -27,7 +27,11 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 def define_flags(flags: ModuleType) -> None:
     """The flags of this command alone."""
     flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
-    flags.DEFINE_string("model", None, "Folder of the model; default WORKDIR/policy, or WORKDIR/lm before PPO.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "Folder of the model, or its name in WORKDIR (policy_best); default policy, or lm before PPO.",
+    )
 
 
 def run() -> None:

@@ -19,8 +19,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     started = time.time()
     import tensorflow as tf
 
-    from tfppo.ppo.evaluation import format_figures, format_samples, write_evaluation
-    from tfppo.stages.evaluate import evaluate_model
+    from tfppo.stages.evaluate import evaluate_model, record_evaluations
     from tfppo.stages.export import export_model
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
@@ -39,11 +38,8 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     stage("3/5 evaluation on held-out prompts")
     before = evaluate_model(config, folder, strategy, language_model_folder(config, folder))
     after = evaluate_model(config, folder, strategy, folder / "policy")
-    columns = {"before PPO": before.figures, "after PPO": after.figures}
-    write_evaluation(folder / "evaluation.json", columns)
-    table = format_samples(before, after, rows=config.evaluation.num_samples)
-    (folder / "samples.md").write_text(f"{table}\n\n{format_figures(columns)}\n")
-    print(f"{table}\n\n{format_figures(columns)}")
+    columns = {"before PPO": before, "after PPO": after}
+    print(record_evaluations(columns, folder, num_samples=config.evaluation.num_samples))
     stage("4/5 export")
     exported = export_model(config, folder, folder / "policy")
     stage("5/5 the SavedModel continues a string")
@@ -63,4 +59,4 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 def run() -> None:
     """The command, with the flags of sys.argv."""
-    cli.run(main, doc=__doc__, then=cli.AFTER_PPO)
+    cli.run(main, doc=__doc__, then=cli.AFTER_PPO, trains=True)

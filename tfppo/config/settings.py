@@ -12,7 +12,14 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from tfppo.config.choices import ESTIMATOR_SETTINGS, PLACEMENTS, settings_to_let_go
+from tfppo.config.choices import (
+    BEST_BY,
+    CHAT_TEMPLATES,
+    ESTIMATOR_SETTINGS,
+    LONG_PROMPTS,
+    PLACEMENTS,
+    settings_to_let_go,
+)
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.resuming import fixed, state
 from tfppo.config.reward_validation import validate_calls
@@ -21,7 +28,7 @@ from tfppo.config.validation import (
     require_one_of,
     require_positive,
     validate_dtype,
-    validate_positions,
+    validate_prompt_positions,
     validate_sizes,
 )
 
@@ -33,16 +40,37 @@ OF_ESTIMATOR: Any = None
 class DataConfig:
     """Where texts and prompts come from."""
 
-    source: str = fixed("tfds:movie_snippets", by_content=True)  # tfds:NAME, or the path of a .txt or .jsonl file
-    text_feature: str = fixed("text")  # the field of a record that holds the text
-    prompt_feature: str = fixed("prompt")  # the field that holds the prompt, where there is one
+    # tfds:NAME, or a file, a folder or a pattern of files: .jsonl, .json, .csv, .tsv, .parquet, .txt, also with .gz.
+    # docs/data.md says what their records may hold.
+    source: str = fixed("tfds:movie_snippets", by_content=True)
+    text_feature: str = fixed("text")  # another name than the default is the field of texts (with prompts: responses)
+    prompt_feature: str = fixed("prompt")  # another name than the default is the field of prompts
     data_dir: str | None = None  # where TFDS keeps its datasets; None: the default of TFDS
+    # How chats become text: chatml, hh, alpaca, or a .json file of your own. "": the template that the model was
+    # trained with, which is kept with it; chatml where there is none.
+    chat_template: str = fixed("")
     min_prompt_tokens: int = fixed(4)  # fewest tokens of a prompt that is cut from the start of a text
-    max_prompt_tokens: int = fixed(8)  # most tokens of any prompt
+    max_prompt_tokens: int = fixed(8)  # most tokens of a prompt that is cut from the start of a text
+    # Most tokens of a prompt that the data gives. None: what the model's positions leave beside the response.
+    max_given_prompt_tokens: int | None = fixed(None)
+    long_prompts: str = fixed("drop")  # longer given prompts: leave them out, "refuse" them, or "cut" from the left
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
-        require(bool(self.source), "data.source", self.source, "name tfds:NAME or a .txt or .jsonl file")
+        require(bool(self.source), "data.source", self.source, "name tfds:NAME, or files: .txt, .jsonl, .csv ...")
+        require(
+            self.chat_template in ("", *CHAT_TEMPLATES) or self.chat_template.endswith(".json"),
+            "data.chat_template",
+            self.chat_template,
+            f"choose one of {', '.join(CHAT_TEMPLATES)}, or name a .json file",
+        )
+        require_one_of("data.long_prompts", self.long_prompts, LONG_PROMPTS)
+        require(
+            self.max_given_prompt_tokens is None or self.max_given_prompt_tokens > 0,
+            "data.max_given_prompt_tokens",
+            self.max_given_prompt_tokens,
+            "it must be above 0, or None for what the model has room for",
+        )
         require_positive("data", self, "min_prompt_tokens", "max_prompt_tokens")
         require(
             self.min_prompt_tokens <= self.max_prompt_tokens,
@@ -202,7 +230,7 @@ class RewardConfig:
 class RewardModelConfig:
     """Training of a reward model on comparisons; the defaults are those of Ziegler et al. 2019."""
 
-    # A .jsonl file of comparisons: objects with prompt, chosen, and rejected (a text or a list).
+    # Files as in data.source, of comparisons: prompt, chosen, and rejected (a text or a list).
     source: str = fixed("", by_content=True)
     max_prompt_tokens: int = fixed(31)  # comparisons with a longer prompt are left out
     max_response_tokens: int = fixed(32)  # comparisons with a longer response, EOS included, are left out
@@ -336,10 +364,16 @@ class PpoConfig:
 
 @dataclass(kw_only=True, slots=True)
 class EvaluationConfig:
-    """Evaluation on held-out prompts, and sample tables during training."""
+    """Evaluation on held-out prompts, during PPO and after it, and sample tables during training."""
 
-    num_prompts: int = 256  # held-out prompts, at most
+    num_prompts: int = 256  # held-out prompts, at most, of the evaluation of a finished model
     batch_size: int = 128  # prompts that are continued at a time
+    every: int = 16  # PPO iterations between evaluations in training, which are also at its start and end; 0: none
+    # Held-out prompts of an evaluation in training. None: ppo.rollout_batch_size, one batch.
+    num_prompts_in_training: int | None = None
+    # By which figure of these evaluations the best policy is kept, as WORKDIR/policy_best: "rlhf_reward", the score
+    # minus the KL times ppo.kl_coef and ppo.kl_loss_coef, or "score".
+    best_by: str = "rlhf_reward"
     samples_every: int = 16  # PPO iterations between sample tables; 0: no tables
     num_samples: int = 4  # rows of a sample table
 
@@ -347,6 +381,14 @@ class EvaluationConfig:
         """Raises UserError for values that do not fit."""
         require_positive("evaluation", self, "batch_size", "num_samples")
         require(self.num_prompts >= 2, "evaluation.num_prompts", self.num_prompts, "a standard error needs at least 2")
+        require(self.every >= 0, "evaluation.every", self.every, "use 0 for off or a positive number of iterations")
+        require(
+            self.num_prompts_in_training is None or self.num_prompts_in_training > 0,
+            "evaluation.num_prompts_in_training",
+            self.num_prompts_in_training,
+            "it must be above 0; None takes one batch, and evaluation.every=0 switches these evaluations off",
+        )
+        require_one_of("evaluation.best_by", self.best_by, BEST_BY)
         require(self.samples_every >= 0, "evaluation.samples_every", self.samples_every, "it must not be negative")
 
 
@@ -377,7 +419,7 @@ class Config:
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
         for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):
             getattr(self, name).validate()
-        validate_positions(self, self.model.max_sequence_length)
+        validate_prompt_positions(self, self.model.max_sequence_length)
         return self
 
     def with_ends(self) -> Self:

@@ -106,6 +106,13 @@ def validate_positions(
     )
 
 
+def validate_prompt_positions(config: "Config", available: int, folder: str | os.PathLike | None = None) -> None:
+    """Raises UserError where prompts that settings allow, cut or given, need more positions than a model has."""
+    validate_positions(config, available, folder=folder)
+    if config.data.max_given_prompt_tokens is not None:
+        validate_positions(config, available, prompt="data.max_given_prompt_tokens", folder=folder)
+
+
 def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> None:
     """Raises UserError where more blocks are to be trained than the `num_layers` of the model."""
     require(

@@ -72,6 +72,8 @@ class LmTrainer:
             scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
             keep=config.keep_checkpoints,
             identity={"tokenizer": tokenizer.digest(), "set of texts": digest(*(array.data for array in train))},
+            log=folder / "lm_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
@@ -94,6 +96,7 @@ class LmTrainer:
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
+                stop.begins(f"step {step + 1}")
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,
@@ -116,13 +119,13 @@ class LmTrainer:
                 due = finished % config.eval_every == 0 or finished == config.num_steps
                 stopping = stop.requested
                 if due:
-                    scalars.update({f"lm/validation_{name}": value for name, value in self.held_out().items()})
+                    scalars.update({f"lm/held_out_{name}": value for name, value in self.held_out().items()})
                 if due or stopping:
-                    watch.check_before_saving(finished, scalars.get("lm/validation_loss"))
+                    watch.check_before_saving(finished, scalars.get("lm/held_out_loss"))
                 if due:
-                    waited = 0 if scalars["lm/validation_loss"] < best else waited + 1
+                    waited = 0 if scalars["lm/held_out_loss"] < best else waited + 1
                     if not waited:
-                        best = scalars["lm/validation_loss"]
+                        best = scalars["lm/held_out_loss"]
                         save_model(self.model, self.tokenizer, self.folder / "lm")
                 self.report(metrics, bar, finished, scalars)
                 if due or stopping:
@@ -155,10 +158,10 @@ class LmTrainer:
     def report(self, metrics: MetricsWriter, bar: Progress, finished: int, scalars: dict[str, float]) -> None:
         """Writes the metrics of one step and shows the progress."""
         metrics.write(finished, scalars)
-        if "lm/validation_perplexity" in scalars:
+        if "lm/held_out_perplexity" in scalars:
             bar.write(
-                f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
-                f"{scalars['lm/validation_word_perplexity']:.0f} a word"
+                f"step {finished}: held-out perplexity {scalars['lm/held_out_perplexity']:.1f} a token, "
+                f"{scalars['lm/held_out_word_perplexity']:.0f} a word"
             )
         bar.advance(loss=f"{scalars['lm/loss']:.2f}", tok_s=f"{scalars['time/tokens_per_second']:.0f}")
 

@@ -16,7 +16,9 @@ from tfppo.errors import UserError
 from tfppo.models.policy import Policy
 from tfppo.ops.kl import adaptive_kl_coef
 from tfppo.ops.seeds import seed_for
+from tfppo.ppo.dashboard import LAYOUT, OVERVIEW
 from tfppo.ppo.diagnostics import Diagnostics
+from tfppo.ppo.held_out import HeldOut
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import Collected, RolloutCollector
 from tfppo.ppo.types import Rollout
@@ -32,9 +34,12 @@ class PpoTrainer:
 
     The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
     A checkpoint holds policy, optimizer, moving average, iterations done, optimizer steps of the critic alone, KL
-    coefficient, running moments of the scores, and which engine samples, if that was measured.
+    coefficient, running moments of the scores, the best evaluation, and which engine samples, if that was measured.
 
-    Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
+    Args:
+        ratio_tolerance: how far the first probability ratio of a rollout may be from 1.
+        ema: the moving average.
+        held_out_prompts: to evaluate the policy on in between; None: it is not.
     """
 
     def __init__(
@@ -47,12 +52,22 @@ class PpoTrainer:
         *,
         ratio_tolerance: float,
         ema: Policy | None = None,
+        held_out_prompts: PromptSet | None = None,
     ):
         self.config, self.collector, self.learner, self.prompts = config, collector, learner, prompts
         self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
         self.num_iterations = config.ppo.total_episodes // config.ppo.rollout_batch_size
         self.diagnostics = Diagnostics(
             has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=bool(config.sampling.stop_at_eos)
+        )
+        self.held_out = HeldOut(
+            config.evaluation,
+            collector,
+            held_out_prompts,
+            folder,
+            batch_size=config.ppo.rollout_batch_size,
+            kl_coef=config.ppo.kl_coef + config.ppo.kl_loss_coef,
+            seed=config.seed,
         )
         self.keeper = CheckpointKeeper(
             folder / "checkpoints",
@@ -63,7 +78,7 @@ class PpoTrainer:
                 "kl_coef": config.ppo.kl_coef,
                 "finished": 0.0,
                 "idle_steps": math.nan,  # not counted yet
-                **collector.state,
+                **self.state,
             },
             keep=config.keep_checkpoints,
             identity={
@@ -75,6 +90,8 @@ class PpoTrainer:
                 "set of prompts": prompts.digest(),
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
+            log=folder / "ppo.jsonl",
+            save_every=config.checkpoint_every,
         )
         self.done = self.saved = self.keeper.restore()  # iterations; of the last checkpoint
         self.collector.state = self.keeper.scalars
@@ -88,7 +105,7 @@ class PpoTrainer:
             where a reward function errs, with everything saved.
         """
         done, kl_coef, finished = self.restored()
-        metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
+        metrics = MetricsWriter(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
         bar = Progress(
             total=self.num_iterations,
             done=done,
@@ -97,8 +114,11 @@ class PpoTrainer:
             starts="compiles sampling and the update: up to a minute",
             every=0.0,
         )
-        with StopRequest() as stop, closing(metrics), bar:
+        self.held_out.open(done, self.keeper.scalars)
+        with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
+            self.evaluate(bar, done, finished)
             while not finished:
+                stop.begins(f"iteration {done + 1}")
                 clock = [time.perf_counter()]
                 with self.saved_first(done, kl_coef, metrics):
                     collected = self.collect(done)
@@ -114,17 +134,20 @@ class PpoTrainer:
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1
                 finished = self.is_finished(done, scalars["objective/score"])
+                with self.saved_first(done, kl_coef, metrics, finished):
+                    self.evaluate(bar, done, finished)
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
                     self.save(done, kl_coef, finished)
-                if stop.requested:
-                    raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+                    if stop.requested:  # asked again, but only where all is saved
+                        raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
     @contextmanager
-    def saved_first(self, done: int, kl_coef: float, metrics: MetricsWriter) -> Iterator[None]:
-        """A context for collecting: whatever ends it (a reward that errs, a second Ctrl-C), the run is saved first.
+    def saved_first(self, done: int, kl_coef: float, metrics: MetricsWriter, finished: bool = False) -> Iterator[None]:
+        """A context for calls of rewards: whatever ends it (one that errs, a second Ctrl-C), the run is saved first.
 
-        Collecting changes no weights, and the moments of the scores go back: the state is that after `done` iterations.
+        Neither collecting nor evaluating changes weights, and the moments of the scores go back: the state is that
+        after `done` iterations.
         """
         moments = self.collector.shaper.state
         try:
@@ -133,7 +156,7 @@ class PpoTrainer:
             self.collector.shaper.state = moments
             if done > self.saved:
                 metrics.flush()
-                self.save(done, kl_coef, False)
+                self.save(done, kl_coef, finished)
             if not isinstance(error, UserError) or not done:
                 raise
             raise UserError(
@@ -143,8 +166,13 @@ class PpoTrainer:
     def save(self, done: int, kl_coef: float, finished: bool) -> None:
         """Saves the state after `done` iterations."""
         own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
-        self.keeper.save(done, **own, **self.collector.state)
+        self.keeper.save(done, **own, **self.state)
         self.saved = done
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What a checkpoint holds of rollouts and evaluations."""
+        return {**self.collector.state, **self.held_out.state}
 
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
@@ -195,6 +223,11 @@ class PpoTrainer:
     def policy_coef(self, step: int) -> float:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
+
+    def evaluate(self, bar: Progress, done: int, finished: bool) -> None:
+        """Measures the policy on held-out prompts where that is due, and keeps it where it is the best so far."""
+        for line in self.held_out(done, finished=finished):
+            bar.write(line)
 
     def _idle_steps(self, saved: float) -> int:
         """Optimizer steps so far in which the critic alone learnt: what is saved, if it was counted then.

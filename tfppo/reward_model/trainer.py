@@ -75,6 +75,8 @@ class RewardTrainer:
                 "language model": weights_digest(model.trunk),
                 "set of comparisons": digest(*(array.tobytes() for array in train)),
             },
+            log=folder / "reward_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
@@ -95,6 +97,7 @@ class RewardTrainer:
         )
         with StopRequest() as stop, closing(metrics), bar:
             while self.done < self.num_steps:
+                stop.begins(f"step {self.done + 1}")
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
                 self.optimizer.learning_rate.assign(learning_rate)
@@ -113,9 +116,9 @@ class RewardTrainer:
                 stopping = stop.requested
                 if due:
                     figures = held_out_figures(self._held_out_scores(self.validation))
-                    scalars.update({f"reward_model/validation_{name}": value for name, value in figures.items()})
+                    scalars.update({f"reward_model/held_out_{name}": value for name, value in figures.items()})
                 if due or stopping:
-                    watch.check_before_saving(self.done, scalars.get("reward_model/validation_loss"))
+                    watch.check_before_saving(self.done, scalars.get("reward_model/held_out_loss"))
                 self.report(metrics, bar, scalars)
                 if due or stopping:
                     metrics.flush()
@@ -136,10 +139,10 @@ class RewardTrainer:
     def report(self, metrics: MetricsWriter, bar: Progress, scalars: dict[str, float]) -> None:
         """Writes the metrics of one step and shows the progress."""
         metrics.write(self.done, scalars)
-        if "reward_model/validation_loss" in scalars:
+        if "reward_model/held_out_loss" in scalars:
             bar.write(
-                f"step {self.done}: held-out loss {scalars['reward_model/validation_loss']:.3f}, "
-                f"accuracy {scalars['reward_model/validation_accuracy']:.3f}"
+                f"step {self.done}: held-out loss {scalars['reward_model/held_out_loss']:.3f}, "
+                f"accuracy {scalars['reward_model/held_out_accuracy']:.3f}"
             )
         bar.advance(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 

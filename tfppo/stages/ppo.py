@@ -9,7 +9,7 @@ from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
 from tfppo.config.resuming import PPO
-from tfppo.config.validation import validate_for_ppo, validate_positions, validate_trainable_blocks
+from tfppo.config.validation import validate_for_ppo, validate_prompt_positions, validate_trainable_blocks
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import (
     check_model,
@@ -31,10 +31,11 @@ from tfppo.ppo.trainer import PpoTrainer
 from tfppo.stages.checks import check_tokenizer
 from tfppo.stages.history import SettingsHistory
 from tfppo.stages.rewards import check_rewards, load_rewards
-from tfppo.stages.texts import load_prompts
+from tfppo.stages.texts import load_held_out_prompts, load_prompts
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
+from tfppo.training.tensorboard import picture_values, replace_summaries
 
 
 def check_ppo(config: Config, folder: Path) -> None:
@@ -68,7 +69,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         ref_model.trainable = False
         policy = new_policy(ppo, config.seed, ref_model, tokenizer)
         average = copy_policy(policy) if ppo.ema_decay else None
-    validate_positions(config, ref_model.max_sequence_length, folder=model_folder)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=model_folder)
     computation = computation_of(config, ref_model)
     collector, learner = assemble(
         policy,
@@ -81,14 +82,16 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         rewards=load_rewards(config, folder, tokenizer),
         strategy=strategy,
     )
+    prompts = load_prompts(config, "train", tokenizer, ref_model.max_sequence_length)
     trainer = PpoTrainer(
         config,
         collector,
         learner,
-        load_prompts(config.data, "train", tokenizer, config.seed),
+        prompts,
         folder,
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
+        held_out_prompts=load_held_out_prompts(config, tokenizer, ref_model.max_sequence_length, prompts.length),
     )
     history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     print(computation.describe(collector.sampler.engine), flush=True)
@@ -96,7 +99,15 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
     save_model(policy, tokenizer, folder / "policy")
     if average is not None:
         save_model(average, tokenizer, folder / "policy_average")
-    plot_reward_over_kl(read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png")
+    draw_run(folder)
+
+
+def draw_run(folder: Path) -> None:
+    """Draws WORKDIR/reward_over_kl.png from the record of the run, and shows it in TensorBoard."""
+    rows, path = read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png"
+    plot_reward_over_kl(rows, path)
+    picture = picture_values("charts/reward_over_kl", path, "what each nat of KL bought, and the training curves")
+    replace_summaries(folder / "ppo" / "picture", rows[-1]["step"], picture)
 
 
 def computation_of(config: Config, model: LanguageModel) -> Computation:

@@ -22,25 +22,25 @@ def ppo_result(folder: Path) -> str:
 
 def language_model_result(folder: Path) -> str:
     """The held-out perplexity of the model that is kept, the best of WORKDIR/lm_training.jsonl."""
-    rows = _with(read_metrics(folder / "lm_training.jsonl"), "lm/validation_loss")
+    rows = _with(read_metrics(folder / "lm_training.jsonl"), "lm/held_out_loss")
     if not rows:
         return "no held-out perplexity is on record"
-    best = min(rows, key=lambda row: row["lm/validation_loss"])
+    best = min(rows, key=lambda row: row["lm/held_out_loss"])
     return (
-        f"held-out perplexity {best['lm/validation_perplexity']:.1f} a token, "
-        f"{best['lm/validation_word_perplexity']:.0f} a word, after {best['step']} steps"
+        f"held-out perplexity {best['lm/held_out_perplexity']:.1f} a token, "
+        f"{best['lm/held_out_word_perplexity']:.0f} a word, after {best['step']} steps"
     )
 
 
 def reward_model_result(folder: Path) -> str:
     """The held-out figures of the reward model, the last ones of WORKDIR/reward_training.jsonl."""
-    rows = _with(read_metrics(folder / "reward_training.jsonl"), "reward_model/validation_accuracy")
+    rows = _with(read_metrics(folder / "reward_training.jsonl"), "reward_model/held_out_accuracy")
     if not rows:
         return "no held-out accuracy is on record"
     last = rows[-1]
     return (
-        f"held-out accuracy {last['reward_model/validation_accuracy']:.3f}, "
-        f"loss {last['reward_model/validation_loss']:.3f}, after {last['step']} steps"
+        f"held-out accuracy {last['reward_model/held_out_accuracy']:.3f}, "
+        f"loss {last['reward_model/held_out_loss']:.3f}, after {last['step']} steps"
     )
 
 

@@ -7,8 +7,9 @@ import tensorflow as tf
 from tfppo.config import Config
 from tfppo.config.resuming import NORMALIZATION, REWARD_MODEL
 from tfppo.config.validation import validate_positions
+from tfppo.data.chat import choose_template
 from tfppo.data.preferences import encode_preferences, load_preferences
-from tfppo.models.folder import load_language_model, save_model
+from tfppo.models.folder import load_chat_template, load_language_model, save_model
 from tfppo.models.reward_model import RewardModel
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer
@@ -23,8 +24,9 @@ def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Str
     config = config.with_ends()
     settings = config.reward_model
     history = SettingsHistory(config, folder, REWARD_MODEL)
-    preferences = load_preferences(settings.source)
     model_folder = language_model_folder(config, folder)
+    template = choose_template(config.data.chat_template, load_chat_template(model_folder))
+    preferences = load_preferences(settings.source, template)
     language_model, tokenizer = load_language_model(model_folder)
     responses = ["reward_model.max_response_tokens"]
     responses += ["sampling.response_length"] if settings.normalize == "samples" else []
