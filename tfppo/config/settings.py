@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tfppo.config.choices import (
     BEST_BY,
-    CHAT_TEMPLATES,
     ESTIMATOR_SETTINGS,
-    LONG_PROMPTS,
-    PLACEMENTS,
     settings_to_let_go,
 )
+from tfppo.config.data_validation import validate_data
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.resuming import fixed, state
-from tfppo.config.reward_validation import validate_calls
+from tfppo.config.reward_validation import validate_reward
 from tfppo.config.validation import (
     require,
     require_one_of,
@@ -57,27 +55,7 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
-        require(bool(self.source), "data.source", self.source, "name tfds:NAME, or files: .txt, .jsonl, .csv ...")
-        require(
-            self.chat_template in ("", *CHAT_TEMPLATES) or self.chat_template.endswith(".json"),
-            "data.chat_template",
-            self.chat_template,
-            f"choose one of {', '.join(CHAT_TEMPLATES)}, or name a .json file",
-        )
-        require_one_of("data.long_prompts", self.long_prompts, LONG_PROMPTS)
-        require(
-            self.max_given_prompt_tokens is None or self.max_given_prompt_tokens > 0,
-            "data.max_given_prompt_tokens",
-            self.max_given_prompt_tokens,
-            "it must be above 0, or None for what the model has room for",
-        )
-        require_positive("data", self, "min_prompt_tokens", "max_prompt_tokens")
-        require(
-            self.min_prompt_tokens <= self.max_prompt_tokens,
-            "data.min_prompt_tokens",
-            self.min_prompt_tokens,
-            f"it must be at most data.max_prompt_tokens {self.max_prompt_tokens}",
-        )
+        validate_data(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -198,32 +176,7 @@ class RewardConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
-        require(bool(self.functions), "reward.functions", self.functions, "name at least one function")
-        for name in self.functions:
-            require(
-                ":" in name,
-                "reward.functions",
-                name,
-                "write module:function, path/file.py:function, https://host/path, likelihood: or reward_model:",
-            )
-        validate_calls(self)
-        require(
-            len(self.weights) == len(self.functions),
-            "reward.weights",
-            self.weights,
-            f"give one weight for each of the {len(self.functions)} functions",
-        )
-        require_one_of("reward.placement", self.placement, PLACEMENTS)
-        require_one_of("reward.missing_stop_mode", self.missing_stop_mode, ("subtract", "replace"))
-        require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "it must be above 0, or None for off")
-        require(self.scale > 0, "reward.scale", self.scale, "it must be above 0")
-        require(self.truncate_after >= 0, "reward.truncate_after", self.truncate_after, "it must not be negative")
-        require(
-            self.truncate_after == 0 or self.truncate_at_eos,
-            "reward.truncate_after",
-            self.truncate_after,
-            "it needs reward.truncate_at_eos=True; set that or use 0",
-        )
+        validate_reward(self)
 
 
 @dataclass(kw_only=True, slots=True)
