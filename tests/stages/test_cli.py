@@ -205,7 +205,7 @@ def failures(tmp_path_factory):
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
         ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
-        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: none; .*"),
+        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: text; .*"),
         ("column of jsonl", r"reward exact takes a column 'answer', .*; the columns are: prompt, response; .*"),
         ("reward in evaluation", r"reward ends raised SystemExit: no key at .*rewards\.py:11, .* prompt '.+' and .*"),
         ("no model", r"there is no model in '.*fresh/lm' .*"),

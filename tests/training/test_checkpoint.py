@@ -410,7 +410,7 @@ def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypa
     monkeypatch.setattr(os, "unlink", noting_unlink)
     state.keeper.save(2, kl_coef=0.0)
     assert sorted(name for name, _ in left) == ["ckpt-1.data-00000-of-00001", "ckpt-1.index", "ckpt-1.json"]
-    ends = ("/ckpt-2.data-00000-of-00001", "/ckpt-2.index", "/ckpt-2.json.tmp", "/checkpoint", "")
+    ends = ("/ckpt-2.data-00000-of-00001", "/ckpt-2.index", "/ckpt-2.json.tmp", "/checkpoint.tmp", "")
     assert all({f"{folder}{end}" for end in ends} <= before for _, before in left)
 
 
