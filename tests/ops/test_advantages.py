@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.ops.advantages import discounted_returns, estimate_advantages, gae, grpo, rloo
+from tfppo.ops.advantages import discounted_returns, estimate_advantages, gae, grpo, rloo, without_spread
 
 LENGTHS = [0, 1, 3, 7, 5, 2]
 MASK = (np.arange(7) < np.array(LENGTHS)[:, None]).astype(np.float32)
@@ -100,6 +100,39 @@ def test_grpo_by_hand(totals, group_size, expected):
     np.testing.assert_allclose(grpo(tf.constant(totals), group_size), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("estimator", [rloo, grpo])
+@pytest.mark.parametrize("value", [7.7, 0.1, -3.3, 1e-3, 1e6 + 0.7, 0.0])
+def test_equal_totals_give_exactly_0_whatever_they_are(estimator, value):
+    """The mean of eight times 7.7 is not 7.7 in float32, and what is left was divided by nearly nothing."""
+    for group_size in range(2, 65):
+        totals = tf.fill([2 * group_size], np.float32(value))
+        np.testing.assert_array_equal(estimator(totals, group_size), np.zeros(2 * group_size))
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo])
+def test_totals_that_differ_by_rounding_are_equal(estimator):
+    near = np.float32(100.0) + np.arange(4, dtype=np.float32) * np.spacing(np.float32(100.0))
+    assert len(set(near)) == 4
+    np.testing.assert_array_equal(estimator(tf.constant(near), 4), np.zeros(4))
+    # And those that do not are told apart, far from 0 too.
+    advantages = estimator(tf.constant([1e6, 1e6 + 1, 1e6, 1e6 + 1]), 4).numpy()
+    np.testing.assert_allclose(
+        advantages, np.array([-1, 1, -1, 1]) * {rloo: 2 / 3, grpo: 0.75**0.5}[estimator], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("estimator", [rloo, grpo])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_totals_that_are_not_finite_are_not_taken_for_equal_ones(estimator, value):
+    assert not np.isfinite(estimator(tf.constant([1.0, value, 1.0, 2.0]), 2).numpy()[:2]).all()
+    np.testing.assert_array_equal(without_spread(tf.constant([1.0, value]), 2), [False])
+
+
+def test_groups_without_spread():
+    totals = [7.7, 7.7, 7.7, 1.0, 1.0, 1.1, 0.0, 0.0, 1e-6, -2.0, -2.0, -2.0000002]
+    np.testing.assert_array_equal(without_spread(tf.constant(totals), 3), [True, False, False, True])
+
+
 REWARDS, VALUES = [[1.0, 2.0, 3.0, 7.0], [4.0, 0.0, 0.0, 7.0]], [[1.0, 2.0, 3.0, 7.0], [5.0, 6.0, 7.0, 7.0]]
 TWO_ROWS = [[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
 
@@ -126,6 +159,33 @@ def test_reinforce_pp_is_the_return():
 def test_estimators_by_group_give_every_token_the_same(estimator, share):
     advantages, _ = estimate(estimator, group_size=2)  # totals 6 and 4: padding does not count
     np.testing.assert_allclose(advantages, share * np.array([[1, 1, 1, 0], [-1, -1, 0, 0]]), rtol=1e-5)
+
+
+PENALTY = [[0.1, 0.2, 0.3, 9.0], [0.0, -0.5, 9.0, 9.0]]
+
+
+def test_grpo_standardises_without_the_penalty_and_subtracts_what_is_to_come_of_it():
+    """Totals 6 and 4: -+ sqrt(1/2). Of the penalty, the sum of .1, .2, .3 from each token on; and of 0 and -.5."""
+    advantages, _ = estimate("grpo", group_size=2, penalty=tf.constant(PENALTY))
+    half = 0.5**0.5
+    expected = [[half - 0.6, half - 0.5, half - 0.3, 0.0], [-half + 0.5, -half + 0.5, 0.0, 0.0]]
+    np.testing.assert_allclose(advantages, expected, rtol=1e-5)
+    advantages, _ = estimate("grpo", gamma=0.5, group_size=2, penalty=tf.constant(PENALTY))
+    np.testing.assert_allclose(advantages[0, :3], [half - 0.275, half - 0.35, half - 0.3], rtol=1e-5)
+
+
+def test_rloo_compares_totals_with_their_penalty():
+    """6 - .6 = 5.4 and 4 + .5 = 4.5."""
+    advantages, _ = estimate("rloo", group_size=2, penalty=tf.constant(PENALTY))
+    np.testing.assert_allclose(advantages, 0.9 * np.array([[1, 1, 1, 0], [-1, -1, 0, 0]]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["gae", "monte_carlo", "rloo", "reinforce_pp"])
+def test_for_other_estimators_the_penalty_is_a_part_of_the_rewards(estimator):
+    whole = estimate(estimator, 0.9, group_size=2, penalty=tf.constant(PENALTY))
+    parts = estimate(estimator, 0.9, group_size=2, rewards=(np.float32(REWARDS) - np.float32(PENALTY)).tolist())
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_gae_with_a_lambda_of_the_critics_own():

@@ -10,6 +10,7 @@ from tfppo.ops.masking import (
     masked_moments,
     masked_sum,
     positions_from_mask,
+    scale_to_unit,
     whiten,
 )
 
@@ -132,3 +133,11 @@ def test_last_token_one_hot(dtype):
     mask = tf.constant([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]], dtype)
     expected = [[0, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(last_token_one_hot(mask), expected)
+
+
+def test_scaling_to_unit_keeps_zeros_and_signs():
+    """Mean square of 0, 3, -3 and 6: 13.5."""
+    values, mask = tf.constant([[0.0, 3.0, np.nan], [-3.0, 6.0, 1e6]]), tf.constant([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    expected = np.array([[0.0, 3.0, 0.0], [-3.0, 6.0, 0.0]]) / 13.5**0.5
+    np.testing.assert_allclose(scale_to_unit(values, mask), expected, rtol=1e-6)
+    np.testing.assert_array_equal(scale_to_unit(tf.zeros([2, 3]), mask), np.zeros([2, 3]))

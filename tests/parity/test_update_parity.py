@@ -30,6 +30,9 @@ class LinearPolicy(keras.Model):
     def product_weights(self):
         return []
 
+    def critic_variables(self):
+        return [self.values_of]
+
     def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, **computation):
         del prompt_mask, response_mask, computation  # there are no products, nothing is shared, and all are wanted
         states = tf.concat([prompt_ids[:, -1:], response_ids[:, :-1]], axis=1)

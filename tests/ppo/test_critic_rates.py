@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from ppo_cases import largest_change, make_learner, make_rollout, run, targets_of
+import tensorflow as tf
+from ppo_cases import KL_COEF, SEED, largest_change, make_learner, make_rollout, run, targets_of
 from ppo_reference import naive_gradients, naive_targets
 
 
@@ -45,6 +46,32 @@ def test_the_critic_alone_learns_while_it_warms_up(critic):
         statistics["loss/total"], learner.config.value_coef * statistics["loss/value"], rtol=1e-5
     )
     assert statistics["policy/gradient_norm"] > 0
+
+
+WARMS_UP = {
+    # All that a step has beside its gradient; the critic is clipped apart, and so has no say in the policy's steps.
+    "separate": dict(optimizer="adamw", weight_decay=0.1, max_grad_norm=0.05, critic_learning_rate=1e-2),
+    "shared": dict(ppo_epochs=1, num_minibatches=1, max_grad_norm=0.0),  # later steps' values reach the trunk
+}
+
+
+@pytest.mark.parametrize("critic", WARMS_UP)
+def test_a_policy_moves_after_a_warm_up_as_it_would_without_one(critic):
+    learner, rollout = make_learner(critic, **WARMS_UP[critic]), make_rollout()
+    expected, _ = run(learner, rollout)
+    policy, iterations = learner.policy, learner.optimizer.iterations
+    run(learner, rollout, num_updates=5, policy_coef=0.0)
+    assert iterations.numpy() == 5 * learner.config.ppo_epochs * learner.config.num_minibatches
+    if critic == "shared":
+        policy.set_weights(learner.start)  # the head, whose weights reach the trunk's gradient
+    learner.update(rollout, SEED, KL_COEF, tf.constant(1.0), tf.constant(iterations.numpy()))
+    own = {id(variable) for variable in policy.critic_variables()}
+    moved = 0
+    for variable, weight, before in zip(policy.variables, expected, learner.start, strict=True):
+        if id(variable) not in own:
+            np.testing.assert_array_equal(variable, weight, err_msg=variable.path)
+            moved += np.abs(weight - before).max() > 1e-3
+    assert moved > 10
 
 
 def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():

@@ -18,6 +18,12 @@ SIGNS = [
     ({"policy/entropy": 0.099}, 3, "entropy has fallen", {"policy/entropy": 0.1}),
     ({"objective/largest_advantage": 0.0}, 1, "all advantages are zero", {"objective/largest_advantage": 1e-7}),
     (
+        {"objective/groups_without_spread": 0.51},
+        3,
+        "most prompts have had responses of one score each",
+        {"objective/groups_without_spread": 0.5},
+    ),
+    (
         {"value/explained_variance": -0.01},
         30,
         "value function has explained nothing",
@@ -69,5 +75,5 @@ def test_what_cannot_be_wrong_is_not_watched():
 
 def test_several_at_once():
     diagnostics = watched()
-    said = [diagnostics.update({**HEALTHY, **SIGNS[1][0], **SIGNS[4][0]}) for _ in range(5)]
+    said = [diagnostics.update({**HEALTHY, **SIGNS[1][0], **SIGNS[-1][0]}) for _ in range(5)]
     assert [len(warnings) for warnings in said] == [0, 0, 1, 0, 1]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from ppo_cases import assert_same_weights, largest_change, make_learner, make_rollout, run
+from ppo_cases import BATCH_SIZE, assert_same_weights, largest_change, make_learner, make_rollout, run
 
 from tfppo.ppo.minibatches import cut_responses, last_position, places_of
 from tfppo.ppo.types import Targets
@@ -29,6 +29,18 @@ def test_parameters_do_not_depend_on_how_a_minibatch_is_computed(changes):
     assert_same_weights(weights, expected, atol=1e-5)
     for name, value in statistics.items():
         np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("changes", [{}, {"lengths_vary": True}], ids=["parts", "parts_by_length"])
+def test_a_ratio_that_is_off_is_seen_in_whichever_part_it_is(changes):
+    """One token of one row was likelier when it was sampled, by half a nat: e^0.5 - 1 = 0.6487."""
+    learner = make_learner(accumulation_steps=4, num_minibatches=1, ppo_epochs=1, **changes)
+    rollout = make_rollout()
+    for row in range(BATCH_SIZE):
+        logprobs = rollout.logprobs.numpy()
+        logprobs[row, 0] -= 0.5
+        _, statistics = run(learner, rollout._replace(logprobs=tf.constant(logprobs)))
+        np.testing.assert_allclose(statistics["policy/first_ratio_error"], 0.648721, rtol=1e-3, err_msg=str(row))
 
 
 def test_responses_are_cut_to_the_longest_of_their_part_and_no_shorter():

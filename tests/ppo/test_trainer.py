@@ -8,6 +8,7 @@ import signal
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from computations import build_collector, build_learner
 
 from tfppo.computation import modes
@@ -246,6 +247,36 @@ def test_another_number_of_trainable_blocks_is_refused(tmp_path):
     assert make_trainer(tmp_path, **settings).restored()[::2] == (1, True)
 
 
+def test_steps_of_the_critic_alone_are_counted_and_kept(tmp_path, monkeypatch):
+    """Two minibatches an iteration; three iterations of the critic alone, and a run that ends after two of them."""
+    settings = dict(critic_warmup_iterations=3, critic="separate")
+    short = make_trainer(tmp_path / "run", **settings, total_episodes=BATCH * 2)
+    given, update = [], short.learner.update
+    monkeypatch.setattr(short.learner, "update", lambda *args: given.append(int(args[4])) or update(*args))
+    short.train()
+    assert given == [0, 2] and short.idle_steps == 4
+    assert short.keeper.scalars["idle_steps"] == 4.0
+    # They are numbers of the run, whatever the settings are by now.
+    resumed = make_trainer(tmp_path / "run", **{**settings, "critic_warmup_iterations": 0}, ppo_epochs=2)
+    assert resumed.idle_steps == 4
+    resumed.improve(resumed.collect(2).rollout, 2, 0.05)
+    assert resumed.idle_steps == 4
+
+
+def test_a_checkpoint_from_before_idle_steps_were_counted_goes_on(tmp_path):
+    settings = dict(critic_warmup_iterations=1, critic="separate", total_episodes=BATCH * 2)
+    trainer = make_trainer(tmp_path, **settings)
+    kept = {name: part for name, part in trainer.keeper._parts.items() if name != "idle_steps"}
+    trainer.keeper._manager._checkpoint = tf.train.Checkpoint(**kept)
+    trainer.train()
+    saved = tf.train.load_checkpoint(str(tmp_path / "checkpoints" / "ckpt-2")).get_variable_to_shape_map()
+    assert not any("idle_steps" in name for name in saved)
+    again = make_trainer(tmp_path, **settings)
+    assert (again.done, again.idle_steps) == (2, 2)  # one iteration of two minibatches
+    for weight, expected in zip(again.learner.policy.get_weights(), trainer.history[-1], strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
 def test_the_average_of_what_does_not_learn_keeps_its_last_bit(tmp_path):
     trainer = make_trainer(tmp_path, trainable_blocks=1, ema_decay=0.9, ema=True)
     trunk, average = (policy.language_model.trunk for policy in (trainer.learner.policy, trainer.ema))
@@ -342,6 +373,29 @@ def test_each_prompt_stands_group_size_times(tmp_path):
     assert (groups == groups[:, :1]).all() and (groups[0] != groups[1]).any()
     responses = rollout.response_ids.numpy().reshape(2, 4, -1)
     assert all(len({tuple(row) for row in group.tolist()}) > 1 for group in responses)
+
+
+def test_every_iteration_has_seeds_prompts_and_a_rate_of_its_own(tmp_path, monkeypatch):
+    """And the same ones when it comes again, as in a run that goes on."""
+    trainer = make_trainer(tmp_path)
+    optimizer = trainer.learner.optimizer
+    monkeypatch.setattr(trainer.collector, "collect", lambda prompts, seed: (prompts, seed))
+    monkeypatch.setattr(
+        trainer.learner, "update", lambda rollout, seed, *_: {"seed": seed[0], "rate": optimizer.learning_rate.numpy()}
+    )
+
+    def given(step):
+        prompts, seed = trainer.collect(step)
+        update = trainer.improve(None, step, 0.05)
+        return prompts.prompt_ids.numpy().tobytes(), seed.tobytes(), update["seed"], update["rate"]
+
+    iterations = [given(step) for step in range(ITERATIONS)]
+    for numbers in zip(*iterations, strict=True):
+        assert len(set(numbers)) == ITERATIONS
+    np.testing.assert_allclose([rate for *_, rate in iterations], [0.01, 0.0075, 0.005, 0.0025], rtol=1e-6)
+    assert [given(step) for step in reversed(range(ITERATIONS))] == iterations[::-1]
+    samples, shuffles = ([int.from_bytes(seed[:4], "little", signed=True) for _, seed, *_ in iterations], iterations)
+    assert not set(samples) & {int(shuffle) for _, _, shuffle, _ in shuffles}
 
 
 def test_what_cannot_be_trusted_ends_the_run(tmp_path):

@@ -14,17 +14,20 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
 from computations import engines_of
 from warm import WarmProcess
 
-from tfppo.config import Config, RewardModelConfig
+from tfppo.config import Config, RewardModelConfig, SamplingConfig
 from tfppo.data.preferences import encode_preferences, load_preferences
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import load_language_model, load_reward_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
+from tfppo.ppo.types import Samples
+from tfppo.reward_model import normalization
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer, num_tokens
 from tfppo.training.interrupt import Interrupted
@@ -121,6 +124,45 @@ def test_an_epoch_sees_every_comparison(tmp_path):
     batch = trainer.batch(0)
     texts = [*batch.response_mask.reshape(32, -1), *np.repeat(batch.prompt_mask, 2, axis=0)]
     assert num_tokens(batch) == sum(row.sum() for row in texts)
+
+
+def test_every_step_has_comparisons_and_a_rate_of_its_own(tmp_path, monkeypatch):
+    config = RewardModelConfig(source=write_comparisons(tmp_path / "c.jsonl", 80), batch_size=16, learning_rate=1.0)
+    trainer, steps = make_trainer(tmp_path, config), []
+
+    def update(batch):
+        steps.append((batch.response_ids.tobytes(), trainer.optimizer.learning_rate.numpy()))
+        return (0.0, 0.0), 0.0
+
+    monkeypatch.setattr(trainer, "_update", update)
+    monkeypatch.setattr(trainer, "_held_out_scores", lambda comparisons: np.zeros(comparisons.response_ids.shape[:2]))
+    trainer.train()
+    assert len({batch for batch, _ in steps}) == trainer.num_steps == len(steps) > 2
+    expected = 1 - np.arange(len(steps)) / len(steps)
+    np.testing.assert_allclose([rate for _, rate in steps], expected, rtol=1e-6)
+
+
+def test_every_batch_of_samples_has_a_seed_of_its_own(tmp_path, monkeypatch):
+    config = Config(sampling=SamplingConfig(response_length=4))
+    config.reward_model = RewardModelConfig(
+        source=write_comparisons(tmp_path / "c.jsonl", 80), batch_size=16, normalize_samples=48
+    )
+    seeds = []
+
+    class Recorder:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, prompts, seed):
+            seeds.append(tuple(seed))
+            ids = np.full([len(prompts.prompt_ids), 4], 5, np.int32)
+            return Samples(*map(tf.constant, (ids, np.ones(ids.shape, np.float32), 0.0, 0.0, False)))
+
+    monkeypatch.setattr(normalization, "Sampler", Recorder)
+    train = make_trainer(tmp_path, config.reward_model).train_data
+    model = LanguageModel(TOKENIZER.vocabulary_size, **SIZES)
+    samples = normalization.sample_responses(model, train, TOKENIZER, config, engines=())
+    assert len(samples.response_ids) == 48 and len(set(seeds)) == len(seeds) == 3
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):

@@ -5,7 +5,7 @@ import re
 import pytest
 from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
 
-from tfppo.stages.cli import _take_nones
+from tfppo.stages.cli import _estimator_first, _take_nones
 
 # Without any work to do: were a mistake not found, the run would end at once in another way.
 NOWHERE = "--workdir=/dev/null/nowhere"
@@ -96,6 +96,12 @@ def test_none_for_a_number_that_may_be_none(argv):
     assert nones == [("ppo", "value_clip_range")]
     # What may not be None is left for its own error; and what is no field, too.
     assert rest == ["tool", "--config.seed=1", "--config.ppo.kl_coef=none", "--workdir=none"]
+
+
+def test_the_estimator_is_assigned_before_what_else_is_given():
+    argv = ["tool", "--config=a.py", "--config.ppo.group_size=16", "--workdir=w", "--config.ppo.estimator=grpo"]
+    assert _estimator_first(argv) == [*argv[:2], argv[4], *argv[2:4]]
+    assert _estimator_first(argv[:4]) == argv[:4]
 
 
 def test_missing_workdir():

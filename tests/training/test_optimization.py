@@ -8,7 +8,14 @@ from native_support import OPS
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.differentiation import dense_gradients
 from tfppo.computation.native.engine import NativeKernels
-from tfppo.training.optimization import clip_by_global_norm, clipping_scales, make_optimizer, scaled
+from tfppo.training.optimization import (
+    Rest,
+    clip_by_global_norm,
+    clipping_scales,
+    make_optimizer,
+    scaled,
+    sum_over_parts,
+)
 
 RATE = 0.5
 
@@ -63,27 +70,64 @@ def test_first_step_gives_the_published_table(make, name, gradient, share):
     np.testing.assert_allclose(2.0 - weight.numpy(), [RATE * share, -RATE * share], atol=4e-5)
 
 
-@pytest.mark.parametrize("name", ["adam", "adamw"])
-def test_later_steps_are_those_of_the_papers(make, name):
+def naive_steps(name, start, gradients, decay):
     """Float64 loops: Kingma and Ba 2015, section 2 (efficient order), and Loshchilov and Hutter 2019, algorithm 2."""
-    rng = np.random.default_rng(0)
-    start = rng.normal(0.0, 1.0, [3, 2])
-    weight = tf.Variable(start, dtype=tf.float32)
-    decay = 0.1 if name == "adamw" else 0.0
-    optimizer = make(name, [weight], epsilon=1e-3, weight_decay=decay)
-    expected, first, second = start.copy(), np.zeros([3, 2]), np.zeros([3, 2])
-    for step in range(1, 6):
-        gradient = rng.normal(0.0, 1e-3, [3, 2])
-        optimizer.apply([tf.constant(gradient, tf.float32)], [weight])
+    weight, first, second = start.copy(), np.zeros(start.shape), np.zeros(start.shape)
+    for step, gradient in enumerate(gradients, start=1):
         first = 0.9 * first + 0.1 * gradient
         second = 0.999 * second + 0.001 * gradient**2
         if name == "adam":
             rate = RATE * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-            expected -= rate * first / (np.sqrt(second) + 1e-3)
+            weight -= rate * first / (np.sqrt(second) + 1e-3)
         else:
-            expected -= RATE * decay * expected
-            expected -= RATE * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-3)
-    np.testing.assert_allclose(weight, expected, rtol=1e-4, atol=1e-5)
+            weight -= RATE * decay * weight
+            weight -= RATE * first / (1 - 0.9**step) / (np.sqrt(second / (1 - 0.999**step)) + 1e-3)
+    return weight
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_later_steps_are_those_of_the_papers(make, name):
+    rng = np.random.default_rng(0)
+    start, gradients = rng.normal(0.0, 1.0, [3, 2]), rng.normal(0.0, 1e-3, [5, 3, 2])
+    weight = tf.Variable(start, dtype=tf.float32)
+    decay = 0.1 if name == "adamw" else 0.0
+    optimizer = make(name, [weight], epsilon=1e-3, weight_decay=decay)
+    for gradient in gradients:
+        optimizer.apply([tf.constant(gradient, tf.float32)], [weight])
+    np.testing.assert_allclose(weight, naive_steps(name, start, gradients, decay), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scaled_first", [False, True])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_variables_at_rest_keep_all_they_have_and_count_their_own_steps(make, name, scaled_first):
+    """Rest at first, and again later, when there are moments: as if those steps had not been, for the one alone."""
+    rng = np.random.default_rng(1)
+    start, gradients = rng.normal(0.0, 1.0, [3, 2]), rng.normal(0.0, 1e-3, [9, 3, 2])
+    decay = 0.1 if name == "adamw" else 0.0
+    resting, other = (tf.Variable(start, dtype=tf.float32) for _ in range(2))
+    optimizer = make(name, [resting, other], epsilon=1e-3, weight_decay=decay)
+    optimizer.let_rest([resting])
+    rests, rested = [True, True, True, False, False, True, True, False, False], 0
+
+    @tf.function
+    def step(gradient, now, steps):
+        with optimizer.resting(Rest(now, steps)):
+            if scaled_first:
+                optimizer.apply_scaled([2.0 * gradient] * 2, [tf.constant(0.5)] * 2)
+            else:
+                optimizer.apply([gradient] * 2)
+
+    for gradient, now in zip(gradients, rests, strict=True):
+        held = [resting, optimizer._momentums[0], optimizer._velocities[0]]
+        before = [variable.numpy() for variable in held]
+        step(tf.constant(gradient, tf.float32), tf.constant(now), tf.constant(rested))
+        for variable, old in zip(held, before, strict=True):
+            assert np.array_equal(variable.numpy(), old) == now
+        rested += now
+    own = [gradient for gradient, now in zip(gradients, rests, strict=True) if not now]
+    np.testing.assert_allclose(resting, naive_steps(name, start, own, decay), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(other, naive_steps(name, start, gradients, decay), rtol=1e-4, atol=1e-5)
+    assert np.abs(resting.numpy() - start).max() > 0.05
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -197,3 +241,17 @@ def test_weights_decay_at_their_own_rates(make):
     optimizer.apply([tf.zeros([1, 1])] * 3)
     expected = [2.0 * (1 - RATE * 0.1), 2.0 * (1 - 3 * RATE * 0.1), 2.0]
     np.testing.assert_allclose([variable.numpy().item() for variable in (slow, fast, still)], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("largest", range(3))
+def test_of_parts_gradients_and_statistics_add_up_and_the_largest_error_stays(largest):
+    gradients, sums, errors = [1.0, 10.0, 100.0], [[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]], [0.25, 0.125, 0.375]
+    errors[largest] = 4.0
+
+    def of_part(number):
+        return [tf.constant([gradients[number]])], (tf.constant(sums[number]), tf.constant(errors[number]))
+
+    (gradient,), (statistics, error) = sum_over_parts(of_part, 3)
+    np.testing.assert_array_equal(gradient, [111.0])
+    np.testing.assert_array_equal(statistics, [111.0, 222.0])
+    assert error == 4.0

@@ -103,6 +103,15 @@ def test_same_statistics(results, name):
     assert (results[name]["policy/first_ratio_error"] < 1e-4).all()
 
 
+@pytest.mark.parametrize("name", CUT)
+def test_a_ratio_that_is_off_is_seen_on_whichever_replica_it_is(results, name):
+    """Of one token by half a nat, of each row in turn: e^0.5 - 1, where the row is one of the first minibatch."""
+    expected = results["1"]["ratio_errors_by_row"]
+    assert (expected > 0.6).sum() == 8
+    np.testing.assert_allclose(expected[expected > 0.6], 0.648721, rtol=1e-3)
+    np.testing.assert_allclose(results[name]["ratio_errors_by_row"], expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", [name for name in BFLOAT16_RUNS if name != "1_bfloat16"])
 def test_bfloat16_gives_near_weights_on_every_number_of_replicas(results, name):
     start, expected = results["1_bfloat16"]["weights_0"], results["1_bfloat16"]["weights"]
@@ -247,6 +256,14 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     statistics = learner.update(padded(rollout._replace(scores=scores)), seed_for(0, "shuffle", 9), *coefs)
     saved["steps_taken_with_inf"] = statistics["policy/steps_taken"].numpy()
     saved["weights_after_inf"] = weights_of_replicas()
+
+    policy.set_weights(start)
+    rollout, errors = collector.collect(prompts, seed_for(0, "sample", 0)).rollout, []
+    for row in range(16):
+        off = rollout._replace(logprobs=tf.tensor_scatter_nd_add(rollout.logprobs, [[row, 0]], [-0.5]))
+        errors.append(learner.update(padded(off), seed_for(0, "shuffle"), *coefs)["policy/first_ratio_error"].numpy())
+        policy.set_weights(start)
+    saved["ratio_errors_by_row"] = np.array(errors)
 
     refusals = []
     for changes in (dict(rollout_batch_size=6, num_minibatches=2), dict(num_minibatches=4, accumulation_steps=4)):

@@ -2,7 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from tfppo.config.choices import AGGREGATIONS, CRITIC_FREE, ESTIMATORS, GROUPED, KL_ESTIMATORS
+from tfppo.config.choices import (
+    AGGREGATIONS,
+    CRITIC_FREE,
+    ESTIMATORS,
+    GROUPED,
+    KL_ESTIMATORS,
+)
 from tfppo.config.validation import require, require_one_of, require_positive, validate_dtype
 
 if TYPE_CHECKING:  # settings.py imports this module
@@ -11,12 +17,12 @@ if TYPE_CHECKING:  # settings.py imports this module
 
 def validate_ppo(ppo: "PpoConfig") -> None:
     """Raises UserError for values of a PpoConfig that do not fit."""
+    require_one_of("ppo.estimator", ppo.estimator, ESTIMATORS)
     require_positive(
         "ppo", ppo, "total_episodes", "rollout_batch_size", "ppo_epochs", "num_minibatches", "accumulation_steps"
     )
     require_positive("ppo", ppo, "learning_rate", "clip_range", "adaptive_kl_horizon", "adam_epsilon", "group_size")
     require_one_of("ppo.trajectories", ppo.trajectories, ("policy", "dataset"))
-    require_one_of("ppo.estimator", ppo.estimator, ESTIMATORS)
     require_one_of("ppo.whiten_scope", ppo.whiten_scope, ("rollout", "minibatch"))
     require_one_of("ppo.loss_aggregation", ppo.loss_aggregation, AGGREGATIONS)
     require_one_of("ppo.kl_estimator", ppo.kl_estimator, KL_ESTIMATORS)
@@ -141,13 +147,13 @@ def _validate_combinations(ppo: "PpoConfig") -> None:
         ppo.estimator not in GROUPED or ppo.group_size >= 2,
         "ppo.group_size",
         ppo.group_size,
-        f"ppo.estimator {ppo.estimator} compares the responses to one prompt; use at least 2",
+        f"ppo.estimator {ppo.estimator} compares the responses to one prompt; leave it out, or use at least 2",
     )
     require(
         not critic_free or ppo.value_coef == 0,
         "ppo.value_coef",
         ppo.value_coef,
-        f"ppo.estimator {ppo.estimator} has no critic; use 0",
+        f"ppo.estimator {ppo.estimator} has no critic; leave it out, or use 0",
     )
     require(
         not critic_free or ppo.critic == "shared",
@@ -214,12 +220,6 @@ def _validate_combinations(ppo: "PpoConfig") -> None:
         "ppo.embedding_learning_rate",
         ppo.embedding_learning_rate,
         f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
-    )
-    require(
-        ppo.critic_warmup_iterations == 0 or ppo.weight_decay == 0,
-        "ppo.weight_decay",
-        ppo.weight_decay,
-        "it would move the policy while the critic alone learns; use 0, or ppo.critic_warmup_iterations=0",
     )
     require(
         ppo.critic_init == "policy" or ppo.critic == "separate",

@@ -6,9 +6,9 @@ A file in `configs/` returns a `Config`; a binary's `--config.section.field=valu
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tfppo.config.choices import PLACEMENTS
+from tfppo.config.choices import ESTIMATOR_SETTINGS, PLACEMENTS, settings_to_let_go
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.validation import (
     require,
@@ -18,6 +18,9 @@ from tfppo.config.validation import (
     validate_positions,
     validate_sizes,
 )
+
+# The default of settings that belong to `ppo.estimator`: they read as ESTIMATOR_SETTINGS of choices.py says of it.
+OF_ESTIMATOR: Any = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -217,26 +220,29 @@ class PpoConfig:
     num_minibatches: int = 4
     accumulation_steps: int = 1  # micro-batches that a minibatch is split into, to save memory
     # Advantages
-    estimator: str = "gae"  # or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp"
-    group_size: int = 1  # responses to each prompt, which rloo and grpo compare
+    # Or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp". Comments below give the
+    # defaults that belong to one of them; assigning another one resets what was chosen for the one before.
+    estimator: str = "gae"
+    group_size: int = OF_ESTIMATOR  # responses to each prompt, which rloo (4) and grpo (8) compare; otherwise 1
     gamma: float = 1.0
     gae_lambda: float = 0.95
     critic_gae_lambda: float | None = None  # lambda for the targets of the critic; None: gae_lambda
-    whiten_advantages: bool = True
+    # To mean 0 and variance 1 over the tokens; of rloo and grpo, whose groups have means of their own, the scale alone.
+    whiten_advantages: bool = OF_ESTIMATOR  # True; for rloo and grpo False
     whiten_scope: str = "rollout"  # over which rewards and advantages are whitened; or "minibatch"
     whiten_unbiased: bool = False  # whitening divides the variance by n - 1 (TRL) instead of n
     # Losses
     clip_range: float = 0.2
     clip_range_high: float | None = None  # upper clip range; None: clip_range
     dual_clip: float | None = None  # upper bound of the loss where A < 0, in multiples of -A; None: off
-    loss_aggregation: str = "token_mean"  # or "sequence_mean", "sequence_sum"
+    loss_aggregation: str = OF_ESTIMATOR  # "token_mean", for grpo "sequence_mean"; or "sequence_sum"
     value_clip_range: float | None = 0.2  # None: off
-    value_coef: float = 0.1
+    value_coef: float = OF_ESTIMATOR  # 0.1; 0 without a critic
     entropy_coef: float = 0.0
     # KL to the reference
-    kl_coef: float = 0.05  # weight of the KL penalty in the reward
+    kl_coef: float = OF_ESTIMATOR  # weight of the KL penalty in the reward: 0.05; for grpo 0
     kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
-    kl_loss_coef: float = 0.0  # weight of a KL term in the loss
+    kl_loss_coef: float = OF_ESTIMATOR  # weight of a KL term in the loss: 0; for grpo 0.04, if kl_coef is not given
     kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
     adaptive_kl_target: float | None = None  # target KL of a response, in nats; None: kl_coef stays fixed
     adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
@@ -270,6 +276,26 @@ class PpoConfig:
     native: bool | None = None
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
     ratio_tolerance: float | None = None  # allowed at the first minibatch of a rollout; None: 1e-4 in float32, else 0.2
+
+    if not TYPE_CHECKING:  # for which any misspelt name would be a setting
+
+        def __getattribute__(self, name):
+            """A setting; one that is not given as it belongs to the estimator, whichever that is by now."""
+            value = object.__getattribute__(self, name)
+            if value is not None or name not in ESTIMATOR_SETTINGS["gae"]:
+                return value
+            if name == "kl_loss_coef" and object.__getattribute__(self, "kl_coef") is not None:
+                return 0.0  # whoever gives kl_coef has said where the KL acts
+            return ESTIMATOR_SETTINGS.get(self.estimator, ESTIMATOR_SETTINGS["gae"])[name]
+
+        def __setattr__(self, name, value):
+            """Assigns a setting; another estimator resets what was chosen for the one before."""
+            if name == "estimator":
+                let_go = settings_to_let_go(getattr(self, name, value), value)
+                for other in dataclasses.fields(self):
+                    if other.name in let_go:
+                        object.__setattr__(self, other.name, other.default)
+            object.__setattr__(self, name, value)
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from tfppo.config.choices import GROUPED
 from tfppo.errors import UserError
 
 if TYPE_CHECKING:  # settings.py imports this module
@@ -130,6 +131,12 @@ def validate_for_ppo(config: "Config") -> None:
         "ppo.rollout_batch_size",
         ppo.rollout_batch_size,
         f"whitening rewards needs at least 8 episodes in a {ppo.whiten_scope}; raise it or set reward.whiten=False",
+    )
+    require(
+        not reward.whiten or ppo.estimator not in GROUPED,
+        "reward.whiten",
+        reward.whiten,
+        f"ppo.estimator {ppo.estimator} compares whole scores, which whitening by token would change; use False",
     )
     require(
         ppo.whiten_scope == "rollout" or ppo.whiten_advantages or reward.whiten,

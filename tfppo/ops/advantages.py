@@ -4,6 +4,8 @@ import tensorflow as tf
 
 from tfppo.ops.masking import masked_sum, zero_padding
 
+_ROUNDING = 4 * 2.0**-23  # four units in the last place of a float32 number, as a share of it
+
 
 def discounted_returns(rewards: tf.Tensor, response_mask: tf.Tensor, gamma: float) -> tf.Tensor:
     """G_t = r_t + gamma * G_{t+1}, with G = 0 after the last real token. [B, R] -> [B, R].
@@ -47,12 +49,34 @@ def _scan_from_the_end(step, rows, initial):
     return tf.nest.map_structure(tf.transpose, tf.scan(step, columns, initializer=initial, reverse=True))
 
 
+def without_spread(totals: tf.Tensor, group_size: int) -> tf.Tensor:
+    """Which groups have equal totals, up to the rounding of float32: within four units in the last place.
+
+    Args: totals [B], the responses to one prompt next to each other. Returns: bool [B / group_size].
+    """
+    groups = tf.reshape(totals, [-1, group_size])
+    spread = tf.reduce_max(groups, axis=1) - tf.reduce_min(groups, axis=1)
+    return tf.math.is_finite(spread) & (spread <= _ROUNDING * tf.reduce_max(tf.abs(groups), axis=1))
+
+
+def _groups_from_zero(totals, group_size):
+    """Totals as what they are above the least of their group: [B / group_size, group_size].
+
+    No estimator by group minds a constant. So equal totals are zeros, and stay so in every sum, whatever their number
+    and value; 8 times 7.7 over 8 is not 7.7 in float32.
+    """
+    groups = tf.reshape(totals, [-1, group_size])
+    above = groups - tf.reduce_min(groups, axis=1, keepdims=True)
+    return tf.where(without_spread(totals, group_size)[:, None], 0.0, above)
+
+
 def rloo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
     """RLOO: the total of a response minus the mean total of the other responses to its prompt (Ahmadian et al. 2024).
 
+    A group of equal totals gets exactly 0.
     Args: totals [B], the responses to one prompt next to each other, `group_size` >= 2 of them. Returns [B].
     """
-    groups = tf.reshape(totals, [-1, group_size])
+    groups = _groups_from_zero(totals, group_size)
     others = (tf.reduce_sum(groups, axis=1, keepdims=True) - groups) / (group_size - 1)
     return tf.reshape(groups - others, [-1])
 
@@ -60,10 +84,10 @@ def rloo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
 def grpo(totals: tf.Tensor, group_size: int) -> tf.Tensor:
     """GRPO: the total of a response, standardised over all responses to its prompt (Shao et al. 2024).
 
-    The standard deviation divides by n - 1, and 1e-6 is added to it: a group of equal totals gets 0.
+    The standard deviation divides by n - 1, and 1e-6 is added to it. A group of equal totals gets exactly 0.
     Args: totals [B], the responses to one prompt next to each other, `group_size` >= 2 of them. Returns [B].
     """
-    groups = tf.reshape(totals, [-1, group_size])
+    groups = _groups_from_zero(totals, group_size)
     centred = groups - tf.reduce_mean(groups, axis=1, keepdims=True)
     deviation = tf.sqrt(tf.reduce_sum(tf.square(centred), axis=1, keepdims=True) / (group_size - 1))
     return tf.reshape(centred / (deviation + 1e-6), [-1])
@@ -80,6 +104,7 @@ def estimate_advantages(
     critic_gae_lambda: float | None = None,
     group_size: int = 1,
     critic_mask: tf.Tensor | None = None,
+    penalty: tf.Tensor | None = None,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Advantages and targets of the critic by one of ESTIMATORS, both [B, R].
 
@@ -87,7 +112,13 @@ def estimate_advantages(
         rewards, values, mask: [B, R].
         critic_gae_lambda: lambda for the targets of the critic (Yue et al. 2025); None: gae_lambda.
         critic_mask: [B, R], the states that have rewards and values; None: `mask`.
+        penalty: [B, R], what is still to be taken from the rewards for the KL. It is a part of them for all estimators
+            but one: GRPO standardises without it, and takes the sum of what is still to come from each token's
+            advantage. None: nothing.
     """
+    scored = rewards
+    if penalty is not None:
+        rewards = rewards - penalty
     states = mask if critic_mask is None else critic_mask
     if estimator == "gae":
         advantages, returns = gae(rewards, values, states, gamma=gamma, gae_lambda=gae_lambda)
@@ -99,6 +130,9 @@ def estimate_advantages(
         return zero_padding(returns - values, mask), returns
     if estimator == "reinforce_pp":
         return zero_padding(returns, mask), returns
-    totals = masked_sum(rewards, states, axis=1)
-    by_group = rloo if estimator == "rloo" else grpo
-    return by_group(totals, group_size)[:, None] * mask, returns
+    if estimator == "rloo":
+        return rloo(masked_sum(rewards, states, axis=1), group_size)[:, None] * mask, returns
+    advantages = grpo(masked_sum(scored, states, axis=1), group_size)[:, None]
+    if penalty is not None:
+        advantages -= discounted_returns(penalty, states, gamma)
+    return advantages * mask, returns

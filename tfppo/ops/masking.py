@@ -42,6 +42,14 @@ def whiten(values: tf.Tensor, mask: tf.Tensor, *, shift_mean: bool, unbiased: bo
     return zero_padding(whitened, mask)
 
 
+def scale_to_unit(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
+    """Scales values to a mean square of 1 over the mask: zeros stay zeros, and signs stay. Padding becomes 0.
+
+    Args: values [B, R]; mask [B, R]. Returns [B, R].
+    """
+    return zero_padding(values * tf.math.rsqrt(masked_mean(tf.square(values), mask) + 1e-8), mask)
+
+
 def causal_mask(segment_ids: tf.Tensor) -> tf.Tensor:
     """Which position may attend to which: itself and earlier ones of the same segment.
 

@@ -40,6 +40,13 @@ class Diagnostics:
                 "all advantages are zero, so nothing is learned: the reward is the same for every response. Look at "
                 "the reward function, and at reward.clip",
             ),
+            "groups": (
+                scalars.get("objective/groups_without_spread", 0.0) > 0.5,
+                3,
+                "for 3 iterations, most prompts have had responses of one score each, from which nothing is learned. "
+                "The task is too easy or too hard for the policy, or the reward too coarse: raise ppo.group_size, or "
+                "change prompts or reward",
+            ),
             "critic": (
                 self._has_critic and scalars["value/explained_variance"] < 0.0,
                 30,

@@ -9,7 +9,7 @@ from tfppo.ppo.loss import APPROX_KL, STEP_STATISTICS, make_loss
 from tfppo.ppo.minibatches import Cutter, Part, at_places_of, shuffled_minibatches
 from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
 from tfppo.ppo.targets import prepare_targets
-from tfppo.training.optimization import optimize, sum_over_parts
+from tfppo.training.optimization import Rest, optimize, sum_over_parts
 from tfppo.training.replicas import check_divides, slot_of_replica
 
 
@@ -50,16 +50,18 @@ class Learner:
         # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
         self.update = tf.function(self._update, autograph=False)
 
-    def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0):
+    def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0, idle_steps=0):
         """Improves the policy by `ppo_epochs` passes over a rollout, or fewer where approx_kl exceeds `target_kl`.
 
-        Args: rollout: Rollout of [B, ...]; shuffle_seed int32 [2]; kl_coef, policy_coef: scalars.
+        Args: rollout: Rollout of [B, ...]; shuffle_seed int32 [2]; kl_coef, policy_coef: scalars, the latter 0 while
+            the critic alone learns, else 1; idle_steps: optimizer steps before this update in which it was 0.
         Returns: dict of scalars.
         """
         config = self.config
         targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
         minibatches = self._minibatches(shuffle_seed)
         num_steps = config.ppo_epochs * config.num_minibatches
+        rest = Rest(tf.equal(policy_coef, 0.0), idle_steps)
 
         def goes_on(step, too_far, *_):
             return (step < num_steps) & ~too_far
@@ -75,6 +77,7 @@ class Learner:
                 max_grad_norm=config.max_grad_norm,
                 groups=self._clipped_together,
                 stop_when=self._is_too_far,
+                rest=rest,
             )
             first_ratio_error = tf.where(step == 0, tf.reduce_max(ratio_errors), first_ratio_error)
             history = history.write(step, tf.concat([shares, [norm, tf.cast(taken, tf.float32)]], axis=0))

@@ -25,7 +25,8 @@ def make_policy_optimizer(
 ) -> tuple[keras.optimizers.Optimizer, list[list[int]]]:
     """The optimizer of the update, and lists of indices of the variables whose gradients are clipped together.
 
-    Embeddings and a separate critic may learn at rates of their own; such a critic then is clipped by itself too.
+    Embeddings and a separate critic may learn at rates of their own; such a critic then is clipped by itself too. All
+    but the critic's variables may rest, while the critic warms up.
 
     Args: kernels: of the engine; see `Engine`.
     """
@@ -42,11 +43,12 @@ def make_policy_optimizer(
     if config.embedding_learning_rate is not None:
         embeddings = policy.language_model.trunk.embeddings()
         optimizer.scale_learning_rate(embeddings, config.embedding_learning_rate / config.learning_rate)
-    if config.critic_learning_rate is None:
-        return optimizer, [list(range(len(variables)))]
     # By identity: paths are not unique, as every block has a qkv/kernel.
     own = {id(variable) for variable in policy.critic_variables()}
     is_critic = [id(variable) in own for variable in variables]
+    optimizer.let_rest([variable for variable, is_own in zip(variables, is_critic, strict=True) if not is_own])
+    if config.critic_learning_rate is None:
+        return optimizer, [list(range(len(variables)))]
     critic = [variable for variable, is_own in zip(variables, is_critic, strict=True) if is_own]
     optimizer.scale_learning_rate(critic, config.critic_learning_rate / config.learning_rate)
     groups = [[i for i, is_own in enumerate(is_critic) if is_own is wanted] for wanted in (False, True)]

@@ -3,9 +3,10 @@
 import tensorflow as tf
 
 from tfppo.config import PpoConfig, RewardConfig
-from tfppo.ops.advantages import estimate_advantages
+from tfppo.config.choices import GROUPED
+from tfppo.ops.advantages import estimate_advantages, without_spread
 from tfppo.ops.kl import kl_estimate
-from tfppo.ops.masking import masked_mean, masked_moments, masked_sum, whiten, zero_padding
+from tfppo.ops.masking import masked_mean, masked_moments, masked_sum, scale_to_unit, whiten, zero_padding
 from tfppo.ops.shaping import mask_after_last, place_scores
 from tfppo.ppo.types import Rollout, Targets
 
@@ -21,9 +22,10 @@ def prepare_targets(
     critic_mask = mask_after_last(mask) if reward.placement == "after_last" else mask
     log_ratio = zero_padding(rollout.logprobs - rollout.ref_logprobs, mask)
     penalty = kl_coef * kl_estimate(log_ratio, ppo.kl_estimator)
-    rewards = place_scores(rollout.scores, mask, reward.placement) - penalty
+    rewards = place_scores(rollout.scores, mask, reward.placement)
+    due: tf.Tensor | None = penalty
     if reward.whiten:
-        rewards = whiten(rewards, critic_mask, shift_mean=False, unbiased=ppo.whiten_unbiased)
+        rewards, due = whiten(rewards - penalty, critic_mask, shift_mean=False, unbiased=ppo.whiten_unbiased), None
     advantages, returns = estimate_advantages(
         rewards,
         rollout.values,
@@ -34,9 +36,12 @@ def prepare_targets(
         critic_gae_lambda=ppo.critic_gae_lambda,
         group_size=ppo.group_size,
         critic_mask=critic_mask,
+        penalty=due,
     )
-    spread = tf.reduce_max(tf.abs(advantages))
-    if ppo.whiten_advantages:
+    largest = tf.reduce_max(tf.abs(advantages))
+    if ppo.whiten_advantages and ppo.estimator in GROUPED:
+        advantages = scale_to_unit(advantages, mask)  # a shift would move groups without spread away from 0
+    elif ppo.whiten_advantages:
         advantages = whiten(advantages, mask, shift_mean=True, unbiased=ppo.whiten_unbiased)
     targets = Targets(
         rollout.prompt_ids,
@@ -52,17 +57,30 @@ def prepare_targets(
     )
     return targets, {
         **_objective(rollout, log_ratio, penalty, kl_coef),
+        **_groups(rollout, ppo),
         **_critic(rollout.values, returns, critic_mask),
-        "objective/largest_advantage": spread,
+        "objective/largest_advantage": largest,
         "response/length": tf.reduce_mean(tf.reduce_sum(mask, axis=1)),
         "response/stopped": tf.reduce_mean(tf.cast(rollout.stopped, tf.float32)),
     }
 
 
+def _whole_scores(rollout):
+    """One score a response [B]: of dense scores the sum."""
+    if len(rollout.scores.shape) == 2:
+        return masked_sum(rollout.scores, rollout.response_mask, axis=1)
+    return rollout.scores
+
+
+def _groups(rollout, ppo):
+    if ppo.estimator not in GROUPED:
+        return {}
+    equal = without_spread(_whole_scores(rollout), ppo.group_size)
+    return {"objective/groups_without_spread": tf.reduce_mean(tf.cast(equal, tf.float32))}
+
+
 def _objective(rollout, log_ratio, penalty, kl_coef):
-    scores = rollout.scores
-    if len(scores.shape) == 2:
-        scores = masked_sum(scores, rollout.response_mask, axis=1)
+    scores = _whole_scores(rollout)
     return {
         "objective/kl": tf.reduce_mean(tf.reduce_sum(log_ratio, axis=1)),
         "objective/kl_coef": kl_coef,

@@ -32,8 +32,8 @@ class PpoTrainer:
     """Trains a policy with PPO.
 
     The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
-    A checkpoint holds policy, optimizer, moving average, iterations done, KL coefficient, running moments of the
-    scores, and which engine samples, if that was measured.
+    A checkpoint holds policy, optimizer, moving average, iterations done, optimizer steps of the critic alone, KL
+    coefficient, running moments of the scores, and which engine samples, if that was measured.
 
     Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
     """
@@ -60,7 +60,12 @@ class PpoTrainer:
             model=learner.policy,
             optimizer=learner.optimizer,
             extras={"ema": ema} if ema else {},
-            scalars={"kl_coef": config.ppo.kl_coef, "finished": 0.0, **collector.state},
+            scalars={
+                "kl_coef": config.ppo.kl_coef,
+                "finished": 0.0,
+                "idle_steps": math.nan,  # not counted yet
+                **collector.state,
+            },
             keep=config.keep_checkpoints,
             identity={
                 "tokenizer": collector.tokenizer.digest(),
@@ -73,6 +78,7 @@ class PpoTrainer:
         )
         self.done = self.keeper.restore()
         self.collector.state = self.keeper.scalars
+        self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
 
     def train(self) -> None:
@@ -102,7 +108,8 @@ class PpoTrainer:
                 finished = self.is_finished(done, scalars["objective/score"])
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    self.keeper.save(done, kl_coef=kl_coef, finished=finished, **self.collector.state)
+                    own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
+                    self.keeper.save(done, **own, **self.collector.state)
                 if stop.requested:
                     raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
@@ -126,7 +133,10 @@ class PpoTrainer:
         seed = seed_for(self.config.seed, "shuffle", step)
         # As tensors: a Python number would be traced anew whenever it changes.
         coefs = tf.constant(kl_coef, tf.float32), tf.constant(self.policy_coef(step))
-        statistics = self.learner.update(rollout, seed, *coefs)
+        before = self.learner.optimizer.iterations.numpy()
+        statistics = self.learner.update(rollout, seed, *coefs, tf.constant(self.idle_steps))
+        if not self.policy_coef(step):
+            self.idle_steps += int(self.learner.optimizer.iterations.numpy() - before)
         return {tag: float(value) for tag, value in statistics.items()}
 
     def learning_rate(self, step: int) -> float:
@@ -144,6 +154,16 @@ class PpoTrainer:
     def policy_coef(self, step: int) -> float:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
+
+    def _idle_steps(self, saved: float) -> int:
+        """Optimizer steps so far in which the critic alone learnt: what is saved, if it was counted then.
+
+        Checkpoints did not always hold it. What they hold else is the same, so that the settings tell the number.
+        """
+        ppo = self.config.ppo
+        if math.isnan(saved):
+            return min(self.done, ppo.critic_warmup_iterations) * ppo.ppo_epochs * ppo.num_minibatches
+        return int(saved)
 
     def average(self) -> None:
         """Moves the moving average of the policy's weights by one iteration."""

@@ -48,7 +48,7 @@ def run(
     with one_line_errors():
         path = _config_path(sys.argv) or default_config
         _check_overrides(sys.argv)
-        sys.argv, nones = _take_nones(sys.argv)
+        sys.argv, nones = _take_nones(_estimator_first(sys.argv))
     # Without --config, the default is loaded and overridden as soon as the flag is defined.
     with one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
@@ -129,6 +129,19 @@ def _check_overrides(argv):
 def _sections():
     """The dataclass of each section of Config, by name."""
     return {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
+
+
+def _estimator_first(argv):
+    """The arguments, of those that change the configuration the estimator's first: it resets settings.
+
+    Whatever else is on the command line then stays, in any order.
+    """
+    overrides = [place for place, argument in enumerate(argv) if _OVERRIDE.fullmatch(argument)]
+    chosen = [place for place in overrides if re.match(r"--?config\.ppo\.estimator=", argv[place])]
+    if not chosen:
+        return argv
+    rest = [argument for place, argument in enumerate(argv) if place not in chosen]
+    return [*rest[: overrides[0]], *(argv[place] for place in chosen), *rest[overrides[0] :]]
 
 
 def _take_nones(argv):

@@ -25,7 +25,8 @@ class CheckpointKeeper:
     Args:
         folder: where the checkpoints are.
         model: names and shapes of its variables are in a manifest beside each checkpoint, and compared on restoring.
-        scalars: names and initial values of the numbers; see the property `scalars`.
+        scalars: names and initial values of the numbers; see the property `scalars`. A number that an older checkpoint
+            lacks has its initial value after it.
         keep: how many checkpoints are kept.
         extras: further models to save, by name.
         identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
@@ -49,7 +50,8 @@ class CheckpointKeeper:
         self._step = tf.Variable(0, dtype=tf.int64)
         # Variables one by one: TensorFlow does not find, nor save, what a Keras layer keeps in a list.
         models = {name: [v.value for v in part.variables] for name, part in {"model": model, **(extras or {})}.items()}
-        self._checkpoint = tf.train.Checkpoint(optimizer=optimizer, step=self._step, **models, **self._scalars)
+        self._parts = {"optimizer": optimizer, "step": self._step, **models, **self._scalars}
+        self._checkpoint = tf.train.Checkpoint(**self._parts)
         self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
 
     @property
@@ -91,11 +93,17 @@ class CheckpointKeeper:
                 continue
             self._compare(saved)
             try:
-                self._checkpoint.restore(str(path)).assert_consumed()
+                self._saved_in(path).restore(str(path)).assert_consumed()
                 return int(self._step.numpy())
             except _DAMAGE as error:
                 _warn(path, error)
         raise UserError(f"no checkpoint in {str(self._folder)!r} can be read; remove the folder to start anew")
+
+    def _saved_in(self, path):
+        """A tf.train.Checkpoint of all parts but for the numbers that a checkpoint lacks."""
+        saved = tf.train.load_checkpoint(str(path))
+        lacking = {name for name in self._scalars if not saved.has_tensor(f"{name}/.ATTRIBUTES/VARIABLE_VALUE")}
+        return tf.train.Checkpoint(**{name: part for name, part in self._parts.items() if name not in lacking})
 
     def _manifest(self, step):
         return self._folder / f"ckpt-{step}.json"

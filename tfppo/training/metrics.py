@@ -25,6 +25,7 @@ TAGS = {
     "objective/shaped_score": "the same after shaping: normalised, scaled, clipped, penalised",
     "objective/rlhf_reward": "shaped score minus the KL penalty, mean over the batch: what PPO maximises",
     "objective/largest_advantage": "largest |advantage| before whitening, over the rollout",
+    "objective/groups_without_spread": "rloo, grpo: share of prompts to which all responses have the same shaped score",
     "loss/policy": "clipped surrogate loss, mean over tokens",
     "loss/value": "clipped squared error of the critic, halved, mean over tokens",
     "loss/total": "policy loss plus value_coef times value loss",

@@ -5,7 +5,9 @@ the sum comes first, so the optimizers leave the reducing out.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -17,10 +19,22 @@ from tfppo.computation.engine import Kernels
 Groups = Sequence[Sequence[int]]
 
 
+@dataclass(frozen=True)  # no tuple, which Keras would take for a part of the optimizer's state
+class Rest:
+    """Whether the variables that may rest do so in a step, while the others learn, and how often they have before.
+
+    A variable at rest keeps its numbers and moments to the last bit, decay included, and does not count the step:
+    Adam's correction for moments that start at 0 goes by the steps that a variable has made itself.
+    """
+
+    now: tf.Tensor  # bool []
+    steps: tf.Tensor  # int [], steps so far in which they rested
+
+
 class _Scaling:
     """Scales of all gradients of a step, and the update of the last variable, which the next waits for.
 
-    Not a list, which Keras would take for a part of the optimizer's state.
+    Not a list, for the same reason.
     """
 
     def __init__(self, scales: Sequence[tf.Tensor | None]):
@@ -38,6 +52,21 @@ class _FusedAdam(keras.optimizers.Adam):
     kernels: Kernels | None = None
     _rate_scales: dict[int, float] | None = None
     _scaling: _Scaling | None = None
+    _may_rest: frozenset[int] = frozenset()
+    _rest: Rest | None = None
+
+    def let_rest(self, variables):
+        """These variables are those that a `Rest` is about."""
+        self._may_rest = frozenset(self._get_variable_index(variable) for variable in variables)
+
+    @contextmanager
+    def resting(self, rest: Rest | None) -> Iterator[None]:
+        """Steps within it are made by `rest`; None: all variables learn, and have always learnt."""
+        self._rest = rest
+        try:
+            yield
+        finally:
+            self._rest = None
 
     def scale_learning_rate(self, variables, scale):
         """These variables learn, and decay, at `scale` times the learning rate."""
@@ -63,10 +92,14 @@ class _FusedAdam(keras.optimizers.Adam):
         if scaling is not None:
             with tf.control_dependencies(scaling.last):
                 gradient = scaled(gradient, scaling.scales[index])
-        learning_rate = self._rate_of(index, learning_rate)
+        rest = self._rest if index in self._may_rest else None
+        learning_rate, betas = self._rate_of(index, learning_rate), (self.beta_1, self.beta_2)
+        if rest is not None:  # shares of 0 in the moments, and a rate of 0
+            learning_rate = tf.where(rest.now, 0.0, learning_rate)
+            betas = tuple(tf.where(rest.now, 1.0, beta) for beta in betas)
         if self._decays(variable):
             variable.assign_sub(variable * self.weight_decay * learning_rate)
-        step = tf.cast(self.iterations + 1, tf.float32)
+        step = self._step_by(rest)
         beta_2_power = tf.pow(self.beta_2, step)
         applied = tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
@@ -75,31 +108,56 @@ class _FusedAdam(keras.optimizers.Adam):
             beta1_power=tf.pow(self.beta_1, step),
             beta2_power=beta_2_power,
             lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
+            beta1=betas[0],
+            beta2=betas[1],
             epsilon=self._kernel_epsilon(1.0 - beta_2_power),
             grad=gradient,
         )
         if scaling is not None and not tf.executing_eagerly():
             scaling.last = (applied,)
 
+    def _step_by(self, rest):
+        """The number of the step that variables make, float32. Args: rest: None for those that never rest."""
+        step = self.iterations + 1
+        return tf.cast(step if rest is None else step - tf.cast(rest.steps, step.dtype), tf.float32)
+
     def _backend_update_step(self, gradients, variables, learning_rate):
         """The steps of all variables: with `kernels` in one operation, on each replica separately."""
-        if self.kernels is None:
+        kernels = self.kernels
+        if kernels is None:
             super()._backend_update_step(gradients, variables, learning_rate)
             return
         scales = self._scaling.scales if self._scaling else [None] * len(variables)
-        indices = [self._get_variable_index(variable) for variable in variables]
+        steps = [
+            (self._get_variable_index(variable), variable, gradient, 1.0 if scale is None else scale)
+            for variable, gradient, scale in zip(variables, gradients, scales, strict=True)
+        ]
+        rest = self._rest
+        if rest is None:
+            self._step_natively(kernels, steps, learning_rate)
+            return
+        self._step_natively(kernels, [step for step in steps if step[0] not in self._may_rest], learning_rate)
+        others = [step for step in steps if step[0] in self._may_rest]
+
+        def step_others():
+            self._step_natively(kernels, others, learning_rate, rest)
+            return tf.constant(0)
+
+        tf.cond(rest.now, lambda: tf.constant(0), step_others)
+
+    def _step_natively(self, kernels, steps, learning_rate, rest=None):
+        """One operation for some variables. Args: steps: (index, variable, gradient, scale) of each."""
+        indices, variables, gradients, scales = zip(*steps, strict=True)
         rates = tf.stack([self._rate_of(index, learning_rate) for index in indices])
         decays = [self.weight_decay if self._decays(variable) else 0.0 for variable in variables]
-        step = tf.cast(self.iterations + 1, tf.float32)
+        step = self._step_by(rest)
         corrections = [_bias_correction(beta, step) for beta in (self.beta_1, self.beta_2)]
-        self.kernels.apply_adam(
+        kernels.apply_adam(
             gradients,
             [variable.value if isinstance(variable, keras.Variable) else variable for variable in variables],
             [self._momentums[index].value for index in indices],
             [self._velocities[index].value for index in indices],
-            scales=tf.stack([1.0 if scales[index] is None else scales[index] for index in indices]),
+            scales=tf.stack(scales),
             rates=rates * tf.sqrt(corrections[1]) / corrections[0],
             decays=rates * decays,
             beta_1=self.beta_1,
@@ -256,6 +314,7 @@ def optimize(
     max_grad_norm: float,
     groups: Groups | None = None,
     stop_when: Callable[[Statistics], bool | tf.Tensor] = lambda statistics: False,
+    rest: Rest | None = None,
 ) -> tuple[Statistics, tf.Tensor, tf.Tensor, tf.Tensor]:
     """One optimizer step over all replicas; left out on every one of them where a gradient is not finite.
 
@@ -265,6 +324,7 @@ def optimize(
             replicas are what is wanted.
         groups: lists of indices of the variables that are clipped together; None: all.
         stop_when: the summed statistics -> whether the step is to be left out.
+        rest: of the variables that may; see `Rest`.
     Returns: the summed statistics, the gradient's norm before clipping, whether the step was taken, and what
         `stop_when` said.
     """
@@ -292,10 +352,11 @@ def optimize(
     taken = tf.math.is_finite(norm) & ~stopped
 
     def apply():
-        if scaled_when_applied:
-            strategy.run(optimizer.apply_scaled, (gradients, scales))
-        else:
-            strategy.run(optimizer.apply, (gradients,))
+        with optimizer.resting(rest):
+            if scaled_when_applied:
+                strategy.run(optimizer.apply_scaled, (gradients, scales))
+            else:
+                strategy.run(optimizer.apply, (gradients,))
         return tf.constant(0)
 
     tf.cond(taken, apply, lambda: tf.constant(0))

@@ -5,6 +5,9 @@ from mutations.operators import assign, drop_operand, replace, return_early
 
 OPTIMIZER = "tests/parity/test_optimizer_parity.py"
 UPDATE = "tests/parity/test_update_parity.py"
+STEPS = "tests/training/test_optimization.py"
+CRITIC = "tests/ppo/test_critic_rates.py"
+TRAINER = "tests/ppo/test_trainer.py"
 
 MUTATIONS = [
     Mutation(
@@ -33,5 +36,40 @@ MUTATIONS = [
             replace("(gradients, scales)", "(gradients,)"),
         ],
         UPDATE,
+    ),
+    Mutation(
+        "steps_at_rest_are_counted",
+        "training/optimization.py",
+        "_FusedAdam._step_by",
+        [replace("rest is None", "True")],
+        CRITIC,
+    ),
+    Mutation(
+        "decay_at_rest",
+        "training/optimization.py",
+        "_FusedAdam.update_step",
+        [replace("tf.where(rest.now, 0.0, learning_rate)", "learning_rate")],
+        STEPS,
+    ),
+    Mutation(
+        "moments_change_at_rest",
+        "training/optimization.py",
+        "_FusedAdam.update_step",
+        [replace("tf.where(rest.now, 1.0, beta)", "tf.constant(beta)")],
+        STEPS,
+    ),
+    Mutation(
+        "native_steps_at_rest",
+        "training/optimization.py",
+        "_FusedAdam._backend_update_step",
+        [replace("tf.cond(rest.now, lambda: tf.constant(0), step_others)", "step_others()")],
+        STEPS,
+    ),
+    Mutation(
+        "idle_steps_are_not_passed_on",
+        "ppo/trainer.py",
+        "PpoTrainer.improve",
+        [replace("tf.constant(self.idle_steps)", "tf.constant(0)")],
+        TRAINER,
     ),
 ]

@@ -1,0 +1,56 @@
+"""What varies over the steps and replicas of language-model training."""
+
+import types
+
+import numpy as np
+import tensorflow as tf
+
+from tfppo.config import LmConfig
+from tfppo.data.packing import pack
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.lm.trainer import LmTrainer
+from tfppo.models.language_model import LanguageModel
+from tfppo.training.replicas import make_strategy
+
+STEPS = 4
+
+
+def make_trainer(folder):
+    """Eight sequences of eight different tokens, two a step."""
+    config = LmConfig(num_steps=STEPS, batch_size=2, learning_rate=1.0, warmup_steps=1, schedule="linear", eval_every=9)
+    packed = pack([([*range(9 * n, 9 * n + 9)], 0) for n in range(8)], 8)
+    strategy = make_strategy(1)
+    with strategy.scope():
+        model = LanguageModel(80, 1, 2, 8, 16, 8, dropout=0.5)
+    return LmTrainer(config, 0, model, Tokenizer([]), packed, packed, 64, strategy, folder)
+
+
+def test_every_step_has_sequences_dropout_and_a_rate_of_its_own(tmp_path, monkeypatch):
+    trainer, steps = make_trainer(tmp_path), []
+
+    def update(batch, seed):
+        steps.append((batch.inputs.tobytes(), tuple(seed), trainer.optimizer.learning_rate.numpy()))
+        return 1.0, 1.0
+
+    monkeypatch.setattr(trainer, "_update", update)
+    monkeypatch.setattr(trainer, "held_out", lambda: dict(loss=1.0, perplexity=1.0, word_perplexity=1.0))
+    trainer.train()
+    batches, seeds, rates = zip(*steps, strict=True)
+    assert len(set(batches)) == len(set(seeds)) == STEPS
+    np.testing.assert_allclose(rates, [1.0, 1.0, 2 / 3, 1 / 3], rtol=1e-6)  # one step of warm-up
+
+
+def test_every_replica_drops_out_by_a_seed_of_its_own(tmp_path, monkeypatch):
+    trainer, seeds, rows = make_trainer(tmp_path), [], []
+
+    def gradients(batch, num_tokens, seed):
+        seeds.append(tuple(seed.numpy()))
+        rows.append(batch.inputs.numpy().tobytes())
+
+    monkeypatch.setattr(trainer, "_gradients", gradients)
+    batch = trainer.batch(0)
+    for replica in range(2):
+        context = types.SimpleNamespace(num_replicas_in_sync=2, replica_id_in_sync_group=replica)
+        monkeypatch.setattr(tf.distribute, "get_replica_context", lambda context=context: context)
+        trainer._replica_gradients(tf.nest.map_structure(tf.constant, batch), 16.0, np.array([3, 4], np.int32))
+    assert len(set(seeds)) == len(set(rows)) == 2
