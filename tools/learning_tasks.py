@@ -130,7 +130,10 @@ def table(rows):
     groups = {}
     for row in rows:
         groups.setdefault((row["task"], row["setting"]), []).append(row)
-    lines = ["| task | setting | before | score | range | KL | entropy | s | seeds |", "|---|---|--:|--:|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| task | setting | before | score | range | KL | entropy | s | seeds |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
     for (task, setting), group in groups.items():
         scores = [row["held_out"] if "held_out" in row else row["score"] for row in group]
         middle = {tag: statistics.median(row[tag] for row in group) for tag in ("before", "kl", "entropy", "seconds")}
@@ -158,7 +161,9 @@ def main(argv):
             with results.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             rows.append(row)
-            print({tag: round(value, 3) if isinstance(value, float) else value for tag, value in row.items()}, flush=True)
+            print(
+                {tag: round(value, 3) if isinstance(value, float) else value for tag, value in row.items()}, flush=True
+            )
     print(table([row for row in rows if (row["task"], row["setting"], row["seed"]) in wanted]))
 
 

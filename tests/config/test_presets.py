@@ -98,7 +98,7 @@ N_PLUS = {
         "kl_coef": 0.05,
         "adaptive_kl_target": None,
         "critic": "separate",
-        "critic_learning_rate": None,
+        "critic_learning_rate": 3e-6,
     },
 }
 TRL = {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_collector, build_learner
+from config_cases import ORIGINAL
 
 from tfppo.computation import modes
 from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingConfig
@@ -47,7 +48,7 @@ class RecordingTrainer(PpoTrainer):
 
 
 def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, **changes):
-    defaults = dict(
+    defaults = ORIGINAL | dict(
         rollout_batch_size=BATCH,
         total_episodes=BATCH * ITERATIONS,
         ppo_epochs=1,

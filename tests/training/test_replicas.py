@@ -183,6 +183,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     import keras
     import tensorflow as tf
     from computations import build_collector, build_learner
+    from config_cases import ORIGINAL
 
     from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
     from tfppo.data.prompts import Prompts
@@ -207,7 +208,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
 
     sampling = SamplingConfig(response_length=5, temperature=0.7, stop_at_eos=True, jit_compile=False)
     settings = dict(rollout_batch_size=16, total_episodes=48, learning_rate=1e-2, max_grad_norm=0.1, jit_compile=False)
-    config = PpoConfig(**{**settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
+    config = PpoConfig(**{**ORIGINAL, **settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
     config.validate()
 
     def reward_fn(prompts, responses):

@@ -5,7 +5,6 @@ for the right level, less the further from it.
 """
 
 from tasks.task import Task, byte_model
-
 from tfppo.config import LmConfig
 
 LENGTH = 48

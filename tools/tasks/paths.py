@@ -8,8 +8,8 @@ from collections import deque
 from functools import cache
 
 import numpy as np
-from tasks.task import Task, byte_model
 
+from tasks.task import Task, byte_model
 from tfppo.config import LmConfig
 
 NODES = "abcdefghijklmnop"

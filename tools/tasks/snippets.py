@@ -1,7 +1,6 @@
 """Movie-review sentences, to speak well of films: the quickstart's task with a smaller model. A large vocabulary."""
 
 from tasks.task import Task
-
 from tfppo.config import LmConfig, ModelConfig
 
 TASK = Task(

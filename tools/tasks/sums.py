@@ -4,7 +4,6 @@ A fifth of the demonstrations have a wrong digit, and the language model sees to
 """
 
 from tasks.task import Task, byte_model
-
 from tfppo.config import LmConfig
 
 MISTAKES = 0.2
@@ -38,6 +37,6 @@ TASK = Task(
     response_length=4,
     max_prompt_tokens=6,
     model=byte_model(positions=32, width=96),
-    lm=LmConfig(num_steps=400, batch_size=64, learning_rate=2e-3, eval_every=100),
+    lm=LmConfig(num_steps=1000, batch_size=64, learning_rate=2e-3, eval_every=100),
     total_episodes=10_240,
 )
