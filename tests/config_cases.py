@@ -5,7 +5,7 @@ from typing import Any
 from tfppo.config import Config
 
 # Of PpoConfig, the settings of Ziegler et al. 2019 that are not its defaults: what tests were worked out with.
-ORIGINAL: dict[str, Any] = dict(critic="shared", gae_lambda=0.95, ppo_epochs=4, optimizer="adam", adam_epsilon=1e-5)
+ORIGINAL: dict[str, Any] = dict(critic="shared", gae_lambda=0.95, optimizer="adam", adam_epsilon=1e-5)
 
 
 def configured(**settings):

@@ -47,8 +47,8 @@ QUICKSTART = {
 SETTINGS: dict[str, dict[str, object]] = {
     "defaults": {},
     "quickstart": QUICKSTART,
-    "grpo": {"ppo.estimator": "grpo", "ppo.group_size": 8, "ppo.value_coef": 0.0},
-    "rloo": {"ppo.estimator": "rloo", "ppo.group_size": 8, "ppo.value_coef": 0.0},
+    "grpo": {"ppo.estimator": "grpo"},
+    "rloo": {"ppo.estimator": "rloo"},
 }
 
 
@@ -127,7 +127,7 @@ def run(task, name, settings, seed, folder):
 
 def table(rows):
     """Medians and ranges over the seeds, as Markdown."""
-    groups = {}
+    groups: dict[tuple[str, str], list[dict]] = {}
     for row in rows:
         groups.setdefault((row["task"], row["setting"]), []).append(row)
     lines = [

@@ -14,7 +14,7 @@ DEFAULTS = {
     "gae": (1.0, 1, True, "token_mean", 0.02, 0.0, "separate"),
     "monte_carlo": (1.0, 1, True, "token_mean", 0.02, 0.0, "separate"),
     "rloo": (0.0, 4, False, "token_mean", 0.02, 0.0, "shared"),
-    "grpo": (0.0, 8, False, "sequence_mean", 0.0, 0.02, "shared"),
+    "grpo": (0.0, 8, False, "sequence_mean", 0.0, 0.04, "shared"),
     "reinforce_pp": (0.0, 1, True, "token_mean", 0.02, 0.0, "shared"),
 }
 
@@ -40,7 +40,7 @@ def test_what_is_given_wins(estimator):
     assert values(ppo) == (DEFAULTS[estimator][0], *given.values(), 0.3, 0.2, DEFAULTS[estimator][-1])
 
 
-@pytest.mark.parametrize(("kl_coef", "expected"), [(0.1, (0.1, 0.0)), (0.0, (0.0, 0.0)), (None, (0.0, 0.02))])
+@pytest.mark.parametrize(("kl_coef", "expected"), [(0.1, (0.1, 0.0)), (0.0, (0.0, 0.0)), (None, (0.0, 0.04))])
 def test_whoever_gives_a_kl_coefficient_has_said_where_the_kl_acts(kl_coef, expected):
     ppo = PpoConfig(estimator="grpo", kl_coef=kl_coef)
     assert (ppo.kl_coef, ppo.kl_loss_coef) == expected
@@ -49,7 +49,7 @@ def test_whoever_gives_a_kl_coefficient_has_said_where_the_kl_acts(kl_coef, expe
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("separate", 1.0, 3e-3)),
+        ({}, ("separate", 1.0, 1e-3)),
         ({"learning_rate": 1e-5}, ("separate", 1.0, 1e-4)),
         ({"critic": "shared"}, ("shared", 0.1, None)),
         ({"critic_learning_rate": 1e-4, "value_coef": 0.5}, ("separate", 0.5, 1e-4)),

@@ -95,6 +95,6 @@ def test_ppo_learns_to_count_up():
 
 @pytest.mark.parametrize("estimator", ["gae", "grpo"])
 def test_the_defaults_learn(estimator):
-    scores = learn(PpoConfig(estimator=estimator), sevens, iterations=24, width=64)
+    scores = learn(PpoConfig(estimator=estimator), sevens, iterations=40, width=64)
     assert 0.05 < scores[0] < 0.15  # one of eleven tokens
     assert scores[-1] >= 0.8, scores

@@ -33,7 +33,7 @@ ESTIMATOR_SETTINGS: dict[str, dict[str, Any]] = {
         "whiten_advantages": False,
         "loss_aggregation": "sequence_mean",
         "kl_coef": 0.0,
-        "kl_loss_coef": 0.02,
+        "kl_loss_coef": 0.04,
     },
     "reinforce_pp": _NO_CRITIC,
 }

@@ -216,7 +216,7 @@ class PpoConfig:
     rollout_batch_size: int = 64  # episodes in an iteration, over all replicas
     trajectories: str = "policy"  # sampled from the policy; or "dataset": the texts of the dataset, teacher-forced
     target_score: float | None = None  # training ends when the mean score of an iteration reaches it; None: never
-    ppo_epochs: int = 2
+    ppo_epochs: int = 4
     num_minibatches: int = 4
     accumulation_steps: int = 1  # micro-batches that a minibatch is split into, to save memory
     # Advantages
@@ -242,14 +242,14 @@ class PpoConfig:
     # KL to the reference
     kl_coef: float = DEPENDS  # weight of the KL penalty in the reward: 0.02; for grpo 0
     kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
-    kl_loss_coef: float = DEPENDS  # weight of a KL term in the loss: 0; for grpo 0.02, if kl_coef is not given
+    kl_loss_coef: float = DEPENDS  # weight of a KL term in the loss: 0; for grpo 0.04, if kl_coef is not given
     kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
     adaptive_kl_target: float | None = None  # target KL of a response, in nats; None: kl_coef stays fixed
     adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
     target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
     optimizer: str = "adamw"  # the PyTorch form of Adam; or "adam": the TensorFlow form, as in the original
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     critic_learning_rate: float | None = None  # of a separate critic, clipped by itself; None: 10 times learning_rate
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
     trainable_blocks: int | None = None  # train this many top blocks, final norm and value head; None: everything

@@ -37,6 +37,6 @@ TASK = Task(
     response_length=4,
     max_prompt_tokens=6,
     model=byte_model(positions=32, width=96),
-    lm=LmConfig(num_steps=1000, batch_size=64, learning_rate=2e-3, eval_every=100),
+    lm=LmConfig(num_steps=2000, batch_size=64, learning_rate=2e-3, eval_every=100),
     total_episodes=10_240,
 )
