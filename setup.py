@@ -19,19 +19,21 @@ INSTALL_REQUIRES = [
     "absl-py>=2.1",
     "ml-collections>=1.1,<2",
     "numpy",
+    "requests>=2.32,<3",  # TensorFlow needs it, too; rewards at a URL
     "tokenizers>=0.21",
     "vaderSentiment==3.3.2",  # exact: its lexicon is the default reward, so it fixes the scores
     "tqdm",
     "matplotlib",
 ]
 
-TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill"]
+TEST_REQUIRES = ["pytest>=8", "pytest-xdist>=3.6", "dill", "setuptools>=64", "wheel"]
 
 EXTRAS_REQUIRE = {
     "test": TEST_REQUIRES,
     # The ranges of ruff (also in .ci/run and pyproject.toml), mypy and clang-format (also in .ci/run and
     # tools/check_native.py): another version formats differently, or finds other errors.
     "dev": [*TEST_REQUIRES, "ruff>=0.17,<0.18", "mypy>=2.4,<2.5", "clang-format>=23,<24", "pre-commit", "build"],
+    "parquet": ["pyarrow"],  # reads .parquet files
     "gpu": [f"tensorflow[and-cuda]{TENSORFLOW_RANGE}"],
 }
 
@@ -42,7 +44,10 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["tfppo", "tfppo.*"]),
+    # The wheel has the configs within the package; in a checkout they are beside it, where a reader finds them.
+    packages=[*find_packages(include=["tfppo", "tfppo.*"]), "tfppo.configs"],
+    package_dir={"tfppo.configs": "configs"},
+    entry_points={"console_scripts": ["tfppo = tfppo.commands.main:main"]},
     package_data={"tfppo.computation.native": ["*.cc", "*.h"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,

@@ -1,6 +1,6 @@
 """PPO as the article has it: likelihood reward, discounted returns, advantages G - V, ten epochs over each batch.
 
-    python tools/train_ppo.py --config=configs/article.py --workdir=runs/article \\
+    tfppo train-ppo --config=article --workdir=runs/article \\
         --config.language_model=runs/quickstart/lm
 
 The reward of a response is its summed log-probability under a frozen scorer, the language model itself. Trajectories

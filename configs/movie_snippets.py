@@ -1,6 +1,6 @@
 """Movie-review sentences, fine-tuned to speak well of films: the quickstart.
 
-    python tools/quickstart.py --workdir=runs/quickstart
+    tfppo quickstart --workdir=runs/quickstart
 
 About five minutes on two CPU cores: a language model of perplexity 260 a token, then the mean sentiment of 24 sampled
 tokens rises from 0.2 to 0.7 at about 7 nats from it, within 4,096 episodes.

@@ -1,6 +1,6 @@
 """The recipe `openrlhf` by name, from the language model of the quickstart.
 
-    python tools/train_ppo.py --config=configs/openrlhf.py --workdir=runs/openrlhf \\
+    tfppo train-ppo --config=openrlhf --workdir=runs/openrlhf \\
         --config.language_model=runs/quickstart/lm
 
 `tfppo/config/presets.py` says what the recipe is, and where its values are from.

@@ -33,8 +33,8 @@ TINY = (
     "evaluation.samples_every=2",
     "checkpoint_every=2",
 )
-# What TensorFlow and absl log, the progress bar, and what wiping the bar leaves.
-_NOISE = re.compile(r"WARNING: All log messages|[IWEF]\d{4} |.*\d%\||\s*$")
+# What TensorFlow and absl log where a fork has it already, and the note of the first run on a machine.
+_NOISE = re.compile(r"WARNING: All log messages|[IWEF]\d{4} |building the C\+\+ operations|\s*$")
 _WORDS = "the film is a good bad story of love and war with great poor acting that we like hate so much dull bright"
 
 
@@ -64,14 +64,15 @@ def finish(process) -> Finished:
 def start(argv, **more):
     """The command as a process: in a fork that has TensorFlow already, unless it asks for Python options or variables.
 
-    The quickstart always starts from nothing, as a user's does.
+    The quickstart always starts from nothing, and with TensorFlow's own log level, as a user's does.
     """
     file, *arguments = argv[1:]
     if file.endswith(".py") and not file.endswith("quickstart.py") and not more:
         return WarmProcess([file, *arguments], env=environment(), cwd=ROOT)
-    return subprocess.Popen(
-        argv, cwd=ROOT, env=environment(**more), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    variables = environment(**more)
+    if file.endswith("quickstart.py"):
+        variables.pop("TF_CPP_MIN_LOG_LEVEL", None)
+    return subprocess.Popen(argv, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def run(argv, **more) -> Finished:

@@ -5,6 +5,7 @@ tests share something that does (`pytest --durations=0` shows it). The parity of
 the mathematics breaks first.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ TESTS = Path(__file__).parent
 # Of a file all tests (None), or those of these names.
 SLOW: dict[str, set[str] | None] = {
     "computation/native/test_building.py": None,
+    "computation/native/test_cache.py": {"test_a_damaged_library_is_built_anew_and_loaded"},
     "computation/native/test_decoder.py": {
         "test_in_bfloat16_they_are_those_of_the_update",
         "test_logits_and_values_are_those_of_the_policy",
@@ -33,6 +35,8 @@ SLOW: dict[str, set[str] | None] = {
         "test_the_binary_takes_every_other_flag",
     },
     "ppo/test_critic_rates.py": None,
+    "ppo/test_evaluation.py": {"test_one_prompt_has_figures_and_no_standard_error"},
+    "ppo/test_held_out.py": {"test_the_figures_are_those_of_plain_loops_over_the_samples"},
     "ppo/test_learning.py": None,
     "ppo/test_minibatch_parts.py": {
         "test_checkpointed_gradients_are_the_same",
@@ -40,6 +44,7 @@ SLOW: dict[str, set[str] | None] = {
         "test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_float32",
     },
     "ppo/test_resume.py": None,
+    "ppo/test_reward_failures.py": None,
     "ppo/test_rollout.py": {
         "test_a_replay_has_the_actions_of_the_data",
         "test_a_score_after_the_stop_token_is_that_of_n_plus",
@@ -69,8 +74,13 @@ SLOW: dict[str, set[str] | None] = {
     "reward_model/test_reward_trainer.py": None,
     "serving/test_export.py": None,
     "stages/test_binaries.py": None,
+    "stages/test_ends.py": None,
+    "test_commands.py": {"test_it_is_parsed_and_fits_the_models_that_it_names"},
+    "test_installed.py": None,
     "stages/test_lm_stage.py": None,
+    "stages/test_resuming.py": None,
     "stages/test_cli.py": {"test_failure_of_data_or_model", "test_mistake_on_the_command_line"},
+    "training/test_interrupt.py": None,
     "training/test_replicas.py": None,
 }
 
@@ -80,3 +90,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         names = SLOW.get(item.path.relative_to(TESTS).as_posix(), set())
         if names is None or item.name.partition("[")[0] in names:
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_as_traced(request):
+    """Graphs run as they were traced: TensorFlow's rewriting of them (Grappler) takes a fifth of the suite's time.
+
+    Not so in `parity`, nor in the processes that tests start: these compute as a user's do.
+    """
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].config.optimizer.set_experimental_options(
+            {"disable_meta_optimizer": "parity" not in request.path.parts}
+        )

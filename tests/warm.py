@@ -31,8 +31,8 @@ _PRELOADED = [
 
 @functools.cache
 def _context():
-    # As tfppo.stages.cli sets them before it imports TensorFlow.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # As tfppo.stages.start sets them before it imports TensorFlow.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)

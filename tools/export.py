@@ -1,32 +1,6 @@
-"""Exports a policy as a SavedModel that continues strings, for TensorFlow Serving or plain TensorFlow.
+"""The command `tfppo export`, in a checkout; --help says what it does."""
 
-    python tools/export.py --config=configs/movie_snippets.py --workdir=runs/movies
-
-Writes WORKDIR/export/1, and the next number at every further call.
-"""
-
-from pathlib import Path
-from types import ModuleType
-
-from absl.flags import FlagValues
-
-from tfppo.config import Config
-from tfppo.stages import cli
-
-CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
-
-
-def main(config: Config, workdir: str, flags: FlagValues) -> None:
-    from tfppo.stages.export import export_model
-    from tfppo.stages.workdir import open_run
-
-    folder, _ = open_run(config, workdir)
-    print(f"SavedModel: {export_model(config, folder, flags.model or folder / 'policy')}")
-
-
-def define_flags(flags: ModuleType) -> None:
-    flags.DEFINE_string("model", None, "Folder of the model to export; default WORKDIR/policy.")
-
+from tfppo.commands.export import run
 
 if __name__ == "__main__":
-    cli.run(main, default_config=str(CONFIG), define_flags=define_flags)
+    run()

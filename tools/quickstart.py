@@ -1,61 +1,6 @@
-"""Trains a language model, fine-tunes it with PPO, evaluates and exports it, in about five minutes.
+"""The command `tfppo quickstart`, in a checkout; --help says what it does."""
 
-    python tools/quickstart.py --workdir=runs/quickstart
-
-Run the same command again to go on after an interruption. WORKDIR then holds the models, TensorBoard logs, the table
-samples.md, the picture reward_over_kl.png, evaluation.json and the SavedModel export/1.
-"""
-
-import time
-from pathlib import Path
-
-from absl.flags import FlagValues
-
-from tfppo.config import Config
-from tfppo.stages import cli
-
-CONFIG = Path(__file__).parents[1] / "configs" / "movie_snippets.py"
-
-
-def main(config: Config, workdir: str, flags: FlagValues) -> None:
-    started = time.time()
-    import tensorflow as tf
-
-    from tfppo.ppo.evaluation import format_figures, format_samples, write_evaluation
-    from tfppo.stages.evaluate import evaluate_model
-    from tfppo.stages.export import export_model
-    from tfppo.stages.language_model import train_language_model
-    from tfppo.stages.ppo import check_ppo, train_ppo
-    from tfppo.stages.workdir import language_model_folder, open_run
-
-    def stage(title):
-        print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)
-
-    folder, strategy = open_run(config, workdir)
-    check_ppo(config, folder)
-    stage("1/5 language model: byte-level BPE and a Transformer, from the texts")
-    train_language_model(config, folder, strategy)
-    stage("2/5 PPO: towards the reward, near the language model")
-    train_ppo(config, folder, strategy)
-    stage("3/5 evaluation on held-out prompts")
-    before = evaluate_model(config, folder, strategy, language_model_folder(config, folder))
-    after = evaluate_model(config, folder, strategy, folder / "policy")
-    columns = {"before PPO": before.figures, "after PPO": after.figures}
-    write_evaluation(folder / "evaluation.json", columns)
-    table = format_samples(before, after, rows=config.evaluation.num_samples)
-    (folder / "samples.md").write_text(f"{table}\n\n{format_figures(columns)}\n")
-    print(f"{table}\n\n{format_figures(columns)}")
-    stage("4/5 export")
-    exported = export_model(config, folder, folder / "policy")
-    stage("5/5 the SavedModel continues a string")
-    served = tf.saved_model.load(str(exported))
-    prompt = before.prompts[0]
-    completion = served.signatures["generate"](prompt=tf.constant([prompt]))["completion"].numpy()[0].decode()
-    print(f"{prompt}|{completion}")
-    stage("done")
-    print(f"tables: {workdir}/samples.md, picture: {workdir}/reward_over_kl.png, SavedModel: {exported}")
-    print(f"curves: tensorboard --logdir {workdir}")
-
+from tfppo.commands.quickstart import run
 
 if __name__ == "__main__":
-    cli.run(main, default_config=str(CONFIG))
+    run()

@@ -30,7 +30,7 @@ def test_config_file(path):
     assert type(config) is Config
     assert config.validate() is config
     validate_for_ppo(config)
-    assert "python tools/" in module.__doc__
+    assert f"--config={path.stem}" in module.__doc__ or "tfppo quickstart" in module.__doc__
     assert module.get_config() is not config  # overrides assign: they must not reach the next one
 
 

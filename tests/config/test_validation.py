@@ -26,6 +26,20 @@ BAD = [
     ({"reward__functions": ("vader",)}, "reward.functions", "'vader'", "module:function"),
     ({"reward__weights": (1.0, 2.0)}, "reward.weights", "(1.0, 2.0)", "one weight for each of the 1 functions"),
     ({"reward__functions": ("a:b", "c:d")}, "reward.weights", "(1.0,)", "one weight for each of the 2 functions"),
+    ({"reward__functions": ("https:///score",)}, "reward.functions", "'https:///score'", "write https://host/path"),
+    ({"reward__functions": ("http://host:x/",)}, "reward.functions", "'http://host:x/'", "write https://host/path"),
+    (
+        {"reward__functions": ("http://host/score",), "reward__url_token_variable": "TOKEN"},
+        "reward.functions",
+        "'http://host/score'",
+        "over https only",
+    ),
+    ({"reward__url_batch_size": 0}, "reward.url_batch_size", "0", "above 0"),
+    ({"reward__url_concurrency": 0}, "reward.url_concurrency", "0", "above 0"),
+    ({"reward__retries": -1}, "reward.retries", "-1", "negative"),
+    ({"reward__timeout": 0.0}, "reward.timeout", "0.0", "above 0"),
+    ({"reward__timeout": math.inf}, "reward.timeout", "inf", "below a million seconds"),
+    ({"reward__timeout": math.nan}, "reward.timeout", "nan", "below a million seconds"),
     ({"reward__placement": "first"}, "reward.placement", "'first'", "last_token, after_last, last_position"),
     ({"reward__missing_stop_mode": "add"}, "reward.missing_stop_mode", "'add'", "subtract, replace"),
     ({"reward__clip": 0.0}, "reward.clip", "0.0", "above 0, or None for off"),
@@ -49,6 +63,10 @@ BAD = [
     ({"data__source": ""}, "data.source", "''", ".jsonl"),
     ({"data__min_prompt_tokens": 0}, "data.min_prompt_tokens", "0", "above 0"),
     ({"data__max_prompt_tokens": 0}, "data.max_prompt_tokens", "0", "above 0"),
+    ({"data__max_given_prompt_tokens": 0}, "data.max_given_prompt_tokens", "0", "above 0, or None"),
+    ({"data__max_given_prompt_tokens": 60}, "model.max_sequence_length", "64", "data.max_given_prompt_tokens 60 and"),
+    ({"data__long_prompts": "shorten"}, "data.long_prompts", "'shorten'", "choose one of refuse, drop, cut"),
+    ({"data__chat_template": "llama"}, "data.chat_template", "'llama'", "choose one of chatml, hh, alpaca, or name"),
     ({"data__min_prompt_tokens": 9}, "data.min_prompt_tokens", "9", "at most data.max_prompt_tokens 8"),
     ({"model__vocabulary_size": 257}, "model.vocabulary_size", "257", "at least 258"),
     ({"model__num_layers": 0}, "model.num_layers", "0", "above 0"),
@@ -162,12 +180,6 @@ BAD = [
     ({"ppo__trainable_blocks": 0}, "ppo.trainable_blocks", "0", "at least 1, or None to train everything"),
     ({"ppo__trainable_blocks": -2}, "ppo.trainable_blocks", "-2", "at least 1, or None to train everything"),
     (
-        {"ppo__trainable_blocks": 2, "ppo__embedding_learning_rate": 0.0},
-        "ppo.embedding_learning_rate",
-        "0.0",
-        "ppo.trainable_blocks 2 leaves the embeddings as they are; use None",
-    ),
-    (
         {"ppo__critic_init": "scratch", "ppo__critic": "separate", "ppo__trainable_blocks": 1},
         "ppo.trainable_blocks",
         "1",
@@ -201,6 +213,9 @@ BAD = [
     ({"evaluation__num_prompts": 1}, "evaluation.num_prompts", "1", "at least 2"),
     ({"evaluation__batch_size": 0}, "evaluation.batch_size", "0", "above 0"),
     ({"evaluation__num_samples": 0}, "evaluation.num_samples", "0", "above 0"),
+    ({"evaluation__every": -1}, "evaluation.every", "-1", "0 for off"),
+    ({"evaluation__num_prompts_in_training": 0}, "evaluation.num_prompts_in_training", "0", "evaluation.every=0"),
+    ({"evaluation__best_by": "kl"}, "evaluation.best_by", "'kl'", "rlhf_reward, score"),
     ({"evaluation__samples_every": -1}, "evaluation.samples_every", "-1", "negative"),
     # One start token, 8 of the prompt, 56 of the response: 65 positions.
     ({"sampling__response_length": 56}, "model.max_sequence_length", "64", "need 65 positions"),
@@ -247,6 +262,9 @@ def test_bad_value(settings, field, value, remedy):
         {**NATIVE_UPDATE, "ppo__jit_compile": False},
         {"reward__truncate_after": 3, "reward__truncate_at_eos": True},
         {"reward__functions": ("a:b", "likelihood:"), "reward__weights": (1.0, -2.0)},
+        {"reward__functions": ("https://host/score",), "reward__url_token_variable": "TOKEN"},
+        {"reward__functions": ("http://localhost:8000/score",), "reward__url_token_variable": "TOKEN"},
+        {"reward__retries": 0, "reward__timeout": 0.5},
         {"sampling__temperature": 0.0},
         {"lm__warmup_steps": 0},
         {"lm__schedule": "linear"},
@@ -264,6 +282,12 @@ BAD_TOGETHER = [
     ({"sampling__top_k": 5}, "sampling.top_k, sampling.top_p", "(5, 1.0)", "PPO needs 0 and 1"),
     ({"sampling__top_p": 0.9}, "sampling.top_k, sampling.top_p", "(0, 0.9)", "PPO needs 0 and 1"),
     ({"sampling__temperature": 0.0}, "sampling.temperature", "0.0", "PPO needs it above 0"),
+    (
+        {"ppo__trainable_blocks": 2, "ppo__embedding_learning_rate": 0.0},
+        "ppo.embedding_learning_rate",
+        "0.0",
+        "ppo.trainable_blocks 2 leaves the embeddings as they are; use None",
+    ),
     (
         {"ppo__rollout_batch_size": 4, "reward__whiten": True},
         "ppo.rollout_batch_size",
@@ -341,3 +365,44 @@ def test_positions_of_the_model_in_a_folder():
         UserError, match=r"^reward_model\.max_response_tokens is 32: .*max_prompt_tokens 31 that is 64 "
     ):
         validate_positions(config, 63, folder="runs/lm", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"reward__functions": ("https://me:secret@host/",)},
+            "reward.functions has a URL of 'host' with a password, .*; put a token into an environment variable "
+            "and name that in reward.url_token_variable",
+        ),
+        (
+            {"reward__url_token_variable": "secret-123"},
+            "reward.url_token_variable is no name of an environment variable; put the token into one",
+        ),
+    ],
+)
+def test_a_password_or_token_in_a_setting_is_not_shown(settings, message):
+    with pytest.raises(UserError, match=message) as error:
+        configured(**settings).validate()
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [
+        ({}, False),  # the quickstart's texts are sentences out of reviews, and its numbers of 24 tokens
+        ({"data__source": "mine.jsonl"}, True),
+        ({"data__source": "mine.jsonl", "sampling__stop_at_eos": False}, False),
+        ({"sampling__stop_at_eos": True}, True),
+        ({"data__source": "mine.jsonl", "reward__truncate_at_eos": True}, False),
+        ({"data__source": "mine.jsonl", "reward__placement": "last_position"}, False),
+        ({"data__source": "mine.jsonl", "reward__placement": "after_last"}, True),
+    ],
+)
+def test_where_responses_stop(settings, stops):
+    config = configured(**settings)
+    decided = config.with_ends()
+    assert decided.sampling.stop_at_eos is stops
+    validate_for_ppo(config)
+    validate_for_ppo(decided)
+    assert config.sampling.for_readers().stop_at_eos is (config.sampling.stop_at_eos is not False)

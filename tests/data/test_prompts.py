@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tfppo.config import DataConfig
-from tfppo.data.prompts import PromptSet, encode_trajectories, pad_left
-from tfppo.data.sources import Example
+from tfppo.data.prompts import PromptSet, Trajectory, encode_trajectories, pad_left, padded_length
+from tfppo.data.shapes import Example
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 
@@ -21,13 +21,13 @@ def byte_ids(text):
     return [2 + byte for byte in text.encode()]
 
 
-def encode_prompts(examples, tokenizer, config, seed):
+def encode_prompts(examples, tokenizer, config, seed, room=8):
     """The prompts of the trajectories alone."""
-    return [prompt for prompt, _ in encode_trajectories(examples, tokenizer, config, seed)]
+    return [trajectory.prompt for trajectory in encode_trajectories(examples, tokenizer, config, seed, room)]
 
 
-def config(shortest=4, longest=8):
-    return DataConfig(min_prompt_tokens=shortest, max_prompt_tokens=longest)
+def config(shortest=4, longest=8, **more):
+    return DataConfig(min_prompt_tokens=shortest, max_prompt_tokens=longest, **more)
 
 
 def test_prompts_are_the_starts_of_texts(tokenizer):
@@ -64,16 +64,70 @@ def test_given_prompts_are_taken_whole(tokenizer):
 
 def test_trajectories_are_prompts_and_how_the_data_goes_on(tokenizer):
     examples = [Example("abcdefgh"), Example("abc"), Example(" then", prompt="when"), Example("", prompt="x")]
-    assert encode_trajectories(examples, tokenizer, config(5, 5), seed=0) == [
-        ([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS]),
-        ([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS]),
-        ([EOS, *byte_ids("x")], [EOS]),
+    assert encode_trajectories(examples, tokenizer, config(5, 5), seed=0, room=8) == [
+        Trajectory([EOS, *byte_ids("abcde")], [*byte_ids("fgh"), EOS]),
+        Trajectory([EOS, *byte_ids("when")], [*byte_ids(" then"), EOS]),
+        Trajectory([EOS, *byte_ids("x")], [EOS]),
     ]
 
 
-def test_a_given_prompt_that_is_too_long_is_named(tokenizer):
-    with pytest.raises(UserError, match="data.max_prompt_tokens is 8, but the prompt '123456789' has 9 tokens"):
-        encode_prompts([Example("r", prompt="123456789")], tokenizer, config(), seed=0)
+def test_the_fields_of_a_record_go_with_its_trajectory(tokenizer):
+    examples = [Example("abcdefgh", columns={"n": 1}), Example("abc", columns={"n": 2}), Example("r", "p", {"n": 3})]
+    found = encode_trajectories(examples, tokenizer, config(5, 5), seed=0, room=8)
+    assert [trajectory.columns for trajectory in found] == [{"n": 1}, {"n": 3}]
+
+
+LONG = [Example("r", "123456789", place="f, line 3"), Example("r", "12345678"), Example("r", "0123456789ab")]
+
+
+def test_long_prompts_are_left_out_and_counted(tokenizer, capsys):
+    found = encode_prompts(LONG, tokenizer, config(source="drop.jsonl"), seed=0)
+    assert found == [[EOS, *byte_ids("12345678")]]
+    assert capsys.readouterr().out == (
+        "data: drop.jsonl: left out: prompts of more than the 8 tokens that model.max_sequence_length leaves beside "
+        "sampling.response_length: 2 (the first: f, line 3)\n"
+    )
+
+
+def test_long_prompts_are_cut_from_the_left(tokenizer, capsys):
+    found = encode_prompts(LONG, tokenizer, config(source="cut.jsonl", long_prompts="cut"), seed=0)
+    assert found == [[EOS, *byte_ids(text)] for text in ("23456789", "12345678", "456789ab")]
+    assert "cut from the left: prompts of more than the 8 tokens" in capsys.readouterr().out
+
+
+def test_long_prompts_are_refused_by_name(tokenizer):
+    with pytest.raises(UserError, match="^f, line 3: the prompt '123456789' has 9 tokens, more than the 8 .* drop or"):
+        encode_prompts(LONG, tokenizer, config(long_prompts="refuse"), seed=0)
+
+
+@pytest.mark.parametrize(("own", "room", "longest"), [(None, 12, 12), (9, 12, 9), (12, 9, 9)])
+def test_given_prompts_have_what_the_model_leaves_or_less(tokenizer, own, room, longest):
+    found = encode_prompts(LONG, tokenizer, config(max_given_prompt_tokens=own), seed=0, room=room)
+    assert max(map(len, found)) == 1 + longest
+
+
+def test_where_every_prompt_is_too_long(tokenizer):
+    with pytest.raises(UserError, match="yields no prompt: each of its prompts has more than the 3 tokens of data.max"):
+        encode_prompts(LONG, tokenizer, config(max_given_prompt_tokens=3), seed=0)
+
+
+def test_texts_that_are_too_short_are_counted(tokenizer, capsys):
+    texts = [Example("abcde"), Example("ab", place="f, line 7"), Example("")]
+    encode_prompts(texts, tokenizer, config(4, 4, source="short.txt"), seed=0)
+    assert capsys.readouterr().out == (
+        "data: short.txt: texts too short to be cut into a prompt and the rest: 2 (the first: f, line 7)\n"
+    )
+
+
+def test_prompts_are_padded_to_the_longest_given_one_or_to_what_may_be_drawn(tokenizer):
+    given, text = [Example("r", "ab"), Example("r", "abcdef")], [Example("a long text")]
+
+    def length(examples, settings):
+        return padded_length(encode_trajectories(examples, tokenizer, settings, 0, 20), examples, settings)
+
+    assert length(given, config()) == 7  # what is there, not what may be
+    assert length(text, config(4, 8)) == 9  # whatever was drawn
+    assert length([*text, *given], config(1, 3)) == 7
 
 
 def test_no_prompt_at_all_is_an_error(tokenizer):
@@ -98,7 +152,10 @@ def test_left_padding_by_hand():
 
 class TestPromptSet:
     def make(self, tokenizer, count=10, seed=0):
-        trajectories = [([EOS, 100 + number], [200 + number] * (number % 4) + [EOS]) for number in range(count)]
+        trajectories = [
+            Trajectory([EOS, 100 + number], [200 + number] * (number % 4) + [EOS], {"answer": f"a{number}"})
+            for number in range(count)
+        ]
         return PromptSet(trajectories, tokenizer.pad_id, 4, seed)
 
     def numbers(self, prompts):
@@ -136,13 +193,13 @@ class TestPromptSet:
 
     def test_a_fixed_choice(self, tokenizer):
         prompts = self.make(tokenizer)
-        chosen = [number for batch in prompts.sample(6).batches(4) for number in self.numbers(batch)]
-        again = [number for batch in self.make(tokenizer).sample(6).batches(4) for number in self.numbers(batch)]
+        chosen = [number for batch, _ in prompts.sample(6).batches(4) for number in self.numbers(batch)]
+        again = [number for batch, _ in self.make(tokenizer).sample(6).batches(4) for number in self.numbers(batch)]
         assert chosen == again and len(prompts.sample(6)) == len(set(chosen)) == 6
         assert len(prompts.sample(99)) == len(prompts) == 10
 
     def test_all_in_order(self, tokenizer):
-        batches = [self.numbers(batch) for batch in self.make(tokenizer).batches(4)]
+        batches = [self.numbers(batch) for batch, _ in self.make(tokenizer).batches(4)]
         assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
     def test_a_prompt_is_repeated_next_to_itself(self, tokenizer):
@@ -166,3 +223,48 @@ class TestPromptSet:
                 assert mask[row].tolist() == [1.0] * size + [0.0] * (3 - size)
                 seen.add(size)
         assert seen == {1, 2, 3}
+
+    def test_columns_go_with_their_prompts(self, tokenizer):
+        prompts = self.make(tokenizer)
+        for step in range(4):
+            rows = step, 6, 3
+            expected = [f"a{number}" for number in self.numbers(prompts.batch(*rows))]
+            assert prompts.columns(*rows) == {"answer": expected}
+        for batch, columns in prompts.sample(6).batches(4):
+            assert columns == {"answer": [f"a{number}" for number in self.numbers(batch)]}
+
+    def test_two_rows_of_one_prompt_keep_their_own_columns(self, tokenizer):
+        records = [{"answer": 1, "a": 1}, {"answer": 2}, {"answer": None}]
+        prompts = PromptSet([Trajectory([EOS, 5], [EOS], record) for record in records], PAD, 4, 0)
+        found = prompts.columns(0, 6, 2)
+        assert found["answer"][::2] == found["answer"][1::2]
+        assert sorted(map(str, found["answer"][::2])) == ["1", "2", "None"]
+        assert list(found) == ["a", "answer"] and found["a"] == [
+            1 if answer == 1 else None for answer in found["answer"]
+        ]
+        ((_, columns),) = prompts.batches(3)
+        assert columns == {"a": [1, None, None], "answer": [1, 2, None]}
+
+
+def test_columns_of_examples_that_are_left_out_are_left_out(tokenizer):
+    examples = [Example("abcdef", columns={"n": 0}), Example("a", columns={"n": 1}), Example("x", "p", {"n": 2})]
+    assert [row.columns for row in encode_trajectories(examples, tokenizer, config(4, 4), 0)] == [{"n": 0}, {"n": 2}]
+
+
+def test_a_digest_tells_prompts_continuations_and_their_order_apart():
+    def digest(rows, pad_id=0, length=4, seed=0):
+        return PromptSet([Trajectory(*row) for row in rows], pad_id, length, seed).digest()
+
+    rows = [([1, 5], [6, 1]), ([1, 7], [8])]
+    others = [rows[::-1], rows[:1], [([1, 5, 6], [1]), rows[1]], [rows[0], ([1, 7], [9])]]
+    assert len({digest(trajectories) for trajectories in (rows, *others)}) == 5
+    assert digest(rows, 9, 8, seed=1) == digest(rows)
+
+
+def test_prompts_of_another_length_leave_out_what_is_longer():
+    prompts = PromptSet([Trajectory([EOS, *range(5, 5 + n)], [EOS]) for n in (1, 4, 2)], PAD, 5, 0)
+    ((batch, _),) = prompts.padded_to(3).batches(9)
+    assert batch.prompt_ids.numpy().tolist() == [[PAD, EOS, 5], [EOS, 5, 6]]
+    assert prompts.padded_to(7).length == 7 and len(prompts.padded_to(7)) == 3
+    with pytest.raises(UserError, match="each of the 3 held-out prompts is longer than any prompt of training"):
+        prompts.padded_to(1)

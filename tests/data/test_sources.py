@@ -9,7 +9,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfppo.data.sources import Example, load_examples
+from tfppo.data import report
+from tfppo.data.shapes import Example
+from tfppo.data.sources import load_examples
 from tfppo.data.splits import SPLITS, cut_splits, split_of
 from tfppo.errors import UserError
 
@@ -123,7 +125,6 @@ def test_cut_keeps_in_train_what_is_not_held_out():
 def test_jsonl_texts_prompts_and_responses(tmp_path):
     records = [
         {"text": "a text", "other": 1},
-        {"prompt": "only a prompt"},
         {"prompt": "p", "response": "r"},
         {"prompt": "q", "text": "t"},
         {"prompt": "both", "text": "ignored", "response": "r"},
@@ -133,7 +134,6 @@ def test_jsonl_texts_prompts_and_responses(tmp_path):
     splits = load_all(write_jsonl(tmp_path / "a.jsonl", records))
     assert {example for examples in splits.values() for example in examples} == {
         Example(text="a text"),
-        Example(prompt="only a prompt"),
         Example(prompt="p", text="r"),
         Example(prompt="q", text="t"),
         Example(prompt="both", text="r"),
@@ -166,9 +166,9 @@ def test_responses_to_one_prompt_stay_in_one_split(tmp_path):
         ("a.jsonl", b'"a"', r"line 1: got .* not a JSON object"),
         ("a.jsonl", b'{"txt": "a", "id": 1}', r"line 1: neither 'text' nor 'prompt'.*'id', 'txt'"),
         ("a.jsonl", b'{"text": 3}', r"line 1: field 'text' is 3: it must be a string"),
-        ("a.jsonl", b'{"prompt": "a", "response": null}', "field 'response' is None"),
+        ("a.jsonl", b'{"prompt": "a", "response": 3}', "field 'response' is 3"),
         ("a.jsonl", b'{"text": "\\ud800"}', "field 'text' has half of a surrogate pair"),
-        ("a.csv", b"a,b", "is of no known kind: use 'tfds:NAME"),
+        ("a.doc", b"a,b", "is of no known kind: use 'tfds:NAME"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):
@@ -187,7 +187,7 @@ def test_unreadable_file_and_unknown_split(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt' cannot be read \(No such file"):
         load_examples(str(tmp_path / "gone.txt"), "train")
     (tmp_path / "folder.jsonl").mkdir()
-    with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
+    with pytest.raises(UserError, match=r"folder\.jsonl' has no file that ends in \.jsonl, \.json"):
         load_examples(str(tmp_path / "folder.jsonl"), "train")
     with pytest.raises(UserError, match="split 'dev' is unknown: use one of train, validation"):
         load_examples("a.txt", "dev")
@@ -209,6 +209,22 @@ def test_tfds_prompts_and_responses(load_questions):
         assert example.text == example.prompt.replace("question", "answer")
 
 
+def test_tfds_examples_carry_their_single_features_and_are_announced_once(load_questions, monkeypatch, capsys):
+    monkeypatch.setattr(report, "_told", set())
+    columns = {example.text: example.columns for split in SPLITS for example in load_questions(split)}
+    assert columns["test question 5"] == {
+        "question": "test question 5",
+        "answer": "test answer 5",
+        "label": 1,
+        "words": None,
+    }
+    assert columns["test question 3"]["answer"] == b"\xff"  # nobody asked for it
+    assert capsys.readouterr().out == (
+        "data: tfds:questions, split train: 200 records; text from 'question'; unused fields: 'answer', 'label', "
+        "'words'\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -216,7 +232,7 @@ def test_tfds_prompts_and_responses(load_questions):
         ({"text_feature": "words"}, "feature 'words' is Sequence.*must be a string"),
         ({"text_feature": "qestion"}, "no field 'qestion'; the fields are .*'question'"),
         ({"text_feature": "text"}, "neither 'text' nor 'prompt' is there"),
-        ({"text_feature": "answer", "split": "test"}, r"test example \d: not UTF-8"),
+        ({"text_feature": "answer", "split": "test"}, r"test example \d: field 'answer' is not UTF-8"),
     ],
 )
 def test_tfds_features_are_checked(load_questions, options, message):

@@ -15,6 +15,7 @@ from tfppo.models.folder import (
     language_model_sizes,
     load_language_model,
     load_policy,
+    read_about,
     save_model,
 )
 from tfppo.models.language_model import LanguageModel
@@ -48,6 +49,16 @@ def assert_same_weights(actual, expected):
     assert len(actual.weights) == len(expected)
     for a, b in zip(numbers(actual), expected, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_weights_that_are_not_finite_replace_nothing(tokenizer, tmp_path):
+    model = make_model()
+    good = numbers(model)
+    save_model(model, tokenizer, tmp_path / "model")
+    model.weights[3].assign(np.full(model.weights[3].shape, np.nan))
+    with pytest.raises(UserError, match="the model '.*model' is not saved: its weights .* are not finite"):
+        save_model(model, tokenizer, tmp_path / "model")
+    assert_same_weights(load_language_model(tmp_path / "model")[0], good)
 
 
 @pytest.mark.parametrize("saved_dtype", ["float32", "mixed_bfloat16"])
@@ -125,6 +136,16 @@ def test_a_copy_shares_nothing():
     scramble(copy, seed=9)
     assert_same_weights(model, before)
     assert np.abs(copy(IDS) - model(IDS)).max() > 0.1
+
+
+def test_what_is_said_of_a_model_is_replaced_with_it(tokenizer, tmp_path):
+    model = LanguageModel(tokenizer.vocabulary_size, 1, 2, 8, 16, 8)
+    assert read_about(tmp_path / "model") == {}
+    for about in ({"iteration": 16, "score": 0.5}, {"iteration": 32}):
+        save_model(model, tokenizer, tmp_path / "model", about)
+        assert read_about(tmp_path / "model") == about
+    save_model(model, tokenizer, tmp_path / "model")
+    assert read_about(tmp_path / "model") == {}
 
 
 def test_saving_replaces_the_folder_whole(tokenizer, tmp_path):

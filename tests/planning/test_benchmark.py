@@ -1,29 +1,24 @@
 """The benchmark: its model of random lengths, its shares of the ceiling by hand, and the real binary."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from binaries import command
+from binaries import run as run_binary
 
 from tfppo.computation.choice import choose_sampling
 from tfppo.config import Config, ModelConfig, PpoConfig, SamplingConfig
 from tfppo.models.language_model import LanguageModel
 from tfppo.planning.benchmark import larger_of_neighbours, make_tokenizer, seconds_needed, stop_at_random, timed
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--batch=4", "--prompt_length=3", "--response_length=5", "--epochs=1", "--minibatches=2", "--runs=1")
 
 
 def run(*arguments):
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=600)
+    return run_binary(command("benchmark", *arguments))
 
 
 @pytest.mark.parametrize("size", [258, 260, 1000, 8192])
@@ -85,8 +80,8 @@ def test_each_run_stands_between_two_measurements_whose_larger_rates_count():
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     output = tmp_path / "runs.jsonl"
     done = run(*TINY, f"--output={output}")
-    assert done.returncode == 0, done.stderr
-    line, *table = done.stdout.splitlines()
+    assert done.code == 0, done.raw
+    line, *table = done.out.splitlines()
     record = json.loads(line)
     assert json.loads(output.read_text()) == record
     assert (record["preset"], record["batch"], record["mean_response_length"]) == ("tiny", 4, 5.0)
@@ -115,8 +110,8 @@ def test_the_binary_takes_every_other_flag():
         "--native_update=false",
         "--replicas=-1",
     )
-    assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout.splitlines()[0])
+    assert done.code == 0, done.raw
+    record = json.loads(done.out.splitlines()[0])
     assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "separate"
     assert record["native"] == record["native_update"] == "false" and record["sampled_by"] == "graph"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
@@ -133,6 +128,6 @@ def test_the_binary_takes_every_other_flag():
 )
 def test_mistakes_are_one_line(arguments, parts):
     done = run(*arguments)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert done.code == 1
+    (line,) = [line for line in done.raw.splitlines() if line.startswith("error:")]
     assert all(part in line for part in parts), line

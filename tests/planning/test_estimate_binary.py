@@ -71,7 +71,7 @@ def test_mistakes_are_told_in_one_line():
 
 def test_the_tables_of_the_documentation_are_those_of_its_commands():
     text = (ROOT / "docs" / "scaling.md").read_text()
-    pairs = re.findall(r"^    python tools/estimate\.py (.*?)\n\n(\|  \|.*?\n)\n", text, re.MULTILINE | re.DOTALL)
-    assert len(pairs) == text.count("    python tools/estimate.py")
+    pairs = re.findall(r"^    tfppo estimate (.*?)\n\n(\|  \|.*?\n)\n", text, re.MULTILINE | re.DOTALL)
+    assert len(pairs) == text.count("    tfppo estimate")
     for flags, table in pairs:
         assert succeed(run(command("estimate", *shlex.split(flags.replace("\\\n", ""))))).out == table

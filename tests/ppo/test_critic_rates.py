@@ -99,8 +99,7 @@ def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
         np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)
 
 
-@pytest.mark.parametrize("rate", [20.0, 0.0])
-@pytest.mark.parametrize("critic", ["shared", "separate"])
+@pytest.mark.parametrize(("critic", "rate"), [("shared", 0.0), ("separate", 20.0)])
 def test_embeddings_learn_at_a_rate_of_their_own(critic, rate):
     """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
     settings = dict(ppo_epochs=1, num_minibatches=1, optimizer="adamw", adam_epsilon=10.0, max_grad_norm=0.0)

@@ -30,9 +30,13 @@ def plain_words(prompts, responses):
     calls += 1
     if calls == int(os.environ.get("INTERRUPT_AT", 0)):
         os.kill(os.getpid(), signal.SIGINT)
+    if calls == int(os.environ.get("FAIL_AT", 0)):
+        raise OSError("HTTP 500: the judge is down")
     return [sum(c.isascii() for c in response) / 4 for response in responses]
 """
-LM_STEPS, ITERATIONS, INTERRUPTED_AFTER = 400, 6, 3
+AGAIN = "press Ctrl-C again to stop at once without saving it"
+LM_STEPS, ITERATIONS, INTERRUPTED_AFTER, FAILED_AFTER = 400, 6, 3, 5
+EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2; one more until the failure
 
 
 def weights_digest(folder):
@@ -100,6 +104,8 @@ def runs(tmp_path_factory):
         "ppo.learning_rate=0.003",
         "ppo.adaptive_kl_target=0.5",
         "ppo.adaptive_kl_horizon=50",
+        "evaluation.every=2",
+        "evaluation.num_prompts_in_training=8",
         "checkpoint_every=2",
     )
     straight, broken = folder / "straight", folder / "broken"
@@ -117,9 +123,11 @@ def runs(tmp_path_factory):
     # The straight PPO run beside the end of the other language model: they share nothing.
     uninterrupted = start(ppo["straight"])
     succeed(run(lm["broken"]))
-    ends["ppo"] = run(ppo["broken"], INTERRUPT_AT=str(INTERRUPTED_AFTER))
+    ends["ppo"] = run(ppo["broken"], INTERRUPT_AT=str(INTERRUPTED_AFTER + EVALUATIONS))
     ends["ppo at the stop"] = checkpoint_digest(broken / "checkpoints" / f"ckpt-{INTERRUPTED_AFTER}")
     ends["policy at the stop"] = (broken / "policy").exists()
+    ends["failure"] = run(ppo["broken"], FAIL_AT=str(FAILED_AFTER - INTERRUPTED_AFTER + 2))
+    ends["saved at the failure"] = (broken / "checkpoints" / f"ckpt-{FAILED_AFTER}.index").exists()
     succeed(run(ppo["broken"]))
     succeed(finish(uninterrupted))
     return straight, broken, ends
@@ -128,7 +136,8 @@ def runs(tmp_path_factory):
 def test_ctrl_c_in_language_model_training_saves_and_says_how_to_go_on(runs):
     _, _, ends = runs
     assert ends["lm"].code == 130, ends["lm"].raw
-    (line,) = ends["lm"].err
+    asked, line = ends["lm"].err
+    assert re.fullmatch(rf"stopping: finishing step \d+, about 1 s; {AGAIN}", asked)
     match = re.fullmatch(rf"saved after (\d+) of {LM_STEPS} steps; run the same command again to go on", line)
     assert match, line
     assert 100 <= int(match[1]) < LM_STEPS
@@ -139,8 +148,24 @@ def test_ctrl_c_in_a_rollout_finishes_the_iteration_and_saves(runs):
     _, _, ends = runs
     assert ends["ppo"].code == 130, ends["ppo"].raw
     expected = f"saved after {INTERRUPTED_AFTER} of {ITERATIONS} iterations; run the same command again to go on"
-    assert ends["ppo"].err == [expected]
+    asked, line = ends["ppo"].err
+    assert re.fullmatch(rf"stopping: finishing iteration {INTERRUPTED_AFTER}, about \d+ s; {AGAIN}", asked)
+    assert line == expected
     assert not ends["policy at the stop"]
+
+
+def test_a_reward_that_fails_ends_the_run_with_its_last_iteration_saved(runs):
+    """The checkpoint is none of the schedule's, and the policies are equal nevertheless: see below."""
+    _, _, ends = runs
+    assert ends["failure"].code == 1, ends["failure"].raw
+    (line,) = ends["failure"].err
+    assert re.fullmatch(
+        r"error: reward plain_words raised OSError: HTTP 500: the judge is down at \S*reward.py:13, called with 8 "
+        r"responses, the first being prompt '.*' and response '.*'; mend the function, or let it be called again with "
+        rf"reward.retries; saved after {FAILED_AFTER} of {ITERATIONS} iterations: run the same command again to go on",
+        line,
+    ), line
+    assert ends["saved at the failure"]
 
 
 def test_the_language_models_are_equal(runs):
@@ -157,13 +182,16 @@ def test_the_policies_are_equal(runs):
     straight, broken, ends = runs
     last = f"checkpoints/ckpt-{ITERATIONS}"
     assert checkpoint_digest(straight / last) == checkpoint_digest(broken / last) != ends["ppo at the stop"]
-    for name in ("policy", "policy_average"):
+    for name in ("policy", "policy_average", "policy_best"):
         assert weights_digest(straight / name) == weights_digest(broken / name)
     assert weights_digest(straight / "policy_average") != weights_digest(straight / "policy")
     rows = metrics(straight / "ppo.jsonl")
     assert [row["step"] for row in rows] == list(range(1, ITERATIONS + 1))
     assert len({row["objective/kl_coef"] for row in rows}) == ITERATIONS
     assert metrics(broken / "ppo.jsonl") == rows
+    rows = metrics(straight / "ppo_evaluation.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 4, 6]
+    assert metrics(broken / "ppo_evaluation.jsonl") == rows
 
 
 def test_the_top_block_alone_has_learnt_and_nothing_says_so_later(runs):
@@ -183,7 +211,13 @@ def test_the_top_block_alone_has_learnt_and_nothing_says_so_later(runs):
 
 def test_tensorboard_shows_no_step_twice(runs):
     _, broken, _ = runs
-    for folder, tag, steps in (("ppo", "objective/kl", ITERATIONS), ("lm_training", "lm/loss", LM_STEPS)):
+    for folder, tag, steps in (
+        ("ppo", "objective/kl", range(1, ITERATIONS + 1)),
+        ("ppo", "charts/kl", range(1, ITERATIONS + 1)),
+        ("ppo_evaluation", "evaluation/kl", (0, 2, 4, 6)),
+        ("ppo_evaluation", "evaluation/samples", (0, 2, 4, 6)),
+        ("lm_training", "lm/loss", range(1, LM_STEPS + 1)),
+    ):
         events = EventAccumulator(str(broken / folder), size_guidance={"tensors": 0})
         events.Reload()
-        assert [event.step for event in events.Tensors(tag)] == list(range(1, steps + 1))
+        assert [event.step for event in events.Tensors(tag)] == list(steps)

@@ -12,6 +12,7 @@ from native_support import ops_of_sampling
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import pad_left
 from tfppo.data.tokenizer import Tokenizer
+from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
@@ -262,7 +263,9 @@ def test_a_reward_function_that_fails_while_the_reference_computes_leaves_nothin
 
     expected = make_collector(RewardConfig(), stop_at_eos=True).collect(prompts(), seed_for(3, "sample"))
     collector = make_collector(RewardConfig(), stop_at_eos=True, rewards=[TextReward("judge", fails_once)])
-    with pytest.raises(RuntimeError, match="no connection to the judge"):
+    with pytest.raises(
+        UserError, match="reward judge raised RuntimeError: no connection to the judge at .*test_rollout.py"
+    ):
         collector.collect(prompts(), seed_for(3, "sample"))
     again = collector.collect(prompts(), seed_for(3, "sample"))
     for one, other in zip(again.rollout, expected.rollout, strict=True):

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -13,8 +14,8 @@ from computations import build_collector, build_learner
 from config_cases import ORIGINAL
 
 from tfppo.computation import modes
-from tfppo.config import Config, DataConfig, PpoConfig, RewardConfig, SamplingConfig
-from tfppo.data.prompts import PromptSet
+from tfppo.config import Config, DataConfig, EvaluationConfig, PpoConfig, RewardConfig, SamplingConfig
+from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.folder import copy_language_model, copy_policy
@@ -47,7 +48,7 @@ class RecordingTrainer(PpoTrainer):
         self.history = [*getattr(self, "history", []), self.learner.policy.get_weights()]
 
 
-def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, **changes):
+def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, evaluation=None, **changes):
     defaults = ORIGINAL | dict(
         rollout_batch_size=BATCH,
         total_episodes=BATCH * ITERATIONS,
@@ -61,6 +62,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         sampling=SamplingConfig(**{"response_length": RESPONSE, "jit_compile": False, **(sampling or {})}),
         reward=RewardConfig(**(reward or {})),
         ppo=PpoConfig(**{**defaults, **changes}),
+        evaluation=EvaluationConfig(**(evaluation or {})),
         checkpoint_every=2,
     ).validate()
     keras.utils.set_random_seed(0)
@@ -74,8 +76,11 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         policy, ref_model, config.sampling, config.reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
     )
     learner = build_learner(policy, config.ppo, config.reward, strategy())
-    trajectories = [([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS]) for n in range(12)]
+    trajectories = [
+        Trajectory([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS], {"number": n}) for n in range(12)
+    ]
     prompts = PromptSet(trajectories, 0, 4, seed=0)
+    held_out = PromptSet([Trajectory([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0)
     return RecordingTrainer(
         config,
         collector,
@@ -84,6 +89,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         folder,
         ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
         ema=average if ema else None,
+        held_out_prompts=held_out if evaluation else None,
     )
 
 
@@ -122,6 +128,29 @@ def test_nothing_is_traced_after_the_first_iteration(finished):
     for function in (learner.update, sampler.functions[sampler.engine.name], collector.teacher_forcing.of_reference):
         assert function.experimental_get_tracing_count() == 1
     assert list(sampler.functions) == [sampler.engine.name]  # no other one could be traced
+
+
+def untimed(rows):
+    return [{tag: value for tag, value in row.items() if not tag.startswith("time/")} for row in rows]
+
+
+def test_evaluation_in_between_changes_no_bit_and_compiles_nothing(tmp_path):
+    settings = dict(reward=dict(normalize=True), adaptive_kl_target=0.01, sampling=dict(stop_at_eos=True))
+    plain = make_trainer(tmp_path / "plain", **settings)
+    evaluation = dict(every=3, num_prompts_in_training=12)
+    evaluated = make_trainer(tmp_path / "evaluated", evaluation=evaluation, **settings)
+    for trainer in (plain, evaluated):
+        trainer.train()
+    for weights, others in zip(plain.history, evaluated.history, strict=True):
+        for weight, other in zip(weights, others, strict=True):
+            np.testing.assert_array_equal(weight, other)
+    assert untimed(rows(tmp_path / "plain")) == untimed(rows(tmp_path / "evaluated"))
+    figures = [json.loads(line) for line in (tmp_path / "evaluated" / "ppo_evaluation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in figures] == [0, 3, ITERATIONS]
+    assert figures[0]["evaluation/kl"] == pytest.approx(0.0, abs=1e-5) and figures[-1]["evaluation/kl"] > 1e-3
+    sampler = evaluated.collector.sampler
+    assert sampler.functions[sampler.engine.name].experimental_get_tracing_count() == 1
+    assert not (tmp_path / "plain" / "ppo_evaluation.jsonl").exists()
 
 
 def test_the_average_follows_its_recursion(finished):
@@ -186,6 +215,31 @@ def test_a_finished_run_comes_back_and_does_not_go_on(finished):
     assert len(scores) == before and (folder / "ppo.jsonl").read_bytes() == record
 
 
+def test_the_end_moves_with_the_settings(finished):
+    """The run has ended after 4 iterations; its last score is the one to reach, or was."""
+    folder, again = finished[3], finished[4]
+    score = rows(folder)[-1]["objective/score"]
+    for settings, ended in (
+        (dict(total_episodes=BATCH * 6), False),
+        (dict(total_episodes=BATCH * 2), True),
+        (dict(total_episodes=BATCH * 6, target_score=score - 0.01), True),
+        (dict(total_episodes=BATCH * 6, target_score=score + 0.01), False),
+    ):
+        trainer = again(**settings)
+        assert (trainer.restored()[0], trainer.restored()[2]) == (ITERATIONS, ended), settings
+
+
+def test_a_run_that_lost_its_checkpoints_keeps_its_record(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[3], folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    before = (folder / "ppo.jsonl").read_bytes()
+    with pytest.raises(UserError, match="checkpoints' holds no checkpoint, but .*ppo.jsonl' has 4 steps .*--workdir"):
+        make_trainer(folder)
+    assert (folder / "ppo.jsonl").read_bytes() == before and len(before.splitlines()) == ITERATIONS
+
+
 def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -233,7 +287,8 @@ def test_another_reference_is_refused(finished):
     folder = finished[3]
     trainer = finished[0]
     identity = trainer.keeper._identity
-    assert set(identity) == {"tokenizer", "reference", "models of reward.functions", "ppo.trainable_blocks"}
+    its_own = {"tokenizer", "reference", "models of reward.functions", "set of prompts", "ppo.trainable_blocks"}
+    assert set(identity) == its_own
     manifest = json.loads((folder / "checkpoints" / f"ckpt-{ITERATIONS}.json").read_text())
     assert manifest["identity"] == identity
     weights = trainer.collector.ref_model.get_weights()

@@ -7,6 +7,7 @@ file, run as a program.
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -104,10 +105,10 @@ def test_it_learns_what_was_preferred(tmp_path, rejected):
     trainer.train()
     rows = read_metrics(tmp_path / "reward_training.jsonl")
     assert [row["step"] for row in rows] == list(range(1, trainer.num_steps + 1))
-    held_out = {row["step"]: row for row in rows if "reward_model/validation_loss" in row}
+    held_out = {row["step"]: row for row in rows if "reward_model/held_out_loss" in row}
     assert set(held_out) == {*range(10, trainer.num_steps, 10), trainer.num_steps}
     last = rows[-1]
-    assert last["reward_model/validation_accuracy"] >= 0.95 and last["reward_model/validation_loss"] < 0.2
+    assert last["reward_model/held_out_accuracy"] >= 0.95 and last["reward_model/held_out_loss"] < 0.2
     # Before it has learnt anything, all K responses are as likely to be the best.
     assert abs(rows[0]["reward_model/loss"] - np.log(1 + rejected)) < 0.5
     assert rows[0]["reward_model/learning_rate"] == 3e-3
@@ -195,6 +196,9 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     write_comparisons(tmp_path / "c.jsonl", 201)
     with pytest.raises(UserError, match="goes with another set of comparisons"):
         make_trainer(broken, config)
+    shutil.rmtree(broken / "reward_checkpoints")
+    with pytest.raises(UserError, match=f"holds no checkpoint, but .*reward_training.* {whole.num_steps} steps"):
+        make_trainer(broken, config)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
@@ -203,6 +207,7 @@ def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
     trainer.model.head_kernel.assign(np.nan * trainer.model.head_kernel)
     with pytest.raises(UserError, match="step 1 had a gradient that is not finite.* lower reward_model.learning_rate"):
         trainer.train()
+    assert not (tmp_path / "run" / "reward_checkpoints").exists()
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +301,7 @@ def test_ppo_runs_with_it_as_reward_and_critic(chain):
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        ("no reward model", "there is no model in '.*reward_model' .*; train one with train_reward_model.py"),
+        ("no reward model", "there is no model in '.*reward_model' .*; train one with tfppo train-reward-model"),
         ("bad file", r".*bad.jsonl, line 1: no field 'rejected'; the fields are \['chosen', 'prompt'\]: write .*"),
         ("too long", "reward_model.max_response_tokens is 33: .* 65 positions, .*lm' has 64; lower one of them"),
     ],

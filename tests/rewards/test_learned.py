@@ -16,10 +16,10 @@ from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
 from tfppo.ppo.types import Samples
+from tfppo.rewards.batch import Batch
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.loading import MODEL_REWARDS
-from tfppo.rewards.scoring import Batch
 from tfppo.stages.ppo import check_ppo, new_policy
 from tfppo.stages.rewards import load_rewards
 
@@ -122,22 +122,22 @@ def test_a_critic_does_not_start_from_a_model_of_another_tokenizer(folder):
         new_policy(ppo, 0, language_model, OTHER_TOKENIZER)
 
 
-@pytest.mark.parametrize(("name", "tool"), [("reward_model", "train_reward_model.py"), ("likelihood", "train_lm.py")])
-def test_a_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, name, tool):
+@pytest.mark.parametrize(("name", "maker"), [("reward_model", "train-reward-model"), ("likelihood", "train-lm")])
+def test_a_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path, name, maker):
     config = Config(reward=RewardConfig(functions=(f"{name}:{tmp_path / 'nothing'}",)))
-    with pytest.raises(UserError, match=rf"there is no model in .*nothing' .*; train one with {tool}"):
+    with pytest.raises(UserError, match=rf"there is no model in .*nothing' .*; train one with tfppo {maker}"):
         check_ppo(config, tmp_path)
 
 
 def test_a_critics_reward_model_that_is_not_there_is_missed_before_anything_is_trained(tmp_path):
     config = Config(ppo=PpoConfig(critic="separate", critic_init=str(tmp_path / "nothing")))
-    with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with train_reward_model.py"):
+    with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with tfppo train-reward-model"):
         check_ppo(config, tmp_path)
 
 
 def test_a_language_model_that_is_named_must_be_there(tmp_path):
     config = Config(language_model=str(tmp_path / "nothing"), ppo=PpoConfig(trainable_blocks=99))
-    with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with train_lm.py"):
+    with pytest.raises(UserError, match=r"there is no model in .*nothing' .*; train one with tfppo train-lm"):
         check_ppo(config, tmp_path)
 
 

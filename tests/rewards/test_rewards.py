@@ -1,5 +1,7 @@
 """Rewards: the default one, finding one by name, and what a bad one is told."""
 
+import os
+
 import numpy as np
 import pytest
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -72,3 +74,27 @@ def test_a_reward_file_with_a_mistake(tmp_path):
     path.write_text("def f(:\n")
     with pytest.raises(UserError, match=r"broken.py.*line 1"):
         load_reward(f"{path}:f")
+
+
+@pytest.mark.parametrize("line", ["import sys; sys.exit(0)", "1 / 0", "raise RuntimeError('two\\nlines')"])
+def test_a_reward_file_that_cannot_run(tmp_path, line):
+    path = tmp_path / "ends.py"
+    path.write_text(f"{line}\ndef f(prompts, responses): return [0.0]\n")
+    with pytest.raises(UserError, match="ends.py' cannot be imported: (SystemExit|ZeroDiv|RuntimeError: two lines)"):
+        load_reward(f"{path}:f")
+
+
+def test_a_file_runs_once_until_it_changes(tmp_path):
+    path = tmp_path / "counts.py"
+    path.write_text("calls = []\ndef f(prompts, responses): calls.append(1); return calls\nclass Judge: pass\n")
+    assert load_reward(f"{path}:f")([], []) is load_reward(f"{path}:f")([], [])
+    path.write_text("def f(prompts, responses): return 'new'\n")
+    os.utime(path, ns=(1, 1))
+    assert load_reward(f"{path}:f")([], []) == "new"
+
+
+def test_a_class_is_no_function(tmp_path):
+    path = tmp_path / "judges.py"
+    path.write_text("class Judge: pass\n")
+    with pytest.raises(UserError, match="which is a class; name a function"):
+        load_reward(f"{path}:Judge")

@@ -1,27 +1,25 @@
 """How reward functions are called, what they may return, and how several are added up."""
 
+import asyncio
+import inspect
+import re
+import sys
+import threading
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import tensorflow as tf
+from reward_cases import EOS, FIRST_BYTE, make_batch
 
 from tfppo.config import RewardConfig
-from tfppo.data.prompts import pad_left
-from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
+from tfppo.rewards import calling
+from tfppo.rewards.calling import Patience
 from tfppo.rewards.likelihood import LikelihoodReward
-from tfppo.rewards.scoring import Batch, TextReward, name_apart, total_scores
-
-EOS, FIRST_BYTE = 1, 2
-
-
-def make_batch(prompts=("first", "second"), responses=("one", "two\nlines"), ended=(True, False), room=10):
-    """A batch of texts with a token a byte; `ended` responses have a stop token."""
-    ids, mask = np.zeros([2, len(responses), room], np.int32)
-    for row, (response, end) in enumerate(zip(responses, ended, strict=True)):
-        tokens = [FIRST_BYTE + byte for byte in response.encode()] + [EOS] * end
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-    rows = [[EOS, *(FIRST_BYTE + byte for byte in prompt.encode())] for prompt in prompts]
-    return Batch(list(prompts), list(responses), pad_left(rows, 0, 8), ids, mask.astype(np.float32), Tokenizer([]))
+from tfppo.rewards.scoring import TextReward, name_apart, total_scores
 
 
 def constant(scores, name="fixed"):
@@ -34,10 +32,32 @@ def test_lengths_and_tokens_of_a_batch():
     assert batch.tokens == [["o", "n", "e", ""], ["t", "w", "o", "\n", "l", "i", "n", "e", "s"]]
 
 
-@pytest.mark.parametrize("scores", [[1, 2.5], (1, 2.5), np.array([1, 2.5]), np.float32([1, 2.5])])
+@pytest.mark.parametrize(
+    "scores",
+    [
+        [1, 2.5],
+        (1, 2.5),
+        np.array([1, 2.5]),
+        np.float32([1, 2.5]),
+        iter([1, 2.5]),
+        [Fraction(1), Decimal("2.5")],
+        [tf.constant(1.0), tf.constant(2.5, tf.bfloat16)],
+        tf.constant([1.0, 2.5]),
+    ],
+)
 def test_any_list_of_numbers_will_do(scores):
     result = constant(scores)(make_batch())
     assert result.dtype == np.float32 and result.tolist() == [1.0, 2.5]
+
+
+def test_truth_values_are_1_and_0():
+    assert constant([True, False])(make_batch()).tolist() == [1.0, 0.0]
+    assert constant(np.array([False, True]))(make_batch()).tolist() == [0.0, 1.0]
+
+
+def test_the_largest_number_of_float32_is_one():
+    largest = float(np.finfo(np.float32).max)
+    assert constant([largest, -largest])(make_batch()).tolist() == [largest, -largest]
 
 
 def test_a_function_gets_prompts_and_responses():
@@ -72,11 +92,25 @@ def test_dense_scores_are_padded():
         ([[1.0] * 4, [2.0] * 10], r"returned scores of shape \[10\] for the response"),
         ([[1.0] * 4, 2.0], r"returned scores of shape \[\] for the response .* for every response"),
         ([[[1.0] * 4], [[2.0] * 9]], r"returned scores of shape \[1, 4\] for the response"),
-        ([[1.0] * 4, [2.0] * 8 + [float("nan")]], r"is \[.*nan\] for prompt 'second'"),
+        ([[1.0] * 4, [2.0] * 8 + [float("nan")]], r"is nan at token 9 for prompt 'second'"),
         (3.0, r"must return a list of numbers, not 3\.0"),
         (None, r"must return a list of numbers, not None"),
         (["good", "bad"], r"must return a list of numbers, not \['good', 'bad'\]"),
         ({"a": 1}, r"must return a list of numbers"),
+        ({0: 1.0, 1: 2.0}, r"must return a list of numbers, not {0: 1.0, 1: 2.0}"),
+        ({1.0, 2.0}, r"must return a list of numbers, not {1.0, 2.0}"),
+        ("12", r"must return a list of numbers, not '12'"),
+        (["1", "2"], r"must return a list of numbers.*for prompt 'first' and response 'one' it is '1'"),
+        (
+            [1.0, None],
+            r"must return a list of numbers.*for prompt 'second' and response .* it is None; make it a number",
+        ),
+        ([1.0, {"score": 2.0}], r"must return a list of numbers.*for prompt 'second'"),
+        ([1.0, 2j], r"must return a list of numbers.*for prompt 'second'"),
+        ([[1.0] * 4, [None] * 9], r"must return a list of numbers.*for prompt 'second'"),
+        ([1e39, 1.0], r"is 1e\+39 for prompt 'first' .*largest number of float32: scale it"),
+        ([1.0, 10**400], r"must return a list of numbers.*for prompt 'second'.*too large"),
+        ([[1.0] * 4, [0.0] * 8 + [-1e39]], r"is -1e\+39 at token 9 for prompt 'second' .*float32"),
         ([1.0, float("nan")], r"is nan for prompt 'second' and response 'two\\nlines'; it must be finite"),
         ([1.0, float("-inf")], r"is -inf for prompt 'second'"),
         ([float("inf"), 1.0], r"is inf for prompt 'first' and response 'one'"),
@@ -86,6 +120,77 @@ def test_what_is_refused(scores, message):
     with pytest.raises(UserError, match=f"reward fixed {message}") as error:
         constant(scores)(make_batch())
     assert "\n" not in str(error.value)
+
+
+def test_a_generator_and_an_async_function_will_do():
+    def lengths(prompts, responses):
+        for response in responses:
+            yield len(response)
+
+    async def later(prompts, responses):
+        await asyncio.sleep(0)
+        return [len(response) for response in responses]
+
+    for function in (lengths, later):
+        assert TextReward("f", function)(make_batch()).tolist() == [3.0, 9.0]
+
+
+def number_after_space(response):
+    return float(response.split()[1])
+
+
+class Judge:
+    def __call__(self, prompts, responses):
+        return [number_after_space(response) for response in responses]
+
+
+LINE = inspect.getsourcelines(number_after_space)[1] + 1
+
+
+@pytest.mark.parametrize("function", [Judge(), lambda prompts, responses: map(number_after_space, responses)])
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_what_a_function_raises_is_told_with_its_place_and_row(function, timeout):
+    batch = make_batch(("p", "q", "r"), ("a 1", "b\n2", "x"))
+    with pytest.raises(UserError) as error:
+        TextReward("judge", function, Patience(timeout=timeout))(batch)
+    assert re.fullmatch(
+        rf"reward judge raised IndexError: list index out of range at \S*test_scoring.py:{LINE}, "
+        r"at prompt 'r' and response 'x'; mend the function, or let it be called again with reward.retries",
+        str(error.value),
+    )
+
+
+def test_where_no_row_shows_the_beginning_of_the_batch_is_told():
+    def breaks(prompts, responses):
+        raise OSError("two\n lines")
+
+    with pytest.raises(UserError, match="raised OSError: two lines at .*, called with 2 responses, the first"):
+        TextReward("f", breaks)(make_batch())
+
+
+@pytest.mark.parametrize("end", [sys.exit, lambda: sys.exit(3), lambda: exec("assert 0")])
+def test_a_function_that_ends_the_program_does_not(end):
+    with pytest.raises(UserError, match="raised (SystemExit|AssertionError)"):
+        TextReward("f", lambda prompts, responses: end())(make_batch())
+
+
+def test_a_function_that_hangs_is_left_behind():
+    release = threading.Event()
+    with pytest.raises(UserError, match=r"f has not returned after reward.timeout 0.05 s, called with 2 .*left behind"):
+        TextReward("f", lambda prompts, responses: release.wait(), Patience(timeout=0.05))(make_batch())
+    release.set()
+
+
+def test_a_function_is_called_again(monkeypatch, capfd):
+    monkeypatch.setattr(calling, "FIRST_WAIT", 0.001)
+    calls = []
+
+    def second_time(prompts, responses):
+        calls.append(responses)
+        return [1 / (len(calls) - 1)] * 2
+
+    assert TextReward("f", second_time, Patience(retries=1))(make_batch()).tolist() == [1.0, 1.0]
+    assert re.search(r"reward f: ZeroDivisionError: .* at \S*:\d+; calling it again in 0.001 s", capfd.readouterr().err)
 
 
 def test_several_functions_are_weighed_and_their_means_kept():

@@ -2,11 +2,16 @@
 
 import json
 import math
+import re
+import shlex
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from binaries import TINY, command, run, run_all, succeed, write_texts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tfppo.models.folder import load_language_model
 
 FIGURES = {
     "prompts",
@@ -17,8 +22,8 @@ FIGURES = {
     "distinct_1",
     "distinct_2",
     "length",
-    "reference_perplexity",
-    "text_perplexity",
+    "response_perplexity",
+    "held_out_perplexity",
 }
 PPO_TAGS = [
     "objective/kl",
@@ -40,6 +45,8 @@ PPO_TAGS = [
     "response/stopped",
     "time/rollout",
     "time/update",
+    "time/reward",
+    "time/reward_share",
 ]
 ITERATIONS, LM_STEPS = 4, 12
 
@@ -70,21 +77,31 @@ def served(quickstart, workdir):
 
 
 @pytest.fixture(scope="module")
-def others(evaluation, served, workdir, settings):
+def others(quickstart, evaluation, served, workdir, settings):
     """The other binaries, on a finished workdir; what the quickstart wrote was read before."""
     here = f"--workdir={workdir}"
+    printed = {
+        line.split(":", 1)[0].strip(): shlex.split(line.split(":", 1)[1]) for line in quickstart.out.splitlines()[-4:]
+    }
     prompts = ("--prompt=the film", "--prompt=a story of love")
+    asked = workdir.parent / "asked.jsonl"
+    asked.write_text("".join(f'{{"prompt": "the {n} film"}}\n' for n in range(40)))
+    elsewhere = (f"--workdir={workdir.parent / 'elsewhere'}", f"--model={workdir / 'policy_best'}")
+    prompts_alone = (*settings, f"data.source={asked}", f"language_model={workdir / 'lm'}", "data.max_prompt_tokens=20")
     names = ("ppo.jsonl", "lm_training.jsonl", "policy/model.keras", "config.json")
     before = {name: (workdir / name).read_bytes() for name in names}
     first = run_all(
         {
-            "generate": command("generate", here, *prompts, config=settings),
-            "again": command("generate", here, *prompts, config=settings),
+            # Where a command was printed to be typed next, it is that one.
+            "generate": [*printed["try it"], *prompts],
+            "again": [*printed["try it"], *prompts],
             "other seed": command("generate", here, *prompts, config=(*settings, "seed=1")),
             "before": command("generate", here, f"--model={workdir / 'lm'}", *prompts, config=settings),
             # What only reads a finished run leaves its configuration as it is.
-            "evaluate": command("evaluate", here, config=(*settings, "evaluation.num_samples=3")),
-            "export": command("export", here, config=settings),
+            "evaluate": [*printed["measure it"], "--config.evaluation.num_samples=3"],
+            "export": printed["serve it"],
+            "the best": [*printed["try it"], "--model=policy_best", *prompts],
+            "prompts alone": command("evaluate", *elsewhere, config=prompts_alone),
         }
     )
     evaluated = json.loads((workdir / "evaluation.json").read_text())
@@ -97,13 +114,32 @@ def test_quickstart_goes_through_its_stages(quickstart):
     stages = ("1/5 language model", "2/5 PPO", "3/5 evaluation", "4/5 export", "5/5 the SavedModel", "] done")
     places = [quickstart.out.index(stage) for stage in stages]
     assert places == sorted(places)
-    assert quickstart.err == []  # no warning of our own
+    built = "building the C++ operations for this processor, once: up to a minute\n"
+    assert quickstart.raw.replace(built, "") == ""  # neither warnings, nor TensorFlow's notes, nor a bar
+
+
+def test_its_progress_is_a_line_an_iteration(quickstart):
+    assert "language model: the first step compiles" in quickstart.out
+    lines = re.findall(r"^PPO: iteration (\d)/4, score -?\d\.\d{3}, kl -?\d+\.\d\d, ", quickstart.out, re.MULTILINE)
+    assert lines == ["1", "2", "3", "4"]
+    assert quickstart.out.index("PPO: the first iteration compiles") < quickstart.out.index("PPO: iteration 1/4")
+
+
+def test_it_ends_with_its_result_and_the_next_commands(quickstart, evaluation, workdir):
+    before, after = evaluation["before PPO"], evaluation["after PPO"]
+    result, done, *commands = quickstart.out.splitlines()[-6:]
+    assert result.startswith(f"result: score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL ")
+    assert re.fullmatch(r"done in (\d+ min )?\d+ s; what next:", done)
+    names = [line.split(":", 1)[0].strip() for line in commands]
+    assert names == ["measure it", "try it", "serve it", "look at the curves"]
+    assert commands[-1].endswith(f"tensorboard --logdir={workdir}")
 
 
 def test_the_config_is_kept(quickstart, workdir):
     config = json.loads((workdir / "config.json").read_text())
     assert config["model"]["hidden_dim"] == 16 and config["ppo"]["learning_rate"] == 0.01
     assert config["ppo"]["value_clip_range"] is None  # said with =none
+    assert config["sampling"]["stop_at_eos"] is True  # decided: these texts end
 
 
 def test_evaluation_figures(evaluation):
@@ -111,10 +147,10 @@ def test_evaluation_figures(evaluation):
     for figures in evaluation.values():
         assert set(figures) == FIGURES
         assert all(math.isfinite(value) for value in figures.values())
-        assert figures["prompts"] == 16 and figures["length"] == 8.0
+        assert figures["prompts"] == 16 and 1 <= figures["length"] <= 8.0
         assert -1 <= figures["reward"] <= 1
         assert 0 < figures["distinct_1"] <= 1 and 0 < figures["distinct_2"] <= 1
-        assert 1 < figures["reference_perplexity"] < 1000
+        assert 1 < figures["response_perplexity"] < 1000
     assert evaluation["before PPO"]["kl"] == 0.0
     assert evaluation["after PPO"]["kl"] > 1e-4
 
@@ -125,7 +161,7 @@ def test_samples(quickstart, workdir):
     rows = lines[2 : lines.index("")]
     assert len(rows) == 4
     assert all(len(row.strip("|").split("|")) == 5 for row in rows)
-    assert any(line.startswith("| reference_perplexity |") for line in lines)
+    assert any(line.startswith("| response_perplexity |") for line in lines)
 
 
 def test_picture(quickstart, workdir):
@@ -142,27 +178,59 @@ def test_tensorboard_logs(quickstart, workdir):
     for tag in PPO_TAGS:
         assert [event.step for event in logs["ppo"].Tensors(tag)] == list(range(1, ITERATIONS + 1))
     assert [event.step for event in logs["ppo"].Tensors("samples")] == [1, 3]
+    assert [event.step for event in logs["ppo"].Tensors("charts/score")] == list(range(1, ITERATIONS + 1))
+    for name, tag, step in (
+        ("ppo_evaluation", "charts/score", ITERATIONS),
+        ("ppo/picture", "charts/reward_over_kl", ITERATIONS),
+        ("evaluation", "evaluation/figures", 0),
+        ("evaluation", "evaluation/samples", 0),
+    ):
+        run_of_name = EventAccumulator(str(workdir / name), size_guidance={"tensors": 0}).Reload()
+        assert run_of_name.Tensors(tag)[-1].step == step
     assert [event.step for event in logs["lm_training"].Tensors("lm/loss")] == list(range(1, LM_STEPS + 1))
-    assert [event.step for event in logs["lm_training"].Tensors("lm/validation_perplexity")] == [6, 12]
+    assert [event.step for event in logs["lm_training"].Tensors("lm/held_out_perplexity")] == [6, 12]
 
 
 def test_saved_model(served):
     assert set(served.signatures) == {"serving_default", "generate", "generate_seeded", "score"}
     result = served.signatures["generate"](prompt=tf.constant(["the film", ""]))
-    assert result["completion"].shape == [2] and result["num_tokens"].numpy().tolist() == [8, 8]
+    assert result["completion"].shape == [2] and all(1 <= count <= 8 for count in result["num_tokens"].numpy())
 
 
 def test_generate_repeats_itself(others):
     text = succeed(others["generate"]).out
-    assert text.startswith("the film|") and "\na story of love|" in text
+    assert text.startswith("...|") and "\nthe film|" in text and "\na story of love|" in text
     assert succeed(others["again"]).out == text
     assert succeed(others["other seed"]).out != text
     assert succeed(others["before"]).out.startswith("the film|")
 
 
+def test_the_best_policy_is_kept_and_can_be_used(others, workdir):
+    about = json.loads((workdir / "policy_best" / "about.json").read_text())
+    rows = [json.loads(line) for line in (workdir / "ppo_evaluation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, ITERATIONS]
+    best = max(rows, key=lambda row: row["evaluation/rlhf_reward"])
+    assert about["iteration"] == best["step"] and about["score"] == best["evaluation/score"]
+    kept, _ = load_language_model(workdir / "policy_best")
+    expected, _ = load_language_model(workdir / {0: "lm", ITERATIONS: "policy"}[about["iteration"]])
+    for weight, other in zip(kept.get_weights(), expected.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, other)
+    text = succeed(others["the best"]).out
+    assert (text == others["generate"].out) == (about["iteration"] == ITERATIONS) and "the film|" in text
+
+
+def test_evaluate_works_on_prompts_alone(others, workdir):
+    table = succeed(others["prompts alone"]).out
+    figures = json.loads((workdir.parent / "elsewhere" / "evaluation.json").read_text())
+    for column in figures.values():
+        assert set(column) == FIGURES - {"held_out_perplexity"}
+        assert all(math.isfinite(value) for value in column.values()) and 1 <= column["prompts"] <= 40
+    assert "| reward | " in table and "| the " in table
+
+
 def test_evaluate_agrees_with_the_quickstart(others, evaluation):
     table = succeed(others["evaluate"]).out
-    assert others["evaluated"] == {"before": evaluation["before PPO"], "after": evaluation["after PPO"]}
+    assert others["evaluated"] == evaluation
     assert all(f"| {name} | " in table for name in FIGURES)
 
 

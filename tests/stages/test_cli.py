@@ -5,8 +5,6 @@ import re
 import pytest
 from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
 
-from tfppo.stages.cli import _estimator_first, _take_nones
-
 # Without any work to do: were a mistake not found, the run would end at once in another way.
 NOWHERE = "--workdir=/dev/null/nowhere"
 
@@ -19,7 +17,14 @@ CONFIG_FILES = {
 }
 
 MISTAKES = {
-    "unknown config file": (["--config=nothing.py"], r"--config names no file: 'nothing\.py'; .*configs/"),
+    "unknown config file": (
+        ["--config=nothing.py"],
+        r"--config names no file: 'nothing\.py'; the configs that .*, trl",
+    ),
+    "misspelt config": (
+        ["--config=openai2019"],
+        r"--config names no file: 'openai2019'; .*mean --config=openai_2019\?",
+    ),
     "config without a value": (["--config="], r"--config names no file: ''; .*"),
     "misspelt field": (
         ["--config.ppo.kl_coeff=1"],
@@ -27,7 +32,7 @@ MISTAKES = {
     ),
     "misspelt section": (["--config.pppo.gamma=1"], r".*\.pppo\.gamma is not a field.*mean --config\.ppo\.gamma\?"),
     "missing section": (["--config.gamma=1"], r".*\.gamma is not a field.*did you mean --config\.ppo\.gamma\?"),
-    "field like no other": (["--config.zzzzzz=1"], r"--config\.zzzzzz is not a field.*tfppo/config/settings\.py"),
+    "field like no other": (["--config.zzzzzz=1"], r"--config\.zzzzzz is not a field.*; --help lists the fields"),
     "part of a field": (["--config.seed.x=1"], r"--config\.seed\.x is not a field.*"),
     "section as a field": (["--config.ppo=5"], r"--config\.ppo is a section; write --config\.ppo\.FIELD=value"),
     "word for a float": (["--config.ppo.kl_coef=abc"], r"flag --config\.ppo\.kl_coef=abc: .*float.*'abc'"),
@@ -86,24 +91,6 @@ def test_mistake_on_the_command_line(mistake, config_files):
     assert len(finished.raw.splitlines()) == 1  # nor any noise: TensorFlow was not there yet
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [["--config.ppo.value_clip_range=none"], ["-config.ppo.value_clip_range=None"]],
-    ids=" ".join,
-)
-def test_none_for_a_number_that_may_be_none(argv):
-    rest, nones = _take_nones(["tool", "--config.seed=1", *argv, "--config.ppo.kl_coef=none", "--workdir=none"])
-    assert nones == [("ppo", "value_clip_range")]
-    # What may not be None is left for its own error; and what is no field, too.
-    assert rest == ["tool", "--config.seed=1", "--config.ppo.kl_coef=none", "--workdir=none"]
-
-
-def test_the_estimator_is_assigned_before_what_else_is_given():
-    argv = ["tool", "--config=a.py", "--config.ppo.group_size=16", "--workdir=w", "--config.ppo.estimator=grpo"]
-    assert _estimator_first(argv) == [*argv[:2], argv[4], *argv[2:4]]
-    assert _estimator_first(argv[:4]) == argv[:4]
-
-
 def test_missing_workdir():
     assert_one_line(run(command("train_ppo")), "--workdir is missing; name the folder of the run")
 
@@ -120,13 +107,18 @@ TOOLS = ["train_lm", "train_reward_model", "train_ppo", "quickstart", "evaluate"
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_help_lists_the_flags(tool):
-    finished = run(command(tool, "--help"))
-    text = finished.out + finished.raw
-    flags = {"--config:", "--workdir:"}
-    flags |= {"--model:"} if tool in ("evaluate", "export", "generate") else set()
-    flags |= {"--prompt:"} if tool == "generate" else set()
-    assert flags <= set(re.findall(r"--\w+:", text)), text
-    assert f"python tools/{tool}.py" in text
+    finished = run(command(tool, "--help", config=["ppo.gamma=0.5", "ppo.target_kl=none"]))
+    assert (finished.code, finished.raw) == (0, "")
+    flags = {"config", "workdir"}
+    flags |= {"model"} if tool in ("evaluate", "export", "generate") else set()
+    flags |= {"prompt"} if tool == "generate" else set()
+    assert flags == set(re.findall(r"^  --(\w+)(?:=.*)? ", finished.out, re.MULTILINE))
+    assert f"tools/{tool}.py --" in finished.out  # its example, as it is typed here
+    settings = dict(re.findall(r"^  --config\.([\w.]+)=(\S*)", finished.out, re.MULTILINE))
+    assert len(settings) > 90
+    assert settings["seed"] == "0" and settings["model.vocabulary_size"] == "8192"  # of the config, not of the class
+    assert settings["ppo.gamma"] == "0.5" and settings["ppo.target_kl"] == "none"  # as the command line has them
+    assert re.search(r"--config\.ppo\.kl_coef=0\.038 +weight of the KL penalty.* \[default 0\.05\]", finished.out)
 
 
 REWARDS = """
@@ -136,6 +128,14 @@ def too_few(prompts, responses):
 
 def not_a_number(prompts, responses):
     return [0.0, float("nan")] + [0.0] * (len(responses) - 2)
+
+
+def ends(prompts, responses):
+    raise SystemExit("no key")
+
+
+def exact(prompts, responses, answer):
+    return [float(response == right) for response, right in zip(responses, answer)]
 """
 
 
@@ -148,11 +148,13 @@ def failures(tmp_path_factory):
     (folder / "rewards.py").write_text(REWARDS)
     (folder / "nothing.txt").write_text("\n\n")
     record = '{"prompt": "one two three four five six seven eight nine ten", "response": "x"}\n'
+    (folder / "prompts.csv").write_text("prompt,id\n" + "".join(f"question {n},{n}\n" for n in range(40)))
     (folder / "long.jsonl").write_text("".join(record.replace("one", str(n)) for n in range(40)))
     succeed(run(command("train_lm", f"--workdir={good}", config=settings)))
 
-    def ppo(*more):
-        return command("train_ppo", f"--workdir={good}", config=(*settings, *more))
+    def ppo(workdir, *more):
+        start = f"language_model={good / 'lm'}"
+        return command("train_ppo", f"--workdir={folder / workdir}", config=(*settings, start, *more))
 
     def lm(workdir, *more):
         return command("train_lm", f"--workdir={folder / workdir}", config=(*settings, *more))
@@ -165,10 +167,26 @@ def failures(tmp_path_factory):
             "workdir": lm("texts.txt/below"),
             "dataset": lm("fresh", f"data.source={folder / 'nothing.txt'}"),
             "architecture": lm("good", "model.hidden_dim=32"),
-            "prompt": ppo(f"data.source={folder / 'long.jsonl'}"),
-            "unknown reward": ppo(reward("none")),
-            "number of scores": ppo(reward("too_few")),
-            "nan": ppo(reward("not_a_number")),
+            "prompt": ppo(
+                "ppo_0",
+                f"data.source={folder / 'long.jsonl'}",
+                "data.max_given_prompt_tokens=8",
+                "data.long_prompts=refuse",
+            ),
+            "no responses": lm("fresh", f"data.source={folder / 'prompts.csv'}"),
+            "unknown reward": ppo("ppo_1", reward("none")),
+            "number of scores": ppo("ppo_2", reward("too_few")),
+            "nan": ppo("ppo_3", reward("not_a_number")),
+            # Neither has a model: the column comes first.
+            "column": command("train_ppo", f"--workdir={folder / 'fresh'}", config=(*settings, reward("exact"))),
+            "column of jsonl": command(
+                "evaluate",
+                f"--workdir={folder / 'fresh'}",
+                config=(*settings, reward("exact"), f"data.source={folder / 'long.jsonl'}"),
+            ),
+            "reward in evaluation": command(
+                "evaluate", f"--workdir={good}", f"--model={good / 'lm'}", config=(*settings, reward("ends"))
+            ),
             "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
             "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
         }
@@ -181,11 +199,15 @@ def failures(tmp_path_factory):
     [
         ("workdir", r"--workdir '.*texts\.txt/below' cannot be written: Not a directory; choose another"),
         ("dataset", r"source '.*nothing\.txt' has no examples for split 'train': .*"),
-        ("architecture", r".*good/lm_checkpoints' is of another architecture: variable .* has shape \[.*16\] there.*"),
-        ("prompt", r"data\.max_prompt_tokens is 8, but the prompt '\d+ two .*' has \d+ tokens; raise it .*"),
+        ("architecture", r"language model .*good' was started .*: model\.hidden_dim is 32, not 16; go on .*"),
+        ("prompt", r".*long\.jsonl, line \d+: the prompt '\d+ two .*' has \d+ tokens, more than the 8 of data\.max_.*"),
+        ("no responses", r"data\.source '.*prompts\.csv' has prompts and no responses; .* train-ppo .*"),
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
         ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
+        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: none; .*"),
+        ("column of jsonl", r"reward exact takes a column 'answer', .*; the columns are: prompt, response; .*"),
+        ("reward in evaluation", r"reward ends raised SystemExit: no key at .*rewards\.py:11, .* prompt '.+' and .*"),
         ("no model", r"there is no model in '.*fresh/lm' .*"),
         ("long prompt", r"the prompt 'word word .* has \d+ tokens; .* the model has room for \d+; shorten .*"),
     ],
@@ -198,5 +220,7 @@ def test_failure_of_data_or_model(failures, failure, pattern):
 def test_nothing_was_trained_by_a_failure(failures):
     folder, _ = failures
     assert (folder / "good" / "lm" / "model.keras").is_file()
-    for path in ("good/checkpoints", "good/policy", "fresh/lm", "fresh/lm_checkpoints"):
+    for path in ("fresh/lm", "fresh/lm_checkpoints"):
         assert not (folder / path).exists(), path
+    for name in ("checkpoints", "policy"):
+        assert not list(folder.glob(f"*/{name}"))

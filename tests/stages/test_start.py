@@ -13,7 +13,7 @@ TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 THROUGH_CLI = {
     tool
     for tool in TOOLS
-    if any(word in (ROOT / "tools" / f"{tool}.py").read_text() for word in ("cli.run(", "parse_flags("))
+    if any(word in (ROOT / "tools" / f"{tool}.py").read_text() for word in ("tfppo.commands", "parse_flags("))
 }
 HEAVY = ("tensorflow", "keras", "torch", "numpy", "matplotlib", "tokenizers")
 ALLOWED = {"make_parity_fixtures": {"numpy"}}
@@ -64,7 +64,7 @@ def test_the_binaries_go_through_the_cli():
 @pytest.mark.parametrize("tool", TOOLS)
 def test_help_starts_no_tensorflow(helps, tool):
     text, report = helps[tool]
-    assert f"python tools/{tool}.py" in text and "flags:" in text
+    assert f"tools/{tool}.py" in text and "flags:" in text.lower()
     assert set(HEAVY) & set(report["modules"]) <= ALLOWED.get(tool, set())
     assert report["code"] == 0 or tool not in THROUGH_CLI
 
@@ -73,3 +73,34 @@ def test_import_starts_no_tensorflow(tmp_path):
     (tmp_path / "only.py").write_text("import tfppo, tfppo.config, tfppo.errors, tfppo.config.presets\n")
     _, report = probe([str(tmp_path / "only.py"), "only.py"])
     assert "tfppo" in report["modules"] and not set(HEAVY) & set(report["modules"])
+
+
+NOTES = """
+import os, sys
+from tfppo.stages.start import without_notes
+with without_notes():
+    os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n")
+    os.write(2, b"I0000 00:00:1795825829.489255 17057 port.cc:153] oneDNN custom operations are on.\\n")
+    os.write(2, b"E0000 00:00:1795825831.903806 17057 cuda.cc:52] a device failed\\n")
+    print("a warning of Python", file=sys.stderr)
+    {end}
+print("I0000 is let through afterwards", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "last"),
+    [
+        ("pass", 0, ["I0000 is let through afterwards"]),
+        ("raise SystemExit(3)", 3, []),
+        ("os.write(2, b'F0000 this processor has no AVX'); os.abort()", -6, ["F0000 this processor has no AVX"]),
+    ],
+    ids=["goes on", "ends", "is killed"],
+)
+def test_notes_of_tensorflow_are_left_out_and_nothing_else(end, code, last):
+    argv = [sys.executable, "-c", NOTES.format(end=end)]
+    done = subprocess.run(argv, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    error, warning, *rest = done.stderr.splitlines()
+    assert error.endswith("a device failed") and warning == "a warning of Python"
+    assert rest == last

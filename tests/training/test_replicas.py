@@ -173,25 +173,17 @@ def strategy_of(num_replicas):
     return make_strategy(num_replicas)
 
 
-def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **changes):
-    """Rounds of collecting and updating; everything that the tests compare, by name.
-
-    Args:
-        padding: on the right of every response, before the update; mirrored: under MirroredStrategy.
-        changes: of PpoConfig.
-    """
+@functools.cache
+def make_collector(num_replicas, mirrored, mlp_value_head):
+    """A policy, its weights, and what collects its rollouts, traced once for all runs of a process that it serves."""
     import keras
     import tensorflow as tf
-    from computations import build_collector, build_learner
-    from config_cases import ORIGINAL
+    from computations import build_collector
 
-    from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
-    from tfppo.data.prompts import Prompts
+    from tfppo.config import RewardConfig, SamplingConfig
     from tfppo.data.tokenizer import Tokenizer
-    from tfppo.errors import UserError
     from tfppo.models.language_model import LanguageModel
     from tfppo.models.policy import Policy
-    from tfppo.ops.seeds import seed_for
     from tfppo.rewards.scoring import TextReward
 
     strategy = strategy_of(num_replicas) if mirrored else tf.distribute.get_strategy()
@@ -201,15 +193,11 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     with strategy.scope():
         language_model = LanguageModel(40, **sizes)
         language_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in language_model.get_weights()])
-        policy = Policy(language_model, mlp_value_head=changes.get("value_head") == "mlp")
-        start = policy.get_weights()
+        policy = Policy(language_model, mlp_value_head=mlp_value_head)
         ref_model = LanguageModel(40, **sizes)
         ref_model.set_weights([w + rng.normal(0.0, 0.02, w.shape) for w in language_model.get_weights()])
 
     sampling = SamplingConfig(response_length=5, temperature=0.7, stop_at_eos=True, jit_compile=False)
-    settings = dict(rollout_batch_size=16, total_episodes=48, learning_rate=1e-2, max_grad_norm=0.1, jit_compile=False)
-    config = PpoConfig(**{**ORIGINAL, **settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
-    config.validate()
 
     def reward_fn(prompts, responses):
         return [sum(ord(character) % 3 for character in response) / 4 for response in responses]
@@ -218,6 +206,34 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     collector = build_collector(
         policy, ref_model, sampling, reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy
     )
+    return strategy, policy, policy.get_weights(), reward, collector
+
+
+def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **changes):
+    """Rounds of collecting and updating; everything that the tests compare, by name.
+
+    Args:
+        padding: on the right of every response, before the update; mirrored: under MirroredStrategy.
+        changes: of PpoConfig.
+    """
+    import tensorflow as tf
+    from computations import build_learner
+    from config_cases import ORIGINAL
+
+    from tfppo.config import PpoConfig
+    from tfppo.data.prompts import Prompts
+    from tfppo.errors import UserError
+    from tfppo.ops.seeds import seed_for
+
+    mlp_value_head = changes.get("value_head") == "mlp"
+    strategy, policy, start, reward, collector = make_collector(num_replicas, mirrored, mlp_value_head)
+    policy.set_weights(start)
+    rng = np.random.default_rng(1)
+    settings = dict(rollout_batch_size=16, total_episodes=48, learning_rate=1e-2, max_grad_norm=0.1, jit_compile=False)
+    config = PpoConfig(**{**ORIGINAL, **settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
+    config.validate()
+    language_model = policy.language_model
+
     learner = build_learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
     optimizer_start = [variable.numpy() for variable in learner.optimizer.variables]
 

@@ -12,6 +12,9 @@ GROUPED = ("rloo", "grpo")
 KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum")
 PLACEMENTS = ("last_token", "after_last", "last_position")
+BEST_BY = ("rlhf_reward", "score")
+LONG_PROMPTS = ("refuse", "drop", "cut")
+CHAT_TEMPLATES = ("chatml", "hh", "alpaca")
 
 _WITH_CRITIC: dict[str, Any] = {
     "critic": "separate",

@@ -216,12 +216,6 @@ def _validate_combinations(ppo: "PpoConfig") -> None:
         "it must not be negative; use 0 to keep the embeddings as they are, or None for ppo.learning_rate",
     )
     require(
-        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
-        "ppo.embedding_learning_rate",
-        ppo.embedding_learning_rate,
-        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
-    )
-    require(
         ppo.critic_init == "policy" or ppo.critic == "separate",
         "ppo.critic_init",
         ppo.critic_init,

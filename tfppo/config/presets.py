@@ -47,7 +47,7 @@ def openai_2019() -> Config:
             critic="shared",
         ),
     )
-    config.data.max_prompt_tokens = 64
+    config.data.max_prompt_tokens = config.data.max_given_prompt_tokens = 64
     config.model.max_sequence_length = 128
     return config
 
@@ -81,7 +81,7 @@ def openai_tldr_n_plus() -> Config:
             critic_learning_rate=3e-6,  # one optimizer has both
         ),
     )
-    config.data.max_prompt_tokens = 512
+    config.data.max_prompt_tokens = config.data.max_given_prompt_tokens = 512
     config.model.max_sequence_length = 1024
     return config
 

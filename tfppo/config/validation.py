@@ -106,6 +106,13 @@ def validate_positions(
     )
 
 
+def validate_prompt_positions(config: "Config", available: int, folder: str | os.PathLike | None = None) -> None:
+    """Raises UserError where prompts that settings allow, cut or given, need more positions than a model has."""
+    validate_positions(config, available, folder=folder)
+    if config.data.max_given_prompt_tokens is not None:
+        validate_positions(config, available, prompt="data.max_given_prompt_tokens", folder=folder)
+
+
 def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> None:
     """Raises UserError where more blocks are to be trained than the `num_layers` of the model."""
     require(
@@ -118,12 +125,19 @@ def validate_trainable_blocks(trainable_blocks: int | None, num_layers: int) -> 
 
 def validate_for_ppo(config: "Config") -> None:
     """Raises UserError for combinations of valid settings that PPO cannot run with."""
+    config = config.with_ends()
     sampling, reward, ppo = config.sampling, config.reward, config.ppo
     require(
         sampling.top_k == 0 and sampling.top_p == 1.0,
         "sampling.top_k, sampling.top_p",
         (sampling.top_k, sampling.top_p),
         "PPO needs 0 and 1: with a filter, responses come from another distribution than the one that is trained",
+    )
+    require(
+        ppo.embedding_learning_rate is None or ppo.trainable_blocks is None,
+        "ppo.embedding_learning_rate",
+        ppo.embedding_learning_rate,
+        f"ppo.trainable_blocks {ppo.trainable_blocks} leaves the embeddings as they are; use None for one of the two",
     )
     require(sampling.temperature > 0, "sampling.temperature", sampling.temperature, "PPO needs it above 0")
     require(
@@ -151,7 +165,7 @@ def validate_for_ppo(config: "Config") -> None:
         "the last position is padding for a response that stopped; use last_token or sampling.stop_at_eos=False",
     )
     require(
-        reward.placement != "after_last" or sampling.stop_at_eos,
+        reward.placement != "after_last" or bool(sampling.stop_at_eos),
         "reward.placement",
         reward.placement,
         "nothing comes after a response that never stops; use last_token or sampling.stop_at_eos=True",

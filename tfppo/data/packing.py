@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfppo.data.sources import Example
+from tfppo.data.shapes import Example
 from tfppo.data.tokenizer import Tokenizer
 
 # Inputs, targets, and the number of leading targets without weight.

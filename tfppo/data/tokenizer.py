@@ -9,11 +9,13 @@ from typing import Self
 import numpy as np
 import tensorflow as tf
 
+from tfppo.data.chat import ChatTemplate, load_template
 from tfppo.data.graph_tokenizer import WORD_PATTERN, GraphTokenizer
 from tfppo.errors import UserError
 
 VOCABULARY_FILE = "vocabulary.json"
 MERGES_FILE = "merges.txt"
+CHAT_TEMPLATE_FILE = "chat_template.json"  # only where the model was trained on chats
 
 _MERGES_HEADER = "#version: 0.2"
 _SPECIAL_TOKENS = ("<|pad|>", "<|endoftext|>")
@@ -59,6 +61,7 @@ class Tokenizer:
             id_of_piece[merged] = len(self._pieces)
             self._pieces.append(merged)
         self._encoder = _encoder(self._vocabulary(), self._merges_as_text())
+        self.chat_template: ChatTemplate | None = None  # how the model's chats are written; it is kept beside
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary_size: int) -> Self:
@@ -86,9 +89,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> Self:
-        """Reads the two files that `save` wrote to `folder`.
+        """Reads what `save` wrote to `folder`.
 
-        Raises UserError if one of them is missing or damaged.
+        Raises UserError if a file is missing or damaged.
         """
         merges_path, vocabulary_path = _paths(folder)
         header, *lines = _read(merges_path).splitlines() or [""]
@@ -104,10 +107,17 @@ class Tokenizer:
             raise UserError(_damaged(vocabulary_path, error)) from error
         if vocabulary != tokenizer._vocabulary():
             raise UserError(_damaged(vocabulary_path, f"it does not agree with {merges_path}"))
+        tokenizer.chat_template = cls.load_chat_template(folder)
         return tokenizer
 
+    @staticmethod
+    def load_chat_template(folder: str | os.PathLike) -> ChatTemplate | None:
+        """The chat template in a folder that `save` wrote; None where there is none. Raises: UserError."""
+        path = os.path.join(folder, CHAT_TEMPLATE_FILE)
+        return load_template(path) if os.path.exists(path) else None
+
     def save(self, folder: str | os.PathLike) -> None:
-        """Writes `vocabulary.json` and `merges.txt` to `folder`, which is made if missing."""
+        """Writes `vocabulary.json`, `merges.txt` and the chat template, if any, to `folder`, made if missing."""
         merges_path, vocabulary_path = _paths(folder)
         tf.io.gfile.makedirs(os.fspath(folder))
         with tf.io.gfile.GFile(vocabulary_path, "w") as file:
@@ -115,6 +125,8 @@ class Tokenizer:
         with tf.io.gfile.GFile(merges_path, "w") as file:
             for line in (_MERGES_HEADER, *map(" ".join, self._merges_as_text())):
                 file.write(line + "\n")
+        if self.chat_template is not None:
+            self.chat_template.save(os.path.join(folder, CHAT_TEMPLATE_FILE))
 
     def digest(self) -> str:
         """A fingerprint: equal for tokenizers that encode every text alike."""

@@ -6,20 +6,20 @@ from contextlib import closing
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.lm.likelihood import HeldOutLoss, negative_log_likelihood
-from tfppo.models.folder import save_model
+from tfppo.models.folder import model_exists, save_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.ops.seeds import seed_for, stream_indices
-from tfppo.training.checkpoint import CheckpointKeeper
+from tfppo.training.checkpoint import CheckpointKeeper, digest
+from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
 
@@ -34,7 +34,7 @@ class LmTrainer:
         num_words: number of words in the held-out texts, for the perplexity a word.
         folder: the folder of the run, for checkpoints, metrics, and `lm`, the best model with its tokenizer.
 
-    Raises: UserError where the checkpoint belongs to another model or tokenizer.
+    Raises: UserError where the checkpoint belongs to another model, tokenizer or set of texts.
     """
 
     def __init__(
@@ -71,25 +71,32 @@ class LmTrainer:
             optimizer=self.optimizer,
             scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
             keep=config.keep_checkpoints,
-            identity={"tokenizer": tokenizer.digest()},
+            identity={"tokenizer": tokenizer.digest(), "set of texts": digest(*(array.data for array in train))},
+            log=folder / "lm_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
     def train(self) -> None:
         """Trains from the last checkpoint to the last step, or until the held-out loss stops falling.
 
-        Raises: Interrupted after a request to stop, once the state is saved.
+        Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
+            anything of that is saved.
         """
         config = self.config
         done = self.done
+        watch = DivergenceWatch(math.log(self.tokenizer.vocabulary_size), "lm.learning_rate", self.config.learning_rate)
         best, waited = self.keeper.scalars["best_loss"], int(self.keeper.scalars["evaluations_without_improvement"])
         metrics = MetricsWriter(self.folder / "lm_training", resume_step=done)
-        bar = progress_bar(total=config.num_steps, done=done, description="language model")
+        bar = Progress(
+            total=config.num_steps, done=done, description="language model", starts="compiles the update: some seconds"
+        )
         with StopRequest() as stop, closing(metrics), bar:
             for step in range(done, config.num_steps):
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
+                stop.begins(f"step {step + 1}")
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,
@@ -108,20 +115,39 @@ class LmTrainer:
                     "time/tokens_per_second": (batch.segment_ids > 0).sum() / (time.perf_counter() - started),
                 }
                 finished = step + 1
+                watch.check_step(finished, scalars["lm/loss"], scalars["lm/gradient_norm"])
                 due = finished % config.eval_every == 0 or finished == config.num_steps
+                stopping = stop.requested
                 if due:
-                    held_out = {f"lm/validation_{name}": value for name, value in self.held_out().items()}
-                    scalars.update(held_out)
-                    waited = 0 if held_out["lm/validation_loss"] < best else waited + 1
+                    scalars.update({f"lm/held_out_{name}": value for name, value in self.held_out().items()})
+                if due or stopping:
+                    watch.check_before_saving(finished, scalars.get("lm/held_out_loss"))
+                if due:
+                    waited = 0 if scalars["lm/held_out_loss"] < best else waited + 1
                     if not waited:
-                        best = held_out["lm/validation_loss"]
+                        best = scalars["lm/held_out_loss"]
                         save_model(self.model, self.tokenizer, self.folder / "lm")
                 self.report(metrics, bar, finished, scalars)
-                if due or stop.requested:
+                if due or stopping:
                     metrics.flush()
                     self.keeper.save(finished, best_loss=best, evaluations_without_improvement=waited)
-                if stop.requested:
+                if stopping:
                     raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
+        self.complete()
+
+    def complete(self) -> None:
+        """Writes the model where it is missing although training is over, from the last checkpoint."""
+        folder = self.folder / "lm"
+        if model_exists(folder):
+            return
+        best = "" if not self.keeper.scalars["evaluations_without_improvement"] else ", which is not the best one"
+        save_model(self.model, self.tokenizer, folder)
+        print(f"{str(folder)!r} was missing, and is written again from the last checkpoint{best}", flush=True)
+
+    def has_ended(self) -> bool:
+        """Whether nothing is left to train from the last checkpoint."""
+        waited = self.keeper.scalars["evaluations_without_improvement"]
+        return self.done >= self.config.num_steps or bool(self.config.patience and waited >= self.config.patience)
 
     def batch(self, step: int) -> PackedSequences:
         """The step-th batch of an endless stream of sequences, in a new order each epoch."""
@@ -129,17 +155,15 @@ class LmTrainer:
         indices = stream_indices(self.seed, "lm", step * size, size, len(self.train_data.inputs))
         return PackedSequences(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics: MetricsWriter, bar: tqdm, finished: int, scalars: dict[str, float]) -> None:
-        """Writes the metrics of one step and updates the progress bar."""
+    def report(self, metrics: MetricsWriter, bar: Progress, finished: int, scalars: dict[str, float]) -> None:
+        """Writes the metrics of one step and shows the progress."""
         metrics.write(finished, scalars)
-        bar.update()
-        shown = {"loss": f"{scalars['lm/loss']:.2f}", "tok_s": f"{scalars['time/tokens_per_second']:.0f}"}
-        if "lm/validation_perplexity" in scalars:
+        if "lm/held_out_perplexity" in scalars:
             bar.write(
-                f"step {finished}: held-out perplexity {scalars['lm/validation_perplexity']:.1f} a token, "
-                f"{scalars['lm/validation_word_perplexity']:.0f} a word"
+                f"step {finished}: held-out perplexity {scalars['lm/held_out_perplexity']:.1f} a token, "
+                f"{scalars['lm/held_out_word_perplexity']:.0f} a word"
             )
-        bar.set_postfix(shown)
+        bar.advance(loss=f"{scalars['lm/loss']:.2f}", tok_s=f"{scalars['time/tokens_per_second']:.0f}")
 
     def _optimizer_step(self, batch, dropout_seed):
         num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)

@@ -5,50 +5,80 @@ import os
 import shutil
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
+from tfppo.data.chat import ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.files import beside, sync, sync_tree, told
+from tfppo.models.finite import require_finite
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 
-_MODEL_FILE = "model.keras"
+_MODEL_FILE, _TOKENIZER, _ABOUT_FILE = "model.keras", "tokenizer", "about.json"
 
 
-def save_model(model: LanguageModel | Policy | RewardModel, tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+def save_model(
+    model: LanguageModel | Policy | RewardModel,
+    tokenizer: Tokenizer,
+    folder: str | os.PathLike,
+    about: Mapping[str, object] | None = None,
+) -> None:
     """Saves a model with its tokenizer in a folder, which replaces an existing one as a whole.
 
     If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
+
+    Args: about: what to know about the model, kept beside it as JSON; `read_about` reads it.
+    Raises: UserError where a weight is not finite; an existing model stays.
     """
     folder = Path(folder)
+    require_finite(model, f"the model {str(folder)!r}")
     _finish_swap(folder)
-    fresh, old = _beside(folder)
+    fresh, old = beside(folder)
     # In this order: a `.saving` beside an `.old` is taken for complete.
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    tokenizer.save(fresh / "tokenizer")
-    model.save(fresh / _MODEL_FILE)
-    for path in (*fresh.rglob("*"), fresh):
-        _sync(path)
-    if folder.exists():
-        folder.rename(old)
-    _take_name(fresh, folder)
-    _sync(folder.parent)
+    kept = "the model that was there before is intact" if folder.exists() else "there was none before"
+    with told(f"the model in {str(folder)!r}", kept, others=(tf.errors.OpError,)):
+        try:
+            fresh.mkdir(parents=True)
+            tokenizer.save(fresh / _TOKENIZER)
+            model.save(fresh / _MODEL_FILE)
+            if about is not None:
+                (fresh / _ABOUT_FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
+            sync_tree(fresh)
+        except Exception:
+            shutil.rmtree(fresh, ignore_errors=True)  # it may be what filled the disk
+            raise
+        if folder.exists():
+            folder.rename(old)
+        _take_name(fresh, folder)
+        sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def model_exists(folder: str | os.PathLike) -> bool:
-    """Whether a model folder is there. Raises: UserError where an interrupted save cannot be finished."""
+def read_about(folder: str | os.PathLike) -> dict:
+    """What was said of the model in a folder when it was saved; empty where nothing was, or there is no model."""
     _finish_swap(Path(folder))
-    return Path(folder).exists()
+    try:
+        return json.loads((Path(folder) / _ABOUT_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def model_exists(folder: str | os.PathLike) -> bool:
+    """Whether there is a model in a folder. Raises: UserError where an interrupted save cannot be finished."""
+    _finish_swap(Path(folder))
+    return (Path(folder) / _MODEL_FILE).is_file()
 
 
 def check_model(folder: str | os.PathLike, made_by: str) -> None:
-    """Raises UserError where there is no model in a folder; `made_by` is the binary that makes one."""
+    """Raises UserError where there is no model in a folder; `made_by` is the command that makes one."""
     _finish_swap(Path(folder))
     if not (Path(folder) / _MODEL_FILE).is_file():
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
@@ -66,9 +96,10 @@ def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
         return None  # what is wrong with it, loading says
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new model is written, and where the old one is kept until the new one has its name."""
-    return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
+def load_chat_template(folder: str | os.PathLike) -> ChatTemplate | None:
+    """The chat template that is kept with the model in a folder; None where there is none. Raises: UserError."""
+    _finish_swap(Path(folder))
+    return Tokenizer.load_chat_template(Path(folder) / _TOKENIZER)
 
 
 def _finish_swap(folder: Path) -> None:
@@ -78,7 +109,7 @@ def _finish_swap(folder: Path) -> None:
     """
     if folder.exists():
         return
-    fresh, old = _beside(folder)
+    fresh, old = beside(folder)
     if not (fresh.is_dir() and old.is_dir()):
         return
     try:
@@ -98,16 +129,7 @@ def _take_name(fresh: Path, folder: Path) -> None:
             raise
 
 
-def _sync(path: Path) -> None:
-    """Waits until a file, or the directory entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _load(folder, made_by="train_lm.py"):
+def _load(folder, made_by="tfppo train-lm"):
     check_model(folder, made_by)
     path = Path(folder) / _MODEL_FILE
     try:
@@ -117,7 +139,7 @@ def _load(folder, made_by="train_lm.py"):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {reason}") from error
     if not isinstance(model, LanguageModel | Policy | RewardModel):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: it holds a {type(model).__name__}")
-    tokenizer = Tokenizer.load(Path(folder) / "tokenizer")
+    tokenizer = Tokenizer.load(Path(folder) / _TOKENIZER)
     trunk = model.language_model.trunk if isinstance(model, Policy) else model.trunk
     if trunk.sizes["vocabulary_size"] != tokenizer.vocabulary_size:
         raise UserError(
@@ -152,7 +174,7 @@ def load_policy(folder: str | os.PathLike, dtype: str = "float32") -> tuple[Poli
 
 def load_reward_model(folder: str | os.PathLike) -> tuple[RewardModel, Tokenizer]:
     """The reward model in a folder. Raises: UserError where there is none."""
-    model, tokenizer = _load(folder, made_by="train_reward_model.py")
+    model, tokenizer = _load(folder, made_by="tfppo train-reward-model")
     if not isinstance(model, RewardModel):
         raise UserError(f"the model in {str(folder)!r} is a {type(model).__name__}; a RewardModel is needed")
     return model, tokenizer

@@ -44,6 +44,6 @@ def assemble(
         strategy,
         temperature=sampling.temperature,
         engine=computation.update.engine,
-        lengths_vary=sampling.stop_at_eos or ppo.trajectories == "dataset",
+        lengths_vary=bool(sampling.stop_at_eos) or ppo.trajectories == "dataset",
     )
     return collector, learner

@@ -13,15 +13,19 @@ from tfppo.computation.engine import Engine
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.data.tokenizer import Tokenizer
+from tfppo.files import write_text
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 from tfppo.ops.seeds import seed_for
+from tfppo.ops.shapes import repeat_rows
 from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
-from tfppo.rewards.scoring import Batch, Reward, total_scores
+from tfppo.rewards.batch import Batch
+from tfppo.rewards.scoring import Reward, total_scores
+from tfppo.training.progress import shown
 from tfppo.training.replicas import check_divides
 
 
@@ -58,7 +62,7 @@ def evaluate(
 
     The KL is exact: the divergence of the two next-token distributions, summed over the states of a response.
     The reward is what the reward functions give, unshaped; they see what they see in training.
-    The perplexity is the reference's, of the responses' tokens.
+    `response_perplexity` is that of the responses under the reference, a token.
 
     Args: engines: that sample; see `Sampler`.
     Raises: UserError where the reward function errs.
@@ -76,9 +80,13 @@ def evaluate(
         return kl, masked_sum(-token_logprobs(ref_logits, ids), mask, axis=1), tf.reduce_sum(mask, axis=1)
 
     texts, responses, scores, measured = [], [], [], []
-    for number, batch in enumerate(prompts.batches(batch_size)):
+    batches, total = prompts.batches(batch_size), math.ceil(len(prompts) / batch_size)
+    starts = "compiles sampling: some seconds"
+    parts = shown(batches, total=total, description="evaluation", unit="batch", starts=starts)
+    for number, (batch, columns) in enumerate(parts):
         rows = len(batch.prompt_ids)
-        whole = tf.nest.map_structure(lambda tensor, rows=rows: _repeat_rows(tensor, batch_size, rows), batch)
+        # A last, smaller batch is filled up, so that nothing is traced for its size.
+        whole = tf.nest.map_structure(lambda tensor: repeat_rows(tensor, batch_size), batch)
         samples = sampler(whole, seed_for(seed, "evaluate", number))
         figures = measure(*whole, samples.response_ids, samples.response_mask)
         measured.append([values.numpy()[:rows] for values in figures])
@@ -86,61 +94,69 @@ def evaluate(
         texts += tokenizer.decode_batch(batch.prompt_ids.numpy())
         mask, _ = scored_part(ids, mask, reward, tokenizer.eos_id)
         responses += tokenizer.decode_batch(np.where(mask > 0, ids, tokenizer.pad_id))
-        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer)
+        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer, columns)
         scores.append(total_scores(rewards, reward.weights, part)[0].reshape(rows, -1).sum(axis=1))
     all_scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     figures = {
         "prompts": len(all_scores),
-        "reward": float(all_scores.mean()),
-        "reward_standard_error": _standard_error(all_scores),
-        "kl": float(kl.mean()),
-        "kl_standard_error": _standard_error(kl),
+        **_mean("reward", all_scores),
+        **_mean("kl", kl),
         "distinct_1": distinct(responses, 1),
         "distinct_2": distinct(responses, 2),
         "length": float(length.mean()),
-        "reference_perplexity": math.exp(nll.sum() / length.sum()),
+        "response_perplexity": math.exp(nll.sum() / length.sum()),
     }
     return Evaluation(figures, texts, responses, all_scores)
 
 
-def _repeat_rows(tensor, size, rows):
-    # A last, smaller batch is filled up with copies, so that nothing is traced for its size.
-    return tf.gather(tensor, tf.range(size) % rows)
-
-
-def _standard_error(values):
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+def _mean(name, values):
+    """The mean of some values, and its standard error where there are two or more."""
+    error = {f"{name}_standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))} if len(values) > 1 else {}
+    return {name: float(values.mean()), **error}
 
 
 def write_evaluation(path: Path | str, figures: dict) -> None:
     """Writes figures as JSON, whole or not at all."""
-    path = Path(path)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(figures, indent=2) + "\n")
-    fresh.replace(path)
+    write_text(Path(path), json.dumps(figures, indent=2) + "\n")
+
+
+def figure_rows(columns: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
+    """Figures as a table: its head, and a row for each figure with a column for each named evaluation.
+
+    A figure that an evaluation does not have is a dash there.
+    """
+    names = dict.fromkeys(name for figures in columns.values() for name in figures)
+    rows = [
+        (name, *(f"{figures[name]:.4g}" if name in figures else "-" for figures in columns.values())) for name in names
+    ]
+    return [("figure", *columns), *rows]
 
 
 def format_figures(columns: dict[str, dict[str, float]]) -> str:
     """Figures as a Markdown table, one column for each named evaluation."""
-    names = list(next(iter(columns.values())))
-    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name in names:
-        cells = [f"{figures[name]:.4g}" for figures in columns.values()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    head, *rows = figure_rows(columns)
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join(["| | " + " | ".join(head[1:]) + " |", "|---|" + "---:|" * len(columns), *lines])
 
 
-def format_samples(before: Evaluation, after: Evaluation, *, rows: int) -> str:
-    """The same prompts continued before and after, as a Markdown table of the first rows."""
+def sample_rows(columns: dict[str, Evaluation], *, rows: int) -> list[tuple[str, ...]]:
+    """The same prompts continued in each named evaluation, as a table of the first rows: its head first."""
+    evaluations = list(columns.values())
+    head = ("prompt", *(title for name in columns for title in (name, "score")))
+    table = [head]
+    for i in range(min(rows, len(evaluations[0].prompts))):
+        cells = (cell for one in evaluations for cell in (one.responses[i], f"{one.scores[i]:+.2f}"))
+        table.append((evaluations[0].prompts[i], *cells))
+    return table
 
-    def cell(text):
-        return " ".join(text.replace("|", "/").splitlines()).strip()  # Unicode has line breaks besides \n
 
-    lines = ["| prompt | before PPO | score | after PPO | score |", "|---|---|---:|---|---:|"]
-    for i in range(min(rows, len(before.prompts))):
-        lines.append(
-            f"| {cell(before.prompts[i])} | {cell(before.responses[i])} | {before.scores[i]:+.2f} "
-            f"| {cell(after.responses[i])} | {after.scores[i]:+.2f} |"
-        )
-    return "\n".join(lines)
+def format_samples(columns: dict[str, Evaluation], *, rows: int) -> str:
+    """The same prompts continued in each named evaluation, as a Markdown table of the first rows."""
+
+    def line(cells):
+        # Unicode has line breaks besides \n.
+        return f"| {' | '.join(' '.join(cell.replace('|', '/').splitlines()).strip() for cell in cells)} |"
+
+    head, *samples = sample_rows(columns, rows=rows)
+    return "\n".join([line(head), "|---|" + "---|---:|" * len(columns), *map(line, samples)])

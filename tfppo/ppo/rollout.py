@@ -1,5 +1,6 @@
 """From prompts to a Rollout: sample (or replay the data's responses), score, compute reference log-probabilities."""
 
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import tensorflow as tf
 
 from tfppo.computation.computation import Computation
 from tfppo.config import RewardConfig, SamplingConfig
-from tfppo.data.prompts import Prompts
+from tfppo.data.prompts import Columns, Prompts
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
@@ -18,7 +19,8 @@ from tfppo.ppo.sampler import Sampler
 from tfppo.ppo.scored_part import scored_part
 from tfppo.ppo.teacher_forcing import TeacherForcing
 from tfppo.ppo.types import Rollout, Samples
-from tfppo.rewards.scoring import Batch, Reward, total_scores
+from tfppo.rewards.batch import Batch
+from tfppo.rewards.scoring import Reward, total_scores
 from tfppo.rewards.shaping import ScoreShaper
 
 
@@ -30,6 +32,7 @@ class Collected(NamedTuple):
     responses: list[str]
     raw_scores: np.ndarray  # [B], weighted sum of the reward functions before any shaping
     reward_means: dict[str, float]  # {"reward/NAME": mean score} of each reward function
+    reward_seconds: float  # that the reward functions took, beside the reference
 
 
 class RolloutCollector:
@@ -69,7 +72,7 @@ class RolloutCollector:
             ref_model,
             computation.scoring.engine,
             temperature=sampling.temperature,
-            lengths_vary=sampling.stop_at_eos,
+            lengths_vary=bool(sampling.stop_at_eos),
             strategy=strategy,
         )
 
@@ -83,41 +86,55 @@ class RolloutCollector:
         self.shaper.state = {name: state[name] for name in self.shaper.state}
         self.sampler.state = state
 
-    def collect(self, prompts: Prompts, seed: np.ndarray) -> Collected:
+    def collect(self, prompts: Prompts, seed: np.ndarray, columns: Columns | None = None) -> Collected:
         """One rollout of prompts [B, P], sampled from the policy.
 
-        Raises: UserError where a reward function returns anything but finite numbers in the right count.
+        Args: columns: of the data, one value a prompt, for reward functions.
+        Raises: UserError where a reward function fails, or returns anything but finite numbers in the right count.
         """
-        return self._complete(prompts, self.sampler(prompts, seed))
+        return self._complete(prompts, self.sampler(prompts, seed), columns)
 
-    def replay(self, prompts: Prompts, response_ids: np.ndarray, response_mask: np.ndarray) -> Collected:
+    def replay(
+        self,
+        prompts: Prompts,
+        response_ids: np.ndarray,
+        response_mask: np.ndarray,
+        columns: Columns | None = None,
+    ) -> Collected:
         """One rollout of the data's own responses: the data's actions, and how likely the policy finds them.
 
-        Args: response_ids int32 [B, R]; response_mask float32 [B, R]. Raises: UserError as `collect` does.
+        Args: response_ids int32 [B, R]; response_mask float32 [B, R]; columns: as for `collect`.
+        Raises: UserError as `collect` does.
         """
         response_ids, response_mask = tf.convert_to_tensor(response_ids), tf.convert_to_tensor(response_mask)
         logprobs, values = self.teacher_forcing.of_policy(*prompts, response_ids, response_mask)
         valued = mask_after_last(response_mask) if self._values_after_last else response_mask
         stopped = tf.reduce_any((response_ids == self.tokenizer.eos_id) & (response_mask > 0), axis=1)
-        return self._complete(prompts, Samples(response_ids, response_mask, logprobs, values * valued, stopped))
+        samples = Samples(response_ids, response_mask, logprobs, values * valued, stopped)
+        return self._complete(prompts, samples, columns)
 
-    def _complete(self, prompts: Prompts, samples: Samples) -> Collected:
+    def _complete(self, prompts: Prompts, samples: Samples, columns: Columns | None) -> Collected:
         """Samples with their scores, and their log-probabilities under the reference."""
         with ThreadPoolExecutor(max_workers=1) as worker:  # the reference computes while Python scores
             responses = samples.response_ids, samples.response_mask
             reference = worker.submit(self.teacher_forcing.ref_logprobs, prompts, *responses)
-            batch, scores, means, stopped = self.score(prompts, samples)
+            started = time.perf_counter()
+            batch, scores, means, stopped = self.score(prompts, samples, columns)
+            seconds = time.perf_counter() - started
             ref_logprobs = reference.result()
         shaped = self.shaper(scores, stopped.numpy(), batch.lengths)
         rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(shaped), stopped)
-        return Collected(rollout, batch.texts, batch.responses, scores.reshape(len(scores), -1).sum(axis=1), means)
+        raw_scores = scores.reshape(len(scores), -1).sum(axis=1)
+        return Collected(rollout, batch.texts, batch.responses, raw_scores, means, seconds)
 
-    def score(self, prompts: Prompts, samples: Samples) -> tuple[Batch, np.ndarray, dict[str, float], tf.Tensor]:
+    def score(
+        self, prompts: Prompts, samples: Samples, columns: Columns | None = None
+    ) -> tuple[Batch, np.ndarray, dict[str, float], tf.Tensor]:
         """Scores samples. Returns: Batch, scores, mean of each reward function, which responses stopped."""
         ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
         mask, found = scored_part(ids, mask, self.reward, self.tokenizer.eos_id)
         prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())
         responses = self.tokenizer.decode_batch(np.where(mask > 0, ids, self.tokenizer.pad_id))
-        batch = Batch(prompt_texts, responses, prompts, ids, mask, self.tokenizer)
+        batch = Batch(prompt_texts, responses, prompts, ids, mask, self.tokenizer, columns or {})
         scores, means = total_scores(self.rewards, self.reward.weights, batch)
         return batch, scores, means, samples.stopped if found is None else tf.constant(found)

@@ -82,7 +82,7 @@ class Sampler:
             batch_size=rows[0].shape[0],
             prompt_length=rows[0].shape[1],
             response_length=config.response_length,
-            stop_at_eos=config.stop_at_eos,
+            stop_at_eos=bool(config.stop_at_eos),
             filtered=config.top_k > 0 or config.top_p < 1,
         )
 

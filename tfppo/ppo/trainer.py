@@ -2,13 +2,12 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
@@ -17,14 +16,16 @@ from tfppo.errors import UserError
 from tfppo.models.policy import Policy
 from tfppo.ops.kl import adaptive_kl_coef
 from tfppo.ops.seeds import seed_for
+from tfppo.ppo.dashboard import LAYOUT, OVERVIEW
 from tfppo.ppo.diagnostics import Diagnostics
+from tfppo.ppo.held_out import HeldOut
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import Collected, RolloutCollector
 from tfppo.ppo.types import Rollout
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter
-from tfppo.training.progress import progress_bar
+from tfppo.training.metrics import MetricsWriter, read_metrics
+from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
 
@@ -33,9 +34,12 @@ class PpoTrainer:
 
     The constructor restores the last checkpoint if there is one. Raises: UserError if that does not fit.
     A checkpoint holds policy, optimizer, moving average, iterations done, optimizer steps of the critic alone, KL
-    coefficient, running moments of the scores, and which engine samples, if that was measured.
+    coefficient, running moments of the scores, the best evaluation, and which engine samples, if that was measured.
 
-    Args: ratio_tolerance: how far the first probability ratio of a rollout may be from 1; ema: the moving average.
+    Args:
+        ratio_tolerance: how far the first probability ratio of a rollout may be from 1.
+        ema: the moving average.
+        held_out_prompts: to evaluate the policy on in between; None: it is not.
     """
 
     def __init__(
@@ -48,12 +52,22 @@ class PpoTrainer:
         *,
         ratio_tolerance: float,
         ema: Policy | None = None,
+        held_out_prompts: PromptSet | None = None,
     ):
         self.config, self.collector, self.learner, self.prompts = config, collector, learner, prompts
         self.folder, self.ratio_tolerance, self.ema = folder, ratio_tolerance, ema
         self.num_iterations = config.ppo.total_episodes // config.ppo.rollout_batch_size
         self.diagnostics = Diagnostics(
-            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=config.sampling.stop_at_eos
+            has_critic=config.ppo.estimator not in CRITIC_FREE, can_stop=bool(config.sampling.stop_at_eos)
+        )
+        self.held_out = HeldOut(
+            config.evaluation,
+            collector,
+            held_out_prompts,
+            folder,
+            batch_size=config.ppo.rollout_batch_size,
+            kl_coef=config.ppo.kl_coef + config.ppo.kl_loss_coef,
+            seed=config.seed,
         )
         self.keeper = CheckpointKeeper(
             folder / "checkpoints",
@@ -64,7 +78,7 @@ class PpoTrainer:
                 "kl_coef": config.ppo.kl_coef,
                 "finished": 0.0,
                 "idle_steps": math.nan,  # not counted yet
-                **collector.state,
+                **self.state,
             },
             keep=config.keep_checkpoints,
             identity={
@@ -73,10 +87,13 @@ class PpoTrainer:
                 "models of reward.functions": [
                     weights_digest(reward.model) for reward in collector.rewards if hasattr(reward, "model")
                 ],
+                "set of prompts": prompts.digest(),
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
+            log=folder / "ppo.jsonl",
+            save_every=config.checkpoint_every,
         )
-        self.done = self.keeper.restore()
+        self.done = self.saved = self.keeper.restore()  # iterations; of the last checkpoint
         self.collector.state = self.keeper.scalars
         self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
@@ -84,16 +101,27 @@ class PpoTrainer:
     def train(self) -> None:
         """Runs to the end, from the last checkpoint where there is one.
 
-        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails or a
-        reward function errs.
+        Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails, or
+            where a reward function errs, with everything saved.
         """
         done, kl_coef, finished = self.restored()
-        metrics = MetricsWriter(self.folder / "ppo", resume_step=done)
-        bar = progress_bar(total=self.num_iterations, done=done, description="PPO")
-        with StopRequest() as stop, closing(metrics), bar:
+        metrics = MetricsWriter(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
+        bar = Progress(
+            total=self.num_iterations,
+            done=done,
+            description="PPO",
+            unit="iteration",
+            starts="compiles sampling and the update: up to a minute",
+            every=0.0,
+        )
+        self.held_out.open(done, self.keeper.scalars)
+        with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
+            self.evaluate(bar, done, finished)
             while not finished:
+                stop.begins(f"iteration {done + 1}")
                 clock = [time.perf_counter()]
-                collected = self.collect(done)
+                with self.saved_first(done, kl_coef, metrics):
+                    collected = self.collect(done)
                 clock.append(time.perf_counter())
 
                 statistics = self.improve(collected.rollout, done, kl_coef)
@@ -106,26 +134,67 @@ class PpoTrainer:
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1
                 finished = self.is_finished(done, scalars["objective/score"])
+                with self.saved_first(done, kl_coef, metrics, finished):
+                    self.evaluate(bar, done, finished)
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
-                    own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
-                    self.keeper.save(done, **own, **self.collector.state)
-                if stop.requested:
-                    raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+                    self.save(done, kl_coef, finished)
+                    if stop.requested:  # asked again, but only where all is saved
+                        raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+
+    @contextmanager
+    def saved_first(self, done: int, kl_coef: float, metrics: MetricsWriter, finished: bool = False) -> Iterator[None]:
+        """A context for calls of rewards: whatever ends it (one that errs, a second Ctrl-C), the run is saved first.
+
+        Neither collecting nor evaluating changes weights, and the moments of the scores go back: the state is that
+        after `done` iterations.
+        """
+        moments = self.collector.shaper.state
+        try:
+            yield
+        except BaseException as error:
+            self.collector.shaper.state = moments
+            if done > self.saved:
+                metrics.flush()
+                self.save(done, kl_coef, finished)
+            if not isinstance(error, UserError) or not done:
+                raise
+            raise UserError(
+                f"{error}; saved after {done} of {self.num_iterations} iterations: run the same command again to go on"
+            ) from error
+
+    def save(self, done: int, kl_coef: float, finished: bool) -> None:
+        """Saves the state after `done` iterations."""
+        own = {"kl_coef": kl_coef, "finished": finished, "idle_steps": self.idle_steps}
+        self.keeper.save(done, **own, **self.state)
+        self.saved = done
+
+    @property
+    def state(self) -> dict[str, float]:
+        """What a checkpoint holds of rollouts and evaluations."""
+        return {**self.collector.state, **self.held_out.state}
 
     def restored(self) -> tuple[int, float, bool]:
         """From the last checkpoint: iterations done, KL coefficient, and whether the run has ended."""
         scalars = self.keeper.scalars
-        return self.done, scalars["kl_coef"], bool(scalars["finished"]) or self.done >= self.num_iterations
+        return self.done, scalars["kl_coef"], self.has_ended()
+
+    def has_ended(self) -> bool:
+        """Whether the last checkpoint is at the end of the run, as the settings now have it: they may have moved it."""
+        if self.done >= self.num_iterations or not self.keeper.scalars["finished"]:
+            return self.done >= self.num_iterations
+        rows = read_metrics(self.folder / "ppo.jsonl")
+        return any(self.is_finished(self.done, row["objective/score"]) for row in rows if row["step"] == self.done)
 
     def collect(self, step: int) -> Collected:
         """The rollout of an iteration: sampled from the policy, or the data's own texts."""
         ppo, sampling = self.config.ppo, self.config.sampling
-        prompts = self.prompts.batch(step, ppo.rollout_batch_size, ppo.group_size)
+        rows = step, ppo.rollout_batch_size, ppo.group_size
+        prompts, columns = self.prompts.batch(*rows), self.prompts.columns(*rows)
         if ppo.trajectories == "dataset":
             responses = self.prompts.continuations(step, ppo.rollout_batch_size, sampling.response_length)
-            return self.collector.replay(prompts, *responses)
-        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step))
+            return self.collector.replay(prompts, *responses, columns)
+        return self.collector.collect(prompts, seed_for(self.config.seed, "sample", step), columns)
 
     def improve(self, rollout: Rollout, step: int, kl_coef: float) -> dict[str, float]:
         """Improves the policy by a rollout. Returns: the statistics of the update, as numbers."""
@@ -154,6 +223,11 @@ class PpoTrainer:
     def policy_coef(self, step: int) -> float:
         """0 while the critic alone learns, then 1."""
         return 0.0 if step < self.config.ppo.critic_warmup_iterations else 1.0
+
+    def evaluate(self, bar: Progress, done: int, finished: bool) -> None:
+        """Measures the policy on held-out prompts where that is due, and keeps it where it is the best so far."""
+        for line in self.held_out(done, finished=finished):
+            bar.write(line)
 
     def _idle_steps(self, saved: float) -> int:
         """Optimizer steps so far in which the critic alone learnt: what is saved, if it was counted then.
@@ -214,6 +288,8 @@ class PpoTrainer:
             "policy/learning_rate": self.learning_rate(step),
             "time/rollout": sampled - started,
             "time/update": updated - sampled,
+            "time/reward": collected.reward_seconds,
+            "time/reward_share": collected.reward_seconds / (updated - started),
             "time/tokens_per_second": num_tokens / (updated - started),
         }
 
@@ -226,7 +302,7 @@ class PpoTrainer:
         return [f"sampling: {engine.name} in {engine.dtype} (the faster one by the first batch)"]
 
     def report(
-        self, metrics: MetricsWriter, bar: tqdm, step: int, scalars: dict[str, float], collected: Collected
+        self, metrics: MetricsWriter, bar: Progress, step: int, scalars: dict[str, float], collected: Collected
     ) -> None:
         """Writes one iteration's figures, and now and then a table of samples."""
         every = self.config.evaluation.samples_every
@@ -240,9 +316,8 @@ class PpoTrainer:
             bar.write(line)
         histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
-        bar.update()
-        bar.set_postfix(
-            reward=f"{scalars['objective/score']:.3f}",
+        bar.advance(
+            score=f"{scalars['objective/score']:.3f}",
             kl=f"{scalars['objective/kl']:.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )

@@ -6,21 +6,20 @@ from contextlib import closing
 from pathlib import Path
 
 import tensorflow as tf
-from tqdm import tqdm
 
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.data.tokenizer import Tokenizer
-from tfppo.errors import UserError
 from tfppo.models.reward_model import RewardModel
 from tfppo.ops.losses import preference_loss
 from tfppo.ops.seeds import stream_indices
 from tfppo.reward_model.comparison import ComparisonScorer, comparison_scores, held_out_figures, ranks_chosen_first
 from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
+from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
-from tfppo.training.progress import progress_bar
+from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
 
@@ -76,18 +75,29 @@ class RewardTrainer:
                 "language model": weights_digest(model.trunk),
                 "set of comparisons": digest(*(array.tobytes() for array in train)),
             },
+            log=folder / "reward_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
     def train(self) -> None:
         """Trains from the last checkpoint to the last step.
 
-        Raises: Interrupted after a request to stop, once the state is saved; UserError where a gradient is not finite.
+        Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
+            anything of that is saved.
         """
         metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
-        bar = progress_bar(total=self.num_steps, done=self.done, description="reward model")
+        chance = math.log(self.train_data.response_ids.shape[1])
+        watch = DivergenceWatch(chance, "reward_model.learning_rate", self.config.learning_rate)
+        bar = Progress(
+            total=self.num_steps,
+            done=self.done,
+            description="reward model",
+            starts="compiles the update: some seconds",
+        )
         with StopRequest() as stop, closing(metrics), bar:
             while self.done < self.num_steps:
+                stop.begins(f"step {self.done + 1}")
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
                 self.optimizer.learning_rate.assign(learning_rate)
@@ -100,26 +110,21 @@ class RewardTrainer:
                     "reward_model/learning_rate": learning_rate,
                     "time/tokens_per_second": num_tokens(batch) / (time.perf_counter() - started),
                 }
-                self.check(scalars)
+                watch.check_step(self.done + 1, scalars["reward_model/loss"], scalars["reward_model/gradient_norm"])
                 self.done += 1
                 due = self.done % self.config.eval_every == 0 or self.done == self.num_steps
+                stopping = stop.requested
                 if due:
                     figures = held_out_figures(self._held_out_scores(self.validation))
-                    scalars.update({f"reward_model/validation_{name}": value for name, value in figures.items()})
+                    scalars.update({f"reward_model/held_out_{name}": value for name, value in figures.items()})
+                if due or stopping:
+                    watch.check_before_saving(self.done, scalars.get("reward_model/held_out_loss"))
                 self.report(metrics, bar, scalars)
-                if due or stop.requested:
+                if due or stopping:
                     metrics.flush()
                     self.keeper.save(self.done)
-                if stop.requested:
+                if stopping:
                     raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
-
-    def check(self, scalars: dict[str, float]) -> None:
-        """Raises UserError where the gradient of a step is not finite."""
-        if not math.isfinite(scalars["reward_model/gradient_norm"]):
-            raise UserError(
-                f"step {self.done + 1} had a gradient that is not finite, and was left out; lower "
-                f"reward_model.learning_rate {self.config.learning_rate:g}; the last checkpoint is intact"
-            )
 
     def learning_rate(self, step: int) -> float:
         """The learning rate after `step` updates: linear decay to 0."""
@@ -131,16 +136,15 @@ class RewardTrainer:
         indices = stream_indices(self.seed, "reward model", step * size, size, len(self.train_data.prompt_ids))
         return Comparisons(*(array[indices] for array in self.train_data))
 
-    def report(self, metrics: MetricsWriter, bar: tqdm, scalars: dict[str, float]) -> None:
-        """Writes the metrics of one step and updates the progress bar."""
+    def report(self, metrics: MetricsWriter, bar: Progress, scalars: dict[str, float]) -> None:
+        """Writes the metrics of one step and shows the progress."""
         metrics.write(self.done, scalars)
-        bar.update()
-        if "reward_model/validation_loss" in scalars:
+        if "reward_model/held_out_loss" in scalars:
             bar.write(
-                f"step {self.done}: held-out loss {scalars['reward_model/validation_loss']:.3f}, "
-                f"accuracy {scalars['reward_model/validation_accuracy']:.3f}"
+                f"step {self.done}: held-out loss {scalars['reward_model/held_out_loss']:.3f}, "
+                f"accuracy {scalars['reward_model/held_out_accuracy']:.3f}"
             )
-        bar.set_postfix(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
+        bar.advance(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 
     def _optimizer_step(self, batch):
         statistics, norm, _, _ = optimize(

@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfppo.models.reward_model import RewardModel
-from tfppo.rewards.scoring import Batch
+from tfppo.rewards.batch import Batch
 
 
 class LearnedReward:

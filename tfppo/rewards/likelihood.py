@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfppo.models.language_model import LanguageModel
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.rewards.scoring import Batch
+from tfppo.rewards.batch import Batch
 
 
 class LikelihoodReward:

@@ -1,7 +1,9 @@
 """Finds a reward function by its name: a Python function, or a model that scores tokens."""
 
+import functools
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ from tfppo.errors import UserError
 from tfppo.models.folder import load_language_model, load_reward_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
+from tfppo.rewards.failures import told
 from tfppo.rewards.learned import LearnedReward
 from tfppo.rewards.likelihood import LikelihoodReward
 from tfppo.rewards.scoring import Reward, RewardFunction
@@ -23,34 +26,41 @@ class ModelReward(NamedTuple):
 
     load: Callable[[Path], tuple[LanguageModel | RewardModel, Tokenizer]]  # from a folder
     make: Callable[[Any, bool], Reward]  # from what `load` gives, and whether XLA compiles it
-    made_by: str  # the binary that makes such a model
+    made_by: str  # the command that makes such a model
 
 
 MODEL_REWARDS = {
-    "likelihood": ModelReward(load_language_model, LikelihoodReward, "train_lm.py"),
-    "reward_model": ModelReward(load_reward_model, LearnedReward, "train_reward_model.py"),
+    "likelihood": ModelReward(load_language_model, LikelihoodReward, "tfppo train-lm"),
+    "reward_model": ModelReward(load_reward_model, LearnedReward, "tfppo train-reward-model"),
 }
 
 
 def load_reward(name: str) -> RewardFunction:
     """The callable that `module:function` or `path/to/file.py:function` names.
 
-    Raises: UserError where there is no such module, file or function.
+    Raises: UserError where there is no such module, file or function, or the module cannot be run.
     """
     where, _, attribute = name.rpartition(":")
     if not where or where.startswith(".") and not where.endswith(".py"):
         raise UserError(f"reward.functions has {name!r}; write module:function or path/file.py:function")
     try:
-        module = _load_file(where) if where.endswith(".py") else importlib.import_module(where)
-    except (ImportError, OSError, SyntaxError) as error:
-        raise UserError(f"reward.functions has {name!r}, but {where!r} cannot be imported: {error}") from error
+        module = (
+            _load_file(where, os.stat(where).st_mtime_ns) if where.endswith(".py") else importlib.import_module(where)
+        )
+    except (Exception, SystemExit) as error:  # a module is Python: it can raise anything
+        raise UserError(f"reward.functions has {name!r}, but {where!r} cannot be imported: {told(error)}") from error
     function = getattr(module, attribute, None)
+    if isinstance(function, type):
+        raise UserError(
+            f"reward.functions has {name!r}, which is a class; name a function, or an object that is called"
+        )
     if not callable(function):
         raise UserError(f"reward.functions has {name!r}, but {where!r} has no function {attribute!r}")
     return function
 
 
-def _load_file(path: str) -> ModuleType:
+@functools.cache  # as an import would be: a file may load a model
+def _load_file(path: str, modified: int) -> ModuleType:
     # Dataclasses, for example, look their module up in sys.modules. The prefix keeps a file called json.py from hiding
     # another module.
     spec = importlib.util.spec_from_file_location(f"tfppo_reward_{Path(path).stem}", path)

@@ -1,40 +1,22 @@
-"""Calls reward functions, checks what they return, and adds them up."""
+"""Python functions as rewards, and what several rewards say of one batch together."""
 
+import asyncio
 import inspect
+import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from tqdm import tqdm
 
-from tfppo.data.prompts import Prompts
-from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-
-
-@dataclass
-class Batch:
-    """A batch of B responses as reward functions see it: as texts and as tokens."""
-
-    texts: list[str]  # the prompts
-    responses: list[str]
-    prompts: Prompts
-    response_ids: np.ndarray  # [B, R]
-    response_mask: np.ndarray  # [B, R]
-    tokenizer: Tokenizer
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Real tokens of each response, the stop token included: [B]."""
-        return self.response_mask.sum(axis=1).astype(int)
-
-    @cached_property
-    def tokens(self) -> list[list[str]]:
-        """The text of every real token of each response; that of the stop token is empty."""
-        rows = zip(self.response_ids, self.lengths, strict=True)
-        return [[self.tokenizer.decode([token]) for token in ids[:length]] for ids, length in rows]
+from tfppo.rewards.batch import Batch
+from tfppo.rewards.calling import Overdue, Patience, persist
+from tfppo.rewards.checking import checked_scores
+from tfppo.rewards.failures import beginning, place, row_of, told
+from tfppo.rewards.signature import Signature
 
 
 class Reward(Protocol):
@@ -47,50 +29,65 @@ class Reward(Protocol):
         ...
 
 
-# (prompts, responses, and tokens where it asks for them) -> one number a response, or one list of numbers a response.
+@runtime_checkable
+class WaitingReward(Protocol):
+    """A reward that others compute: it can be started, and waited for once everything else is done."""
+
+    def start(self, batch: Batch) -> Callable[[], np.ndarray]:
+        """Begins to score a batch. Returns: a function that waits for the scores."""
+        ...
+
+
+# What its parameters ask for (see Signature) -> one number a response, or one list of numbers a response.
 RewardFunction = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
 
 
 class TextReward:
-    """A Python function (prompts, responses) -> scores, whose results are checked.
+    """A Python function (prompts, responses, ...) -> scores; see `Signature` for what it may ask for.
 
-    A function with a parameter `tokens` also gets the text of every token of each response. It may return dense scores:
-    for each response a list with one score for each token.
+    It may be an `async def`. It may return dense scores: for each response a list with one score for each token.
+
+    Args: patience: how often it is called again where it fails, and how long it may take.
+    Raises: UserError where the function takes no responses.
     """
 
-    def __init__(self, name: str, function: RewardFunction):
-        self.name, self._function = name, function
-        self._wants_tokens = "tokens" in inspect.signature(function).parameters
+    def __init__(self, name: str, function: RewardFunction, patience: Patience | None = None):
+        self.name, self._function, self._patience = name, function, patience or Patience()
+        self.signature = Signature(name, function)
 
     def __call__(self, batch: Batch) -> np.ndarray:
         """Scores [B], or dense ones [B, R].
 
-        Raises: UserError where the function does not return one finite number a response, or one a token; it names the
-            prompt and the response.
+        Raises: UserError where the function raises, takes too long or does not return one finite number a response, or
+            one a token; it names the prompt and the response.
         """
-        extra = {"tokens": batch.tokens} if self._wants_tokens else {}
-        scores = self._function(batch.texts, batch.responses, **extra)
+        by_position, by_name = self.signature.arguments(batch)
+
+        def call():
+            scores: Any = self._function(*by_position, **by_name)
+            if inspect.iscoroutine(scores):
+                scores = asyncio.run(scores)
+            return list(scores) if isinstance(scores, Iterator) else scores  # a generator runs here
+
         try:
-            rows = [np.asarray(row, np.float32) for row in scores]
-        except (TypeError, ValueError) as error:
-            raise UserError(f"reward {self.name} must return a list of numbers, not {scores!r:.200}") from error
-        if len(rows) != len(batch.responses):
+            scores = persist(call, self._patience, announce=self._announce)
+        except KeyboardInterrupt:
+            raise
+        except Overdue as error:
             raise UserError(
-                f"reward {self.name} returned {len(rows)} scores for {len(batch.responses)} responses; "
-                f"it must return one a response"
-            )
-        dense = any(row.ndim for row in rows)
-        for row, prompt, response, length in zip(rows, batch.texts, batch.responses, batch.lengths, strict=True):
-            if dense and row.shape != (length,):
-                raise UserError(
-                    f"reward {self.name} returned scores of shape {list(row.shape)} for the response {response!r} of "
-                    f"{length} tokens; dense scores are one number a token, for every response"
-                )
-            if not np.isfinite(row).all():
-                raise UserError(
-                    f"reward {self.name} is {row} for prompt {prompt!r} and response {response!r}; it must be finite"
-                )
-        return _pad_right(rows, batch.response_mask.shape[1]) if dense else np.array(rows, np.float32)
+                f"reward {self.name} has not returned after reward.timeout {self._patience.timeout:g} s, "
+                f"{beginning(batch)}; it is left behind. Raise reward.timeout, or limit what the function waits for"
+            ) from error
+        except BaseException as error:
+            raise UserError(
+                f"reward {self.name} raised {told(error)}{place(error, self._function)}, {row_of(error, batch)}; mend "
+                f"the function, or let it be called again with reward.retries"
+            ) from error
+        return checked_scores(self.name, scores, batch)
+
+    def _announce(self, error, seconds):
+        line = f"reward {self.name}: {told(error)}{place(error, self._function)}; calling it again in {seconds:g} s"
+        tqdm.write(line, file=sys.stderr)
 
 
 def name_apart(rewards: Sequence[Reward]) -> None:
@@ -112,7 +109,15 @@ def total_scores(
         and {"reward/NAME": mean score of a response}.
     Raises: UserError as the functions do.
     """
-    parts = [reward(batch) for reward in rewards]
+    waiting: dict[int, Callable[[], np.ndarray]] = {
+        number: reward.start(batch) for number, reward in enumerate(rewards) if isinstance(reward, WaitingReward)
+    }
+    calls: dict[int, Callable[[], np.ndarray]] = {
+        number: partial(reward, batch) for number, reward in enumerate(rewards) if number not in waiting
+    }
+    # Those that compute here first, while the others are waited for.
+    found = {number: call() for number, call in (*calls.items(), *waiting.items())}
+    parts = [found[number] for number in range(len(rewards))]
     means = {}
     for reward, scores in zip(rewards, parts, strict=True):
         means[f"reward/{reward.name}"] = float(scores.reshape(len(scores), -1).sum(axis=1).mean())
@@ -120,10 +125,6 @@ def total_scores(
         parts = [scores if scores.ndim == 2 else _at_last_token(scores, batch) for scores in parts]
     weighted = (weight * scores for weight, scores in zip(weights, parts, strict=True))
     return sum(weighted, start=np.zeros_like(parts[0])).astype(np.float32), means
-
-
-def _pad_right(rows, length):
-    return np.stack([np.pad(row, (0, length - len(row))) for row in rows])
 
 
 def _at_last_token(scores, batch):

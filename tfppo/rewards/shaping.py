@@ -35,7 +35,9 @@ def penalise_missing_stop(
 
 
 class ScoreShaper:
-    """Applies a RewardConfig to scores. `state` holds the running count, mean and variance of all scores."""
+    """Applies a RewardConfig to scores. `state` holds the running count, mean and variance of all scores; each call
+    makes it anew, so that an earlier one can be put back.
+    """
 
     def __init__(self, config: RewardConfig):
         self._config = config

@@ -1,61 +1,95 @@
-"""What all binaries share: flags, one-line errors, exit codes.
+"""What all commands share: flags, help, one-line errors, exit codes.
 
 Exit codes: 0 for success; 1 for a mistake of the user, reported in one line; 130 for a run that was stopped by a
 signal, once its state is saved.
 """
 
-import dataclasses
-import difflib
 import os
-import re
 import sys
-import typing
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from tfppo.config import Config
 from tfppo.errors import UserError
-from tfppo.training.interrupt import Interrupted
+from tfppo.files import REMEDIES, reason, remedy
+from tfppo.stages.help import describe_flags, describe_settings, print_help
+from tfppo.stages.invocation import Invocation, quote
+from tfppo.stages.overrides import check_overrides, estimator_first, resolve_config, shipped_configs, take_nones
+from tfppo.stages.start import start_tensorflow
+from tfppo.training.interrupt import EXIT_INTERRUPTED, Interrupted, Program
+from tfppo.training.progress import duration
+from tfppo.training.run_folder import claim, release
 
 if TYPE_CHECKING:
     from absl.flags import FlagValues
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
-_CONFIG_FLAG = re.compile(r"--?config(?:=(.*))?", re.DOTALL)
-_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
+EXIT_USER_ERROR = 1
+DEFAULT_CONFIG = "movie_snippets"
+HELP_FLAGS = ("--help", "-help", "-h")
+
+
+class Next(NamedTuple):
+    """A command that a user may want after another one, on the same run."""
+
+    purpose: str
+    command: str
+    arguments: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()  # starts of settings that it is not to have
+
+
+AFTER_PPO = (
+    Next("measure it", "evaluate"),
+    Next("try it", "generate", ("--prompt=...",)),
+    Next("serve it", "export"),
+)
 
 
 def run(
     main: Callable[[Config, str, "FlagValues"], None],
     *,
-    default_config: str,
+    doc: str,
     define_flags: Callable[[ModuleType], None] = lambda flags: None,
+    then: Sequence[Next] = (),
+    trains: bool = False,
 ) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
     TensorFlow is imported after that, so that a mistake on the command line is reported at once.
 
-    Args: define_flags: defines further flags of the binary; it is called with the module `absl.flags`.
+    Args:
+        doc: what --help says of the command, before its flags and settings.
+        define_flags: defines further flags of the command; it is called with the module `absl.flags`.
+        then: what is printed at the end as the commands to type next; TensorBoard comes last.
+        trains: whether it writes what training goes on from: then one process at a time has the run's folder.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
+    with Program():
+        _run(main, doc, define_flags, then, trains)
+
+
+def _run(main, doc, define_flags, then, trains):
+    started, invocation = time.monotonic(), Invocation(sys.argv)
     from absl import app, flags, logging
     from ml_collections import config_flags
 
-    flags.disclaim_key_flags()  # the flags defined here count as flags of the binary, so that its --help lists them
+    wants_help = any(argument in HELP_FLAGS for argument in sys.argv[1:])
     with one_line_errors():
-        path = _config_path(sys.argv) or default_config
-        _check_overrides(sys.argv)
-        sys.argv, nones = _take_nones(_estimator_first(sys.argv))
+        argv, path = resolve_config([argument for argument in sys.argv if argument not in HELP_FLAGS])
+        path = path or str(shipped_configs()[DEFAULT_CONFIG])
+        check_overrides(argv)
+        sys.argv, nones = take_nones(estimator_first(argv))
+    others = set(flags.FLAGS)
     # Without --config, the default is loaded and overridden as soon as the flag is defined.
     with one_line_errors(), _config_errors(path):
         config_flag = config_flags.DEFINE_config_file(
-            "config", default_config, "Experiment: a file of configs/; --config.section.field=value changes a field."
+            "config", path, "Experiment: the name of a config that comes along, or a file with get_config()."
         )
         workdir = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
         define_flags(flags)
+    own = [name for name in flags.FLAGS if name not in others and not name.startswith("config.")]
 
     def parse(argv):
         with one_line_errors():
@@ -63,32 +97,80 @@ def run(
                 rest = parse_flags(argv)
             if len(rest) > 1:
                 raise UserError(f"argument {rest[1]!r} is not a flag; write --name=value")
-            if not workdir.value:
-                raise UserError("--workdir is missing; name the folder of the run")
             config = flags.FLAGS["config"].value
             if not isinstance(config, Config):
                 raise UserError(f"{path!r}: get_config() must return a tfppo.config.Config, not {config!r:.100}")
             for section, name in nones:
                 setattr(getattr(config, section), name, None)
+            if wants_help:
+                print_help(help_text(doc, own), describe_settings(config))
+                sys.exit(0)
+            if not workdir.value:
+                raise UserError("--workdir is missing; name the folder of the run")
             config.validate()
             return rest
 
     def checked_main(argv):
         logging.set_verbosity(logging.WARNING)
         try:
-            with one_line_errors():
-                return main(config_flag.value, flags.FLAGS.workdir, flags.FLAGS)
+            folder = os.path.expanduser(flags.FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/runs as it is
+            with one_line_errors(), no_empty_folders(folder):
+                if trains:
+                    name = main.__module__.rpartition(".")[2].replace("_", "-")
+                    claim(folder, invocation.whole(name))
+                start_tensorflow()
+                main(config_flag.value, folder, flags.FLAGS)
+            if then:
+                print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)
+                print(what_next(invocation, then, folder), flush=True)
+            return 0
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("stopped at once; run the same command again to go on from what was saved", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED
 
     app.run(checked_main, flags_parser=parse)
 
 
+def what_next(invocation: Invocation, then: Sequence[Next], workdir: str) -> str:
+    """Commands to type next, as they work in this place, one a line."""
+    commands = {next.purpose: invocation.next(next.command, *next.arguments, without=next.without) for next in then}
+    commands["look at the curves"] = f"tensorboard {quote(f'--logdir={workdir}')}"
+    return "\n".join(f"  {purpose + ':':20}{command}" for purpose, command in commands.items())
+
+
+def run_without_config(main: Callable[[Sequence[str]], None], *, doc: str, module: str) -> None:
+    """Parses the flags that a module defines, and calls main with the arguments that are none of them.
+
+    Args: doc: what --help says of the command, before its flags.
+    """
+    from absl import app
+
+    def parse(argv):
+        if any(argument in HELP_FLAGS for argument in argv[1:]):
+            from absl import flags
+
+            print_help(help_text(doc, [flag.name for flag in flags.FLAGS.flags_by_module_dict()[module]]))
+            sys.exit(0)
+        with one_line_errors():
+            return parse_flags(argv)
+
+    with Program("stopped at once"):
+        app.run(main, flags_parser=parse)
+
+
+def help_text(doc: str, names: Sequence[str]) -> str:
+    """What a command does, with its examples as they are typed here, and the flags of these names."""
+    from absl import flags
+
+    command = Invocation(sys.argv)
+    lines = [command.adapted(line) for line in doc.strip().splitlines()]
+    found = [flags.FLAGS[name] for name in names]
+    described = [(flag.name, None if flag.name == "config" else flag.default, flag.help) for flag in found]
+    return "\n".join([*lines, "", describe_flags(described)])
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parses the flags and returns the other arguments. --help exits with 0; absl alone would exit with 1.
+    """Parses the flags and returns the other arguments. absl's own flags for help exit with 0; absl would with 1.
 
     Raises: absl.flags.Error for a mistake; see `one_line_errors`.
     """
@@ -98,77 +180,6 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(argv)
     except SystemExit:  # only the help flags exit while parsing
         sys.exit(0)
-
-
-def _config_path(argv):
-    """The file that --config names; None without the flag. Raises: UserError where the file is missing."""
-    path = None
-    for position, argument in enumerate(argv):
-        match = _CONFIG_FLAG.fullmatch(argument)
-        if match:
-            path = match[1] if match[1] is not None else (argv[position + 1 :] or [""])[0]
-            if not os.path.isfile(path):
-                raise UserError(f"--config names no file: {path!r}; the configs that come along are in configs/")
-    return path
-
-
-def _check_overrides(argv):
-    """Raises UserError, with the most similar name, where --config.section.field is not a field of Config."""
-    sections = _sections()
-    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
-    fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
-    for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
-        if name in sections:
-            raise UserError(f"--config.{name} is a section; write --config.{name}.FIELD=value")
-        if name not in fields:
-            nearest = _nearest(name, fields)
-            hint = f"did you mean --config.{nearest}?" if nearest else "the fields are in tfppo/config/settings.py"
-            raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
-
-
-def _sections():
-    """The dataclass of each section of Config, by name."""
-    return {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
-
-
-def _estimator_first(argv):
-    """The arguments, of those that change the configuration the estimator's first: it resets settings.
-
-    Whatever else is on the command line then stays, in any order.
-    """
-    overrides = [place for place, argument in enumerate(argv) if _OVERRIDE.fullmatch(argument)]
-    chosen = [place for place in overrides if re.match(r"--?config\.ppo\.estimator=", argv[place])]
-    if not chosen:
-        return argv
-    rest = [argument for place, argument in enumerate(argv) if place not in chosen]
-    return [*rest[: overrides[0]], *(argv[place] for place in chosen), *rest[overrides[0] :]]
-
-
-def _take_nones(argv):
-    """Removes the arguments that set an optional field to none; returns the rest and their (section, field) pairs.
-
-    ml_collections has no syntax that sets a number to None.
-    """
-    optional = {
-        f"{name}.{field.name}"
-        for name, section in _sections().items()
-        for field in dataclasses.fields(section)
-        if type(None) in typing.get_args(field.type)
-    }
-    rest, nones = [], []
-    for argument in argv:
-        match = re.fullmatch(r"--?config\.([^=]*)=none", argument, re.IGNORECASE)
-        if match and match[1] in optional:
-            nones.append(tuple(match[1].split(".")))
-        else:
-            rest.append(argument)
-    return rest, nones
-
-
-def _nearest(name, fields):
-    """The most similar field, first among those of this name in other sections; None where none is similar."""
-    same = [field for field in fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
-    return next(iter(difflib.get_close_matches(name, same or fields, n=1, cutoff=0.0 if same else 0.6)), None)
 
 
 @contextmanager
@@ -187,12 +198,33 @@ def _config_errors(path: str) -> Iterator[None]:
 
 
 @contextmanager
+def no_empty_folders(folder: str) -> Iterator[None]:
+    """Removes the folder again, with those above it, where the context made it, ends in an error and left it empty."""
+    path = Path(folder)
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # it is not there, or holds something
+            release(path)
+            for one in missing:
+                one.rmdir()
+        raise
+
+
+@contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Reports a mistake of the user in one line and exits with code 1."""
+    """Reports a mistake of the user, or a full disk and the like, in one line and exits with code 1."""
     from absl.flags import Error
 
     try:
         yield
     except (Error, UserError) as error:
         print(f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = repr(error.filename) if error.filename else "a file"
+        print(f"error: {place} cannot be written or read: {reason(error)}; {remedy(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

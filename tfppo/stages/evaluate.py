@@ -5,14 +5,24 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
-from tfppo.config.validation import validate_positions
+from tfppo.config.validation import validate_prompt_positions
+from tfppo.files import write_text
 from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
-from tfppo.ppo.evaluation import Evaluation, evaluate
+from tfppo.ppo.evaluation import (
+    Evaluation,
+    evaluate,
+    figure_rows,
+    format_figures,
+    format_samples,
+    sample_rows,
+    write_evaluation,
+)
 from tfppo.stages.engines import engines_that_sample
-from tfppo.stages.rewards import load_rewards
-from tfppo.stages.texts import load_packed, load_prompts
+from tfppo.stages.rewards import check_rewards, load_rewards
+from tfppo.stages.texts import load_prompts, load_written
 from tfppo.stages.workdir import language_model_folder
+from tfppo.training.tensorboard import replace_summaries, table_values
 
 
 def evaluate_model(
@@ -20,16 +30,19 @@ def evaluate_model(
 ) -> Evaluation:
     """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
 
-    `text_perplexity` is the model's own, a token, on the held-out texts themselves.
+    `held_out_perplexity` is the model's, a token, on the held-out texts themselves, where the data has any.
+    Raises: UserError where a reward function errs or lacks a column, the latter before a model is loaded.
     """
+    config = config.with_ends()
+    check_rewards(config, folder, "test")
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)
     ref_model, _ = load_language_model(reference)
-    validate_positions(config, ref_model.max_sequence_length, folder=reference)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=reference)
     evaluation = evaluate(
         policy,
         ref_model,
-        load_prompts(config.data, "test", tokenizer, config.seed).sample(config.evaluation.num_prompts),
+        load_prompts(config, "test", tokenizer, ref_model.max_sequence_length).sample(config.evaluation.num_prompts),
         config.sampling,
         engines=engines_that_sample(config.sampling, policy.language_model),
         tokenizer=tokenizer,
@@ -39,7 +52,28 @@ def evaluate_model(
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
     )
-    texts = load_packed(config.data, "test", tokenizer, ref_model.max_sequence_length)
-    held_out = HeldOutLoss(policy.language_model, *texts, config.evaluation.batch_size)()
-    evaluation.figures["text_perplexity"] = held_out["perplexity"]
+    texts = load_written(config.data, "test", tokenizer, ref_model.max_sequence_length)
+    if texts is not None:
+        held_out = HeldOutLoss(policy.language_model, *texts, config.evaluation.batch_size)()
+        evaluation.figures["held_out_perplexity"] = held_out["perplexity"]
     return evaluation
+
+
+def record_evaluations(columns: dict[str, Evaluation], folder: Path, *, num_samples: int) -> str:
+    """Writes WORKDIR/evaluation.json and the tables of WORKDIR/samples.md, and the same for TensorBoard.
+
+    Args: columns: named evaluations of the same prompts. Returns: the tables.
+    """
+    figures = {name: evaluation.figures for name, evaluation in columns.items()}
+    write_evaluation(folder / "evaluation.json", figures)
+    replace_summaries(
+        folder / "evaluation",
+        0,
+        [
+            *table_values("evaluation/figures", figure_rows(figures)),
+            *table_values("evaluation/samples", sample_rows(columns, rows=num_samples)),
+        ],
+    )
+    tables = f"{format_samples(columns, rows=num_samples)}\n\n{format_figures(figures)}"
+    write_text(folder / "samples.md", f"{tables}\n")
+    return tables

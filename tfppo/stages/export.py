@@ -12,6 +12,6 @@ from tfppo.serving.export import export_policy
 def export_model(config: Config, folder: Path, model_folder: Path | str) -> Path:
     """Exports the model in a folder as the next version under WORKDIR/export."""
     policy, tokenizer = load_policy(model_folder)
-    path = export_policy(policy, tokenizer, config.sampling, folder / "export")
+    path = export_policy(policy, tokenizer, config.sampling.for_readers(), folder / "export")
     logging.info("exported to %s", path)
     return path

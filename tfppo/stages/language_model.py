@@ -8,12 +8,13 @@ import tensorflow as tf
 
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.config import Config
+from tfppo.config.resuming import LANGUAGE_MODEL
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.lm.trainer import LmTrainer
-from tfppo.models.folder import load_language_model
+from tfppo.models.folder import load_chat_template, load_language_model
 from tfppo.models.language_model import LanguageModel
-from tfppo.stages.texts import load_packed, load_texts
-from tfppo.stages.workdir import write_config
+from tfppo.stages.history import SettingsHistory
+from tfppo.stages.texts import check_responses, load_packed, load_texts, template_of
 
 
 def train_language_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
@@ -21,25 +22,32 @@ def train_language_model(config: Config, folder: Path, strategy: tf.distribute.S
 
     Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
     """
+    history = SettingsHistory(config, folder, LANGUAGE_MODEL)
     with strategy.scope():
         model, tokenizer = _start(config)
     length = model.max_sequence_length
     train, _ = load_packed(config.data, "train", tokenizer, length)
     validation, num_words = load_packed(config.data, "validation", tokenizer, length)
     trainer = LmTrainer(config.lm, config.seed, model, tokenizer, train, validation, num_words, strategy, folder)
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     trainer.train()
 
 
 def _start(config):
-    """The model to train, and its tokenizer."""
+    """The model to train, and its tokenizer with the chat template of its texts, if they are chats."""
+    kept = load_chat_template(config.language_model) if config.language_model else None
+    examples = load_texts(config.data, "train", kept)
+    check_responses(config.data, examples)
     dtype = config.lm.dtype
     if dtype == "auto":
         dtype = "mixed_bfloat16" if has_fast_bfloat16() else "float32"
     if config.language_model:
-        return load_language_model(config.language_model, dtype)
-    texts = [f"{example.prompt or ''}{example.text}" for example in load_texts(config.data, "train")]
+        model, tokenizer = load_language_model(config.language_model, dtype)
+        tokenizer.chat_template = template_of(config.data, examples, kept)
+        return model, tokenizer
+    texts = [f"{example.prompt or ''}{example.text}" for example in examples]
     tokenizer = Tokenizer.train(texts, config.model.vocabulary_size)
+    tokenizer.chat_template = template_of(config.data, examples, None)
     sizes = {**dataclasses.asdict(config.model), "vocabulary_size": tokenizer.vocabulary_size}
     keras.utils.set_random_seed(config.seed)  # preparing a dataset draws numbers too, the first time
     return LanguageModel(**sizes, pad_id=tokenizer.pad_id, dtype=dtype), tokenizer

@@ -8,7 +8,8 @@ import tensorflow as tf
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
-from tfppo.config.validation import validate_for_ppo, validate_positions, validate_trainable_blocks
+from tfppo.config.resuming import PPO
+from tfppo.config.validation import validate_for_ppo, validate_prompt_positions, validate_trainable_blocks
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import (
     check_model,
@@ -28,39 +29,47 @@ from tfppo.ppo.assembly import assemble
 from tfppo.ppo.charts import plot_reward_over_kl
 from tfppo.ppo.trainer import PpoTrainer
 from tfppo.stages.checks import check_tokenizer
+from tfppo.stages.history import SettingsHistory
 from tfppo.stages.rewards import check_rewards, load_rewards
-from tfppo.stages.texts import load_prompts
-from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.stages.texts import load_held_out_prompts, load_prompts
+from tfppo.stages.workdir import language_model_folder
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
+from tfppo.training.tensorboard import picture_values, replace_summaries
 
 
 def check_ppo(config: Config, folder: Path) -> None:
     """Raises UserError for what PPO would refuse, before anything else is trained for it."""
-    validate_for_ppo(config)
+    config = config.with_ends()
+    SettingsHistory(config, folder, PPO)
     model_folder = language_model_folder(config, folder)
     if config.language_model:
-        check_model(config.language_model, "train_lm.py")
-    elif not model_exists(model_folder):  # it is trained first, of these sizes
-        validate_trainable_blocks(config.ppo.trainable_blocks, config.model.num_layers)
-    sizes = language_model_sizes(model_folder) or dataclasses.asdict(config.model)  # of a model yet to be trained
+        check_model(config.language_model, "tfppo train-lm")
+    known = language_model_sizes(model_folder)
+    sizes = known or dataclasses.asdict(config.model)  # of a model yet to be trained
+    if known or not model_exists(model_folder):
+        # Before what is wrong only together with another setting.
+        validate_trainable_blocks(config.ppo.trainable_blocks, sizes["num_layers"])
+    validate_for_ppo(config)
     choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"], architecture=Transformer.architecture)
     check_rewards(config, folder)
     critic_folder = config.ppo.critic_folder()
     if critic_folder:
-        check_model(critic_folder, "train_reward_model.py")
+        check_model(critic_folder, "tfppo train-reward-model")
 
 
 def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
+    config = config.with_ends()
     ppo, model_folder = config.ppo, language_model_folder(config, folder)
     check_ppo(config, folder)
+    history = SettingsHistory(config, folder, PPO)
     with strategy.scope():
         ref_model, tokenizer = load_language_model(model_folder, ppo.dtype)
         ref_model.trainable = False
         policy = new_policy(ppo, config.seed, ref_model, tokenizer)
         average = copy_policy(policy) if ppo.ema_decay else None
-    validate_positions(config, ref_model.max_sequence_length, folder=model_folder)
+    validate_prompt_positions(config, ref_model.max_sequence_length, folder=model_folder)
     computation = computation_of(config, ref_model)
     collector, learner = assemble(
         policy,
@@ -73,22 +82,32 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         rewards=load_rewards(config, folder, tokenizer),
         strategy=strategy,
     )
+    prompts = load_prompts(config, "train", tokenizer, ref_model.max_sequence_length)
     trainer = PpoTrainer(
         config,
         collector,
         learner,
-        load_prompts(config.data, "train", tokenizer, config.seed),
+        prompts,
         folder,
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
+        held_out_prompts=load_held_out_prompts(config, tokenizer, ref_model.max_sequence_length, prompts.length),
     )
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     print(computation.describe(collector.sampler.engine), flush=True)
     trainer.train()
     save_model(policy, tokenizer, folder / "policy")
     if average is not None:
         save_model(average, tokenizer, folder / "policy_average")
-    plot_reward_over_kl(read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png")
+    draw_run(folder)
+
+
+def draw_run(folder: Path) -> None:
+    """Draws WORKDIR/reward_over_kl.png from the record of the run, and shows it in TensorBoard."""
+    rows, path = read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png"
+    plot_reward_over_kl(rows, path)
+    picture = picture_values("charts/reward_over_kl", path, "what each nat of KL bought, and the training curves")
+    replace_summaries(folder / "ppo" / "picture", rows[-1]["step"], picture)
 
 
 def computation_of(config: Config, model: LanguageModel) -> Computation:

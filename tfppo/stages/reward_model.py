@@ -5,22 +5,28 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
+from tfppo.config.resuming import NORMALIZATION, REWARD_MODEL
 from tfppo.config.validation import validate_positions
+from tfppo.data.chat import choose_template
 from tfppo.data.preferences import encode_preferences, load_preferences
-from tfppo.models.folder import load_language_model, save_model
+from tfppo.models.folder import load_chat_template, load_language_model, save_model
 from tfppo.models.reward_model import RewardModel
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer
 from tfppo.stages.engines import engines_that_sample
-from tfppo.stages.workdir import language_model_folder, write_config
+from tfppo.stages.history import SettingsHistory, write_settings
+from tfppo.stages.workdir import language_model_folder
 from tfppo.training.seeding import set_keras_seed
 
 
 def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Trains a reward model, from the language model; WORKDIR/reward_model holds it afterwards, normalised."""
+    config = config.with_ends()
     settings = config.reward_model
-    preferences = load_preferences(settings.source)
+    history = SettingsHistory(config, folder, REWARD_MODEL)
     model_folder = language_model_folder(config, folder)
+    template = choose_template(config.data.chat_template, load_chat_template(model_folder))
+    preferences = load_preferences(settings.source, template)
     language_model, tokenizer = load_language_model(model_folder)
     responses = ["reward_model.max_response_tokens"]
     responses += ["sampling.response_length"] if settings.normalize == "samples" else []
@@ -39,8 +45,9 @@ def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Str
     with strategy.scope():
         model = RewardModel.from_language_model(language_model)
     trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, strategy, folder)
-    write_config(config, folder)
+    history.resume(trainer.keeper, trainer.done, left=trainer.done < trainer.num_steps)
     trainer.train()
     engines = engines_that_sample(config.sampling, language_model) if settings.normalize == "samples" else ()
     normalize(model, language_model, train, tokenizer, config, engines)
     save_model(model, tokenizer, folder / "reward_model")
+    write_settings(folder, NORMALIZATION.settings(config))

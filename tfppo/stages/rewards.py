@@ -7,9 +7,12 @@ from tfppo.config import Config
 from tfppo.config.validation import validate_positions
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.folder import check_model
+from tfppo.rewards.calling import Patience
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
+from tfppo.rewards.remote import RemoteReward, is_url, read_token
 from tfppo.rewards.scoring import Reward, TextReward, name_apart
 from tfppo.stages.checks import check_tokenizer
+from tfppo.stages.texts import load_texts
 from tfppo.stages.workdir import language_model_folder
 
 
@@ -22,7 +25,7 @@ def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list[Rew
     for name in config.reward.functions:
         found = _model_reward(config, folder, name)
         if found is None:
-            rewards.append(TextReward(name.rpartition(":")[2], load_reward(name)))
+            rewards.append(_remote_reward(config, name) if is_url(name) else _text_reward(config, name))
             continue
         kind, its_folder = found
         model, its_tokenizer = kind.load(its_folder)
@@ -33,16 +36,31 @@ def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list[Rew
     return rewards
 
 
-def check_rewards(config: Config, folder: Path) -> None:
-    """Raises UserError where a reward function or the model of one is missing."""
+def check_rewards(config: Config, folder: Path, split: str = "train") -> None:
+    """Raises UserError where a reward function or the model of one is missing, or the data lack a column it takes.
+
+    Nothing is loaded but the functions, and the texts of the split where a function takes columns.
+    """
     for name in config.reward.functions:
         found = _model_reward(config, folder, name)
-        if found is None:
-            load_reward(name)
-            continue
-        kind, its_folder = found
-        if its_folder != folder / "lm":  # which the quickstart has yet to train
-            check_model(its_folder, kind.made_by)
+        if is_url(name):
+            _remote_reward(config, name)
+        elif found is None:
+            signature = _text_reward(config, name).signature
+            if signature.needs_check():
+                columns = [example.columns for example in load_texts(config.data, split)]
+                signature.check(columns, f"data.source {config.data.source!r}")
+        elif found[1] != folder / "lm":  # which the quickstart has yet to train
+            check_model(found[1], found[0].made_by)
+
+
+def _text_reward(config, name):
+    patience = Patience(config.reward.retries or 0, config.reward.timeout)
+    return TextReward(name.rpartition(":")[2], load_reward(name), patience)
+
+
+def _remote_reward(config, name):
+    return RemoteReward(name, config.reward, read_token(config.reward.url_token_variable))
 
 
 def _model_reward(config, folder, name) -> tuple[ModelReward, Path] | None:

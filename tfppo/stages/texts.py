@@ -1,30 +1,83 @@
 """The texts of a run: packed for a language model, or cut into prompts."""
 
-from tfppo.config import DataConfig
+from tfppo.config import Config, DataConfig
+from tfppo.data.chat import ChatTemplate, choose_template
 from tfppo.data.packing import PackedSequences, encode_documents, pack
-from tfppo.data.prompts import PromptSet, encode_trajectories
-from tfppo.data.sources import Example, load_examples
+from tfppo.data.prompts import PromptSet, encode_trajectories, padded_length
+from tfppo.data.shapes import Example
+from tfppo.data.sources import load_examples
 from tfppo.data.tokenizer import Tokenizer
+from tfppo.errors import UserError
 
 
-def load_texts(data: DataConfig, split: str) -> list[Example]:
-    """The texts of a split. Raises: UserError where there is none."""
+def load_texts(data: DataConfig, split: str, kept: ChatTemplate | None = None) -> list[Example]:
+    """The texts of a split; chats are written by the template that is kept with the model, if there is one.
+
+    Raises: UserError where there is none, or data.chat_template names another template.
+    """
     return load_examples(
         data.source,
         split,
         text_feature=data.text_feature,
         prompt_feature=data.prompt_feature,
         data_dir=data.data_dir,
+        template=choose_template(data.chat_template, kept),
     )
+
+
+def template_of(data: DataConfig, examples: list[Example], kept: ChatTemplate | None) -> ChatTemplate | None:
+    """The template to keep with a model of these texts: the kept one, or that which wrote their chats, if any is."""
+    chats = any(example.is_chat for example in examples)
+    return choose_template(data.chat_template, kept) if chats else kept
+
+
+def check_responses(data: DataConfig, examples: list[Example]) -> None:
+    """Raises UserError where there is nothing to learn from: prompts, and no response to any of them."""
+    if all(example.prompt is not None and not example.text.strip() for example in examples):
+        raise UserError(
+            f"data.source {data.source!r} has prompts and no responses; a language model learns from responses: give "
+            "each prompt one, name their field by data.text_feature, or go to tfppo train-ppo with a language model"
+        )
 
 
 def load_packed(data: DataConfig, split: str, tokenizer: Tokenizer, length: int) -> tuple[PackedSequences, int]:
     """The texts of a split as sequences of `length` tokens, and the number of words in them."""
-    examples = load_texts(data, split)
+    return pack_examples(load_texts(data, split, tokenizer.chat_template), tokenizer, length)
+
+
+def load_written(data: DataConfig, split: str, tokenizer: Tokenizer, length: int) -> tuple[PackedSequences, int] | None:
+    """As `load_packed`, of those examples that have a text; None where there are prompts alone."""
+    examples = [example for example in load_texts(data, split, tokenizer.chat_template) if example.text.strip()]
+    return pack_examples(examples, tokenizer, length) if examples else None
+
+
+def pack_examples(examples: list[Example], tokenizer: Tokenizer, length: int) -> tuple[PackedSequences, int]:
+    """Examples as sequences of `length` tokens, and the number of words in their texts."""
     return pack(encode_documents(examples, tokenizer), length), sum(len(e.text.split()) for e in examples)
 
 
-def load_prompts(data: DataConfig, split: str, tokenizer: Tokenizer, seed: int) -> PromptSet:
-    """The prompts of a split. Raises: UserError where there is none, or one is too long."""
-    trajectories = encode_trajectories(load_texts(data, split), tokenizer, data, seed)
-    return PromptSet(trajectories, tokenizer.pad_id, 1 + data.max_prompt_tokens, seed)
+def load_prompts(config: Config, split: str, tokenizer: Tokenizer, positions: int) -> PromptSet:
+    """The prompts of a split, for a model of so many positions. A tokenizer without chat template gets that of chats.
+
+    Raises: UserError where there is none, or one is too long and data.long_prompts refuses it.
+    """
+    data = config.data
+    examples = load_texts(data, split, tokenizer.chat_template)
+    tokenizer.chat_template = template_of(data, examples, tokenizer.chat_template)
+    room = positions - config.sampling.response_length - 1  # a start token comes before each prompt
+    trajectories = encode_trajectories(examples, tokenizer, data, config.seed, room)
+    return PromptSet(trajectories, tokenizer.pad_id, padded_length(trajectories, examples, data), config.seed)
+
+
+def load_held_out_prompts(config: Config, tokenizer: Tokenizer, positions: int, length: int) -> PromptSet | None:
+    """The prompts of the validation split for the evaluation in training, padded to the length that training has.
+
+    None where it is off, and, said in a line, where there are no such prompts: a run needs none to train.
+    """
+    if not config.evaluation.every:
+        return None
+    try:
+        return load_prompts(config, "validation", tokenizer, positions).padded_to(length)
+    except UserError as error:
+        print(f"no evaluation during training: {error}", flush=True)
+        return None

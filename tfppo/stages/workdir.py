@@ -1,26 +1,29 @@
 """The folder of a run, and the devices that it runs on.
 
 WORKDIR/
-    config.json          the validated configuration of the last training command
+    config.json          the settings that were trained with last
+    config_history.jsonl the same for each stage, from its start, with all that was changed since
     lm/                  the best language model with its tokenizer
     reward_model/        the reward model, normalised, with its tokenizer
     policy/              the policy that PPO made, with the tokenizer; policy_average/ its moving average
+    policy_best/         the policy that was the best on held-out prompts in between; its about.json says when
     checkpoints/         of PPO; lm_checkpoints/ of the language model, reward_checkpoints/ of the reward model
     ppo.jsonl, ppo/      metrics of PPO, and the same for TensorBoard; likewise lm_training, reward_training
-    evaluation.json      the last evaluation
-    reward_over_kl.png   the picture of the PPO run
+    ppo_evaluation       likewise, of held-out prompts during PPO
+    evaluation.json      the last evaluation, and its tables in samples.md; evaluation/ for TensorBoard
+    reward_over_kl.png   the picture of the PPO run; ppo/picture/ for TensorBoard
     export/1, 2, ...     SavedModels
+    run.lock             who trains there: held by that process, whatever the file says
 """
 
-import tempfile
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from tfppo.config import Config
-from tfppo.errors import UserError
 from tfppo.training.replicas import make_strategy
+from tfppo.training.run_folder import open_folder
 
 
 def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.Strategy]:
@@ -29,30 +32,18 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
     Raises: UserError where the configuration cannot work, the folder cannot be written, or devices are missing.
     """
     config.validate()
-    folder, strategy = open_workdir(workdir), make_strategy(config.num_replicas)
+    folder, strategy = open_folder(workdir), make_strategy(config.num_replicas)
     keras.utils.set_random_seed(config.seed)
     return folder, strategy
-
-
-def open_workdir(workdir: Path | str) -> Path:
-    """Makes the run's folder. Raises: UserError where it cannot be written."""
-    folder = Path(workdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--workdir {str(workdir)!r} cannot be written: {error.strerror}; choose another") from error
-    return folder
-
-
-def write_config(config: Config, folder: Path) -> None:
-    """Keeps the configuration of a training run as WORKDIR/config.json."""
-    fresh = folder / "config.tmp"
-    fresh.write_text(config.to_json())
-    fresh.replace(folder / "config.json")
 
 
 def language_model_folder(config: Config, folder: Path) -> Path:
     """The folder of the model that PPO and a reward model start from; it also is PPO's reference."""
     return Path(config.language_model) if config.language_model else folder / "lm"
+
+
+def model_folder(folder: Path, name: Path | str | None) -> Path:
+    """The model that a user names: a folder, or the name of one in WORKDIR; WORKDIR/policy where none is named."""
+    if name is None:
+        return folder / "policy"
+    return Path(name) if Path(name).exists() or not (folder / name).exists() else folder / name

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import keras
@@ -14,9 +14,16 @@ import tensorflow as tf
 from absl import logging
 
 from tfppo.errors import UserError
+from tfppo.files import sweep, sync, told, write_text
+from tfppo.models.finite import require_finite
+from tfppo.training.metrics import read_metrics
+from tfppo.training.plain_path import plain_path
 
+_STATE_FILE = "checkpoint"
 # What the checkpoint reader of TensorFlow raises for damaged files.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
+# What killed saves leave, of TensorFlow's and of ours.
+_LEFTOVERS = ("*_temp*", "checkpoint.tmp*", "*.json.tmp")
 
 
 class CheckpointKeeper:
@@ -31,6 +38,11 @@ class CheckpointKeeper:
         extras: further models to save, by name.
         identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
             model; also in the manifest and compared.
+        log: the run's JSONL file; where it has steps that must have been saved, a folder without checkpoints is an
+            error.
+        save_every: how many steps may go by before the first checkpoint.
+
+    `on_save` is called with the number of steps after each save.
     """
 
     def __init__(
@@ -43,61 +55,134 @@ class CheckpointKeeper:
         keep: int,
         extras: Mapping[str, keras.Layer] | None = None,
         identity: Mapping[str, object] | None = None,
+        log: Path | None = None,
+        save_every: int = 1,
     ):
-        self._folder = Path(folder)
+        self._folder, self._keep, self._log, self._save_every = Path(folder), keep, log, save_every
         self._model, self._identity = model, identity or {}
+        self._models = {"model": model, **(extras or {})}
+        self.on_save: Callable[[int], None] = lambda step: None
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
         self._step = tf.Variable(0, dtype=tf.int64)
         # Variables one by one: TensorFlow does not find, nor save, what a Keras layer keeps in a list.
-        models = {name: [v.value for v in part.variables] for name, part in {"model": model, **(extras or {})}.items()}
+        models = {name: [v.value for v in part.variables] for name, part in self._models.items()}
         self._parts = {"optimizer": optimizer, "step": self._step, **models, **self._scalars}
         self._checkpoint = tf.train.Checkpoint(**self._parts)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, str(folder), max_to_keep=keep)
+        _ = self._checkpoint.save_counter  # made when it is asked for; a checkpoint without it could not be restored
 
     @property
     def scalars(self) -> dict[str, float]:
         """The numbers of the last save or restore."""
         return {name: float(variable.numpy()) for name, variable in self._scalars.items()}
 
+    def override(self, name: str, value: float) -> None:
+        """Replaces one of the numbers."""
+        self._scalars[name].assign(value)
+
     def save(self, step: int, **scalars: float) -> None:
-        """Saves the state after `step` steps."""
+        """Saves the state after `step` steps: on the disk before an older one is removed.
+
+        Raises: UserError where a weight is not finite, or it cannot be written; older checkpoints are what they were.
+        """
+        for name, part in self._models.items():
+            require_finite(part, f"the checkpoint of step {step}" + (f" ({name})" if name != "model" else ""))
         self._step.assign(step)
         for name, value in scalars.items():
             self._scalars[name].assign(value)
+        older = next((other for other in saved_steps(self._folder) if other < step), None)
+        kept = f"the one of step {older} is intact" if older is not None else "there was none before"
+        what = f"the checkpoint of step {step} in {str(self._folder)!r}"
+        try:
+            with told(what, f"{kept}, and the same command again goes on from there", (tf.errors.OpError,)):
+                self._write(step)
+        except UserError:
+            # They may be what filled the disk; the manifest stays, and says that a first save was begun.
+            sweep(self._folder, ("*_temp*", f"ckpt-{step}.data*", f"ckpt-{step}.index"), ())
+            raise
+        self._prune(step)
+        self.on_save(step)
+
+    def _write(self, step):
         self._folder.mkdir(parents=True, exist_ok=True)
         # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
-        fresh = self._folder / "manifest.tmp"
-        fresh.write_text(json.dumps(self._describe(), indent=1))
-        fresh.replace(self._manifest(step))
-        self._manager.save(checkpoint_number=step)
-        for manifest in self._folder.glob("ckpt-*.json"):
-            if not manifest.with_suffix(".index").exists():
-                manifest.unlink()
+        write_text(self._manifest(step), json.dumps(self._describe(), indent=1))
+        # Without TensorFlow's CheckpointManager, which takes a folder's name for a pattern when it looks for files to
+        # delete: of a[1] it deletes nothing, and of b*c what lies in other folders.
+        self._checkpoint.write(str(self._folder / f"ckpt-{step}"))
+        for path in (*self._folder.glob(f"ckpt-{step}.*"), self._folder):
+            sync(path)
+        kept = self._kept(step)
+        lines = [
+            f'model_checkpoint_path: "ckpt-{step}"',
+            *(f'all_model_checkpoint_paths: "ckpt-{n}"' for n in kept[::-1]),
+        ]
+        # It tells TensorFlow's own tools which ones there are.
+        write_text(self._folder / _STATE_FILE, "".join(f"{line}\n" for line in lines))
 
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read; returns the number of steps done, 0 where there is none.
 
-        Raises: UserError where the checkpoints are of another architecture, or none of them can be read.
+        Raises: UserError where the checkpoints are of another architecture, none of them can be read, or there are none
+        though there must have been.
         """
-        for leftover in self._folder.glob("*_temp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        steps = sorted((int(path.stem.split("-")[1]) for path in self._folder.glob("ckpt-*.index")), reverse=True)
-        if not steps and not self._manager.latest_checkpoint:
-            return 0
+        began = any(self._folder.glob("ckpt-*"))
+        sweep(self._folder, _LEFTOVERS, ())
+        steps = saved_steps(self._folder)
         for step in steps:
             path = self._folder / f"ckpt-{step}"
             try:
-                saved = json.loads(self._manifest(step).read_text())
+                saved = _read_manifest(self._manifest(step))
             except (OSError, ValueError) as error:
                 _warn(path, error)
                 continue
             self._compare(saved)
-            try:
-                self._saved_in(path).restore(str(path)).assert_consumed()
-                return int(self._step.numpy())
-            except _DAMAGE as error:
-                _warn(path, error)
-        raise UserError(f"no checkpoint in {str(self._folder)!r} can be read; remove the folder to start anew")
+            with plain_path(self._folder) as plain:
+                try:
+                    self._saved_in(plain / path.name).restore(str(plain / path.name)).assert_consumed()
+                except _DAMAGE as error:
+                    self._compare_names(plain / path.name)
+                    _warn(path, error)
+                    continue
+            if step != steps[0]:
+                logging.warning("going on from %s", path)
+            return int(self._step.numpy())
+        if steps or (self._folder / _STATE_FILE).exists():
+            raise UserError(
+                f"no checkpoint in {str(self._folder)!r} can be read; put a copy of one back, or choose another "
+                f"--workdir"
+            )
+        self._refuse_to_forget(began)
+        return 0
+
+    def _refuse_to_forget(self, began):
+        """Raises UserError where the log has steps that were saved once: starting anew would clear it.
+
+        Args: began: whether a first save was begun, and killed: then there is a part of it.
+        """
+        if self._log is None:
+            return
+        steps = max((row["step"] for row in read_metrics(self._log)), default=0)
+        emptied = self._folder.exists() and not began
+        if steps and (steps > self._save_every or emptied or (steps == self._save_every and not began)):
+            raise UserError(
+                f"{str(self._folder)!r} holds no checkpoint, but {str(self._log)!r} has {steps} steps of an earlier "
+                f"run; put the checkpoints back, choose another --workdir, or move {self._log.name} and "
+                f"{self._log.stem}/ away to start anew here"
+            )
+        if steps:
+            logging.warning("%s: none of its %d steps was saved; they are run again", self._log, steps)
+
+    def _kept(self, step):
+        """The steps whose checkpoints stay, the newest first: later ones than this step could not be read."""
+        return [one for one in saved_steps(self._folder) if one <= step][: self._keep]
+
+    def _prune(self, step):
+        """Removes all but the last checkpoints, and what is left of others."""
+        kept = self._kept(step)
+        for path in self._folder.glob("ckpt-*"):
+            number = _step_of(path)
+            if number is not None and number not in kept:
+                path.unlink(missing_ok=True)
 
     def _saved_in(self, path):
         """A tf.train.Checkpoint of all parts but for the numbers that a checkpoint lacks."""
@@ -119,6 +204,22 @@ class CheckpointKeeper:
             shapes[path if seen[path] == 1 else f"{path}#{seen[path]}"] = list(variable.shape)
         return {"variables": shapes, "identity": self._identity}
 
+    def _compare_names(self, path):
+        """Raises UserError where a checkpoint can be read but has other parts than this run's: it is not damaged."""
+        try:
+            names = tf.train.load_checkpoint(str(path)).get_variable_to_shape_map()
+        except _DAMAGE:
+            return
+        there = {name.partition("/")[0] for name in names} - {"_CHECKPOINTABLE_OBJECT_GRAPH"}
+        differences = (there ^ {*self._parts, "save_counter"}) - self._scalars.keys()
+        if differences:
+            name = min(differences)
+            theirs, ours = ("a", "not") if name in there else ("no", "one")
+            raise UserError(
+                f"the checkpoint in {str(self._folder)!r} has {theirs} part {name!r}, this run has {ours}; go on with "
+                f"the same settings as before, or use another --workdir"
+            )
+
     def _compare(self, saved):
         present = self._describe()
         shapes, saved_shapes = present["variables"], saved["variables"]
@@ -138,9 +239,34 @@ class CheckpointKeeper:
                 )
 
 
-def digest(*parts: bytes) -> str:
+def saved_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, the newest first."""
+    steps = (_step_of(path) for path in folder.glob("ckpt-*.index"))
+    return sorted((step for step in steps if step is not None), reverse=True)
+
+
+def _step_of(path):
+    """The step in a checkpoint file's name; None where the name is another one."""
+    match = re.match(r"ckpt-(\d+)\.", path.name)
+    return int(match[1]) if match else None
+
+
+def _read_manifest(path):
+    """Raises: OSError or ValueError where it cannot be read."""
+    manifest = json.loads(path.read_text())
+    parts = [manifest.get(name) for name in ("variables", "identity")] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{path.name} is no manifest")
+    return manifest
+
+
+def digest(*parts: bytes | memoryview) -> str:
     """A short fingerprint of bytes."""
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    content = hashlib.sha256()
+    for number, part in enumerate(parts):
+        content.update(b"\0" if number else b"")
+        content.update(part)
+    return content.hexdigest()[:16]
 
 
 def weights_digest(model: keras.Layer) -> str:

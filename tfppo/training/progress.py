@@ -1,8 +1,109 @@
-"""Progress bars."""
+"""The progress of a run: a bar where the output is a terminal, else lines that a log file can hold."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
+SECONDS_BETWEEN_LINES = 10.0
+Step = TypeVar("Step")
 
-def progress_bar(*, total: int, done: int = 0, description: str) -> tqdm:
-    """A progress bar over steps, with the time left; `set_postfix` shows figures of the last step."""
-    return tqdm(total=total, initial=done, desc=description, dynamic_ncols=True, mininterval=0.5, smoothing=0.1)
+
+class Progress:
+    """Context that counts steps and shows figures of the last one, with the time left.
+
+    Args:
+        total, done: number of steps, and how many of them were done before.
+        unit: what a step is called.
+        starts: what the first step does before it works, which takes longer than any other; "": nothing.
+        every: without a terminal, the least seconds between two lines; the first and the last step always get one.
+    """
+
+    def __init__(
+        self,
+        *,
+        total: int,
+        done: int = 0,
+        description: str,
+        unit: str = "step",
+        starts: str = "",
+        every: float = SECONDS_BETWEEN_LINES,
+    ):
+        self._total, self._done, self._description, self._unit, self._every = total, done, description, unit, every
+        self._starts = starts if done < total else ""
+        self._bar: tqdm | None = None
+        self._pace: float | None = None  # seconds a step, without the first
+        self._first, self._shown_at, self._stepped_at = True, -every, 0.0
+
+    def __enter__(self) -> Self:
+        if self._starts:
+            self.write(f"{self._description}: the first {self._unit} {self._starts}")
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._total,
+                initial=self._done,
+                desc=self._description,
+                dynamic_ncols=True,
+                mininterval=0.5,
+                smoothing=0.1,
+            )
+        self._stepped_at = time.perf_counter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self, **figures: str) -> None:
+        """One more step is done; the figures, by name, are of this step."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.set_postfix(figures, refresh=False)
+            self._bar.update()
+            return
+        now = time.perf_counter()
+        seconds, self._stepped_at = now - self._stepped_at, now
+        if not self._first:
+            self._pace = seconds if self._pace is None else 0.9 * self._pace + 0.1 * seconds
+        if self._first or self._done == self._total or now - self._shown_at >= self._every:
+            self.write(self._line(figures, seconds))
+            self._shown_at = now
+        self._first = False
+
+    def write(self, line: str) -> None:
+        """Shows a line beside the progress."""
+        if self._bar is not None:
+            self._bar.write(line)
+        else:
+            print(line, flush=True)  # or a log lags behind by a buffer
+
+    def _line(self, figures, seconds):
+        shown = "".join(f", {name} {value}" for name, value in figures.items())
+        pace = "" if self._pace is None else f"; {duration((self._total - self._done) * self._pace)} left"
+        pace = "" if self._done == self._total else pace
+        spent = f"; {seconds:.1f} s" if self._first and self._starts else ""
+        return f"{self._description}: {self._unit} {self._done}/{self._total}{shown}{spent}{pace}"
+
+
+def shown(
+    steps: Iterable[Step], *, total: int, description: str, unit: str = "step", starts: str = ""
+) -> Iterator[Step]:
+    """The steps as they come, with their progress; the arguments are those of Progress."""
+    with Progress(total=total, description=description, unit=unit, starts=starts) as bar:
+        for step in steps:
+            yield step
+            bar.advance()
+
+
+def duration(seconds: float) -> str:
+    """A span of time in the two units that fit: "40 s", "3 min 20 s", "2 h 5 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

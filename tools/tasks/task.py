@@ -38,7 +38,11 @@ class Task(NamedTuple):
     def config(self, source: str) -> Config:
         """The settings of a run, those of PPO at their defaults."""
         config = Config(
-            data=DataConfig(source=source, max_prompt_tokens=self.max_prompt_tokens),
+            data=DataConfig(
+                source=source,
+                max_prompt_tokens=self.max_prompt_tokens,
+                max_given_prompt_tokens=self.max_prompt_tokens,
+            ),
             model=self.model,
             lm=self.lm,
             sampling=SamplingConfig(response_length=self.response_length, stop_at_eos=self.stops),

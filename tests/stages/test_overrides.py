@@ -1,0 +1,46 @@
+"""--config and its settings before absl reads them: names of configs, and none for what may be None."""
+
+import pytest
+from binaries import ROOT
+
+from tfppo.stages.overrides import estimator_first, resolve_config, shipped_configs, take_nones
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["--config.ppo.value_clip_range=none"], ["-config.ppo.value_clip_range=None"]],
+    ids=" ".join,
+)
+def test_none_for_a_number_that_may_be_none(argv):
+    rest, nones = take_nones(["tool", "--config.seed=1", *argv, "--config.ppo.kl_coef=none", "--workdir=none"])
+    assert nones == [("ppo", "value_clip_range")]
+    # What may not be None is left for its own error; and what is no field, too.
+    assert rest == ["tool", "--config.seed=1", "--config.ppo.kl_coef=none", "--workdir=none"]
+
+
+def test_the_configs_that_come_along():
+    assert shipped_configs() == {path.stem: path for path in (ROOT / "configs").glob("*.py")}
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (["--config=trl"], ["--config={trl}"]),
+        (["-config=trl"], ["-config={trl}"]),
+        (["--config", "trl", "--workdir", "x"], ["--config", "{trl}", "--workdir", "x"]),
+        (["--config={trl}"], ["--config={trl}"]),
+        (["--config.seed=1"], ["--config.seed=1"]),
+    ],
+    ids=str,
+)
+def test_a_config_goes_by_its_name_or_its_path(typed, read):
+    trl = str(ROOT / "configs" / "trl.py")
+    argv, file = resolve_config(["tool", *(word.format(trl=trl) for word in typed)])
+    assert argv == ["tool", *(word.format(trl=trl) for word in read)]
+    assert file == (None if typed == ["--config.seed=1"] else trl)
+
+
+def test_the_estimator_is_assigned_before_what_else_is_given():
+    argv = ["tool", "--config=a.py", "--config.ppo.group_size=16", "--workdir=w", "--config.ppo.estimator=grpo"]
+    assert estimator_first(argv) == [*argv[:2], argv[4], *argv[2:4]]
+    assert estimator_first(argv[:4]) == argv[:4]

@@ -1,0 +1,103 @@
+"""The texts of a run: which template writes chats, how long prompts may be, and what a language model cannot learn."""
+
+import json
+
+import pytest
+
+from tfppo.config import Config
+from tfppo.data.chat import BUILT_IN, ChatTemplate
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.errors import UserError
+from tfppo.stages.texts import (
+    check_responses,
+    load_held_out_prompts,
+    load_prompts,
+    load_texts,
+    load_written,
+    template_of,
+)
+
+HH = ChatTemplate("hh", BUILT_IN["hh"])
+
+
+def chat(number, answer="So."):
+    return {"messages": [{"role": "user", "content": f"{number}?"}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    def write(records, **data):
+        path = tmp_path / "records.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        config = Config()
+        for name, value in {"source": str(path), **data}.items():
+            setattr(config.data, name, value)
+        return config
+
+    return write
+
+
+def prompts_of(config, tokenizer, positions):
+    (batch,) = load_prompts(config, "train", tokenizer, positions).batches(99)
+    return [tokenizer.decode(row) for row in batch.prompt_ids.numpy()], batch.prompt_ids.shape[1]
+
+
+def test_chats_are_written_by_the_template_of_the_model(config_of):
+    tokenizer = Tokenizer([])
+    tokenizer.chat_template = HH
+    config = config_of([chat(number) for number in range(5)])
+    texts, _ = prompts_of(config, tokenizer, 99)
+    assert all(text.startswith("\n\nHuman: ") and text.endswith("?\n\nAssistant:") for text in texts)
+    config.data.chat_template = "chatml"
+    with pytest.raises(UserError, match="data.chat_template is 'chatml', but the model was trained with 'hh'"):
+        prompts_of(config, tokenizer, 99)
+
+
+def test_a_model_keeps_the_template_of_the_chats_that_it_is_trained_on(config_of):
+    chats = config_of([chat(number) for number in range(5)], chat_template="hh")
+    assert template_of(chats.data, load_texts(chats.data, "train"), None) == HH
+    tokenizer = Tokenizer([])
+    prompts_of(chats, tokenizer, 99)  # PPO of a model that knows no chats yet
+    assert tokenizer.chat_template == HH
+    plain = config_of([{"prompt": str(number), "response": "r"} for number in range(5)], chat_template="hh")
+    assert template_of(plain.data, load_texts(plain.data, "train"), None) is None
+
+
+def test_given_prompts_have_what_the_positions_leave(config_of, capsys):
+    config = config_of([{"prompt": "p" * (n + 1)} for n in range(40)])  # one token a byte
+    config.sampling.response_length = 10
+    texts, length = prompts_of(config, Tokenizer([]), 41)  # a start token, 30 of a prompt, 10 of a response
+    longest = max(map(len, texts))
+    assert longest <= 30 and length == 1 + longest
+    assert "prompts of more than the 30 tokens that model.max_sequence_length leaves" in capsys.readouterr().out
+
+
+def test_prompts_alone_teach_a_language_model_nothing(config_of):
+    data = config_of([{"prompt": str(n)} for n in range(5)]).data
+    with pytest.raises(UserError, match="records.jsonl' has prompts and no responses; .* go to tfppo train-ppo"):
+        check_responses(data, load_texts(data, "train"))
+    for records in ([{"text": str(n)} for n in range(5)], [{"prompt": str(n), "output": "r"} for n in range(5)]):
+        data = config_of(records).data
+        check_responses(data, load_texts(data, "train"))
+
+
+def test_held_out_prompts_have_the_length_of_training_and_none_are_needed(config_of, capsys):
+    tokenizer = Tokenizer([])
+    config = config_of([{"prompt": f"{number}?"} for number in range(40)])
+    held_out = load_held_out_prompts(config, tokenizer, 99, 17)
+    train = load_prompts(config, "train", tokenizer, 99)
+    assert held_out.length == 17 and 1 <= len(held_out) < len(train)
+    capsys.readouterr()
+    config.evaluation.every = 0
+    assert load_held_out_prompts(config, tokenizer, 99, 17) is None and capsys.readouterr().out == ""
+    alone = config_of([{"prompt": "One?"}])
+    assert load_held_out_prompts(alone, tokenizer, 99, 17) is None
+    assert capsys.readouterr().out.splitlines()[-1].startswith("no evaluation during training: source ")
+
+
+def test_perplexity_is_of_texts_that_are_there(config_of):
+    tokenizer = Tokenizer([])
+    prompts = [{"prompt": f"{number}?"} for number in range(40)]
+    assert load_written(config_of(prompts).data, "test", tokenizer, 16) is None
+    packed, num_words = load_written(config_of([{"text": f"word {n}"} for n in range(40)]).data, "test", tokenizer, 16)
+    assert num_words > 0 and packed.weights.sum() > 0

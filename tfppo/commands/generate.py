@@ -1,0 +1,39 @@
+"""Continues prompts with a trained model.
+
+    tfppo generate --workdir=runs/movies --prompt="The film is" --prompt="A story of"
+
+Prints one continuation a prompt; the same --config.seed gives the same text.
+"""
+
+from types import ModuleType
+
+from absl.flags import FlagValues
+
+from tfppo.config import Config
+from tfppo.stages import cli
+
+
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
+    """Continues the prompts of the flags."""
+    from tfppo.stages.generate import generate
+    from tfppo.stages.workdir import open_run
+
+    folder, _ = open_run(config, workdir)
+    prompts = flags.prompt or [""]
+    for prompt, response in zip(prompts, generate(config, folder, flags.model, prompts), strict=True):
+        print(f"{prompt}|{response}")
+
+
+def define_flags(flags: ModuleType) -> None:
+    """The flags of this command alone."""
+    flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "Folder of the model, or its name in WORKDIR (policy_best); default policy, or lm before PPO.",
+    )
+
+
+def run() -> None:
+    """The command, with the flags of sys.argv."""
+    cli.run(main, doc=__doc__, define_flags=define_flags)

@@ -1,0 +1,62 @@
+"""Trains a language model, fine-tunes it with PPO, evaluates and exports it, in about five minutes.
+
+    tfppo quickstart --workdir=runs/quickstart
+
+Run the same command again to go on after an interruption. WORKDIR then holds the models, TensorBoard logs, the table
+samples.md, the picture reward_over_kl.png, evaluation.json and the SavedModel export/1.
+"""
+
+import time
+
+from absl.flags import FlagValues
+
+from tfppo.config import Config
+from tfppo.stages import cli
+
+
+def main(config: Config, workdir: str, flags: FlagValues) -> None:
+    """Goes through all stages."""
+    started = time.time()
+    import tensorflow as tf
+
+    from tfppo.stages.evaluate import evaluate_model, record_evaluations
+    from tfppo.stages.export import export_model
+    from tfppo.stages.language_model import train_language_model
+    from tfppo.stages.ppo import check_ppo, train_ppo
+    from tfppo.stages.workdir import language_model_folder, open_run
+    from tfppo.training.plain_path import plain_path
+
+    def stage(title):
+        print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)
+
+    folder, strategy = open_run(config, workdir)
+    check_ppo(config, folder)
+    stage("1/5 language model: byte-level BPE and a Transformer, from the texts")
+    train_language_model(config, folder, strategy)
+    stage("2/5 PPO: towards the reward, near the language model")
+    train_ppo(config, folder, strategy)
+    stage("3/5 evaluation on held-out prompts")
+    before = evaluate_model(config, folder, strategy, language_model_folder(config, folder))
+    after = evaluate_model(config, folder, strategy, folder / "policy")
+    columns = {"before PPO": before, "after PPO": after}
+    print(record_evaluations(columns, folder, num_samples=config.evaluation.num_samples))
+    stage("4/5 export")
+    exported = export_model(config, folder, folder / "policy")
+    stage("5/5 the SavedModel continues a string")
+    with plain_path(exported) as path:
+        served = tf.saved_model.load(str(path))
+    prompt = before.prompts[0]
+    completion = served.signatures["generate"](prompt=tf.constant([prompt]))["completion"].numpy()[0].decode()
+    print(f"{prompt}|{completion}")
+    stage("done")
+    print(f"tables: {workdir}/samples.md, picture: {workdir}/reward_over_kl.png, SavedModel: {exported}")
+    first, last = before.figures, after.figures
+    print(
+        f"result: score {first['reward']:.3f} before PPO, {last['reward']:.3f} after; "
+        f"KL {last['kl']:.1f} nats a response"
+    )
+
+
+def run() -> None:
+    """The command, with the flags of sys.argv."""
+    cli.run(main, doc=__doc__, then=cli.AFTER_PPO, trains=True)

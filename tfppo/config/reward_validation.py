@@ -1,0 +1,53 @@
+"""Rules for how reward functions are called, and for those at a URL."""
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tfppo.config.validation import require, require_positive
+from tfppo.errors import UserError
+
+if TYPE_CHECKING:  # settings.py imports this module
+    from tfppo.config.settings import RewardConfig
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def validate_calls(reward: "RewardConfig") -> None:
+    """Raises UserError for retries, times and URLs that cannot work."""
+    require(reward.retries is None or reward.retries >= 0, "reward.retries", reward.retries, "it must not be negative")
+    require(
+        reward.timeout is None or 0 < reward.timeout < 1e6,
+        "reward.timeout",
+        reward.timeout,
+        "it must be above 0 and below a million seconds, or None",
+    )
+    require_positive("reward", reward, "url_batch_size", "url_concurrency")
+    variable = reward.url_token_variable
+    if variable is not None and not re.fullmatch(r"[A-Za-z_]\w*", variable):
+        # Not shown: it may be the token itself.
+        raise UserError("reward.url_token_variable is no name of an environment variable; put the token into one")
+    for name in reward.functions:
+        if name.startswith(("http://", "https://")):
+            _validate_url(name, variable)
+
+
+def _validate_url(url, variable):
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port  # raises for one that is no number
+    except ValueError:
+        host = None
+    require(bool(host), "reward.functions", url, "write https://host/path")
+    if "@" in parts.netloc:
+        raise UserError(
+            f"reward.functions has a URL of {host!r} with a password, which would be written to config.json; "
+            f"put a token into an environment variable and name that in reward.url_token_variable"
+        )
+    require(
+        variable is None or parts.scheme == "https" or host in LOOPBACK,
+        "reward.functions",
+        url,
+        "a token (reward.url_token_variable) is sent over https only",
+    )

@@ -1,0 +1,117 @@
+"""--config and --config.section.field=value on the command line, before absl reads them."""
+
+import dataclasses
+import difflib
+import os
+import re
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from tfppo.config import Config
+from tfppo.errors import UserError
+
+_CONFIG_FLAG = re.compile(r"(--?config)(?:=(.*))?", re.DOTALL)
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
+_PACKAGE = Path(__file__).parents[1]
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come along, by name: in the package, or beside it in a checkout."""
+    folders = [folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir()]
+    return {path.stem: path for path in sorted(folders[0].glob("*.py")) if path.stem != "__init__"} if folders else {}
+
+
+def resolve_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments with the file in place of the name that --config gives, and that file; None without the flag.
+
+    Raises: UserError where there is neither a config of that name nor a file.
+    """
+    argv, file = list(argv), None
+    for position, argument in enumerate(argv):
+        match = _CONFIG_FLAG.fullmatch(argument)
+        if not match:
+            continue
+        if match[2] is not None:
+            file = _config_file(match[2])
+            argv[position] = f"{match[1]}={file}"
+        else:
+            file = _config_file((argv[position + 1 :] or [""])[0])
+            argv[position + 1] = file
+    return argv, file
+
+
+def _config_file(name):
+    shipped = shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
+    if os.path.isfile(name):
+        return name
+    nearest = difflib.get_close_matches(Path(name).stem, shipped, n=1)
+    hint = f"; did you mean --config={nearest[0]}?" if nearest else ""
+    raise UserError(f"--config names no file: {name!r}; the configs that come along are {', '.join(shipped)}{hint}")
+
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Raises UserError, with the most similar name, where --config.section.field is not a field of Config."""
+    sections = config_sections()
+    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
+    fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
+    for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
+        if name in sections:
+            raise UserError(f"--config.{name} is a section; write --config.{name}.FIELD=value")
+        if name not in fields:
+            nearest = _nearest(name, fields)
+            hint = f"did you mean --config.{nearest}?" if nearest else "--help lists the fields"
+            raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
+
+
+def config_sections() -> dict[str, type]:
+    """The dataclass of each section of Config, by name."""
+    return {
+        field.name: typing.cast(type, field.type)
+        for field in dataclasses.fields(Config)
+        if dataclasses.is_dataclass(field.type)
+    }
+
+
+def estimator_first(argv: Sequence[str]) -> list[str]:
+    """The arguments, of those that change the configuration the estimator's first: it resets settings.
+
+    Whatever else is on the command line then stays, in any order.
+    """
+    overrides = [place for place, argument in enumerate(argv) if _OVERRIDE.fullmatch(argument)]
+    chosen = [place for place in overrides if re.match(r"--?config\.ppo\.estimator=", argv[place])]
+    if not chosen:
+        return list(argv)
+    rest = [argument for place, argument in enumerate(argv) if place not in chosen]
+    return [*rest[: overrides[0]], *(argv[place] for place in chosen), *rest[overrides[0] :]]
+
+
+def take_nones(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Removes the arguments that set an optional field to none; returns the rest and their (section, field) pairs.
+
+    ml_collections has no syntax that sets a number to None.
+    """
+    optional = {
+        f"{name}.{field.name}"
+        for name, section in config_sections().items()
+        for field in dataclasses.fields(section)
+        if type(None) in typing.get_args(field.type)
+    }
+    rest: list[str] = []
+    nones: list[tuple[str, str]] = []
+    for argument in argv:
+        match = re.fullmatch(r"--?config\.([^=]*)=none", argument, re.IGNORECASE)
+        if match and match[1] in optional:
+            section, _, name = match[1].partition(".")
+            nones.append((section, name))
+        else:
+            rest.append(argument)
+    return rest, nones
+
+
+def _nearest(name, fields):
+    """The most similar field, first among those of this name in other sections; None where none is similar."""
+    same = [field for field in fields if field.rpartition(".")[2] == name.rpartition(".")[2]]
+    return next(iter(difflib.get_close_matches(name, same or fields, n=1, cutoff=0.0 if same else 0.6)), None)

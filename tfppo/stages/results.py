@@ -1,0 +1,48 @@
+"""What a training run came to, in a line, from the metrics that it has written."""
+
+from pathlib import Path
+
+from tfppo.training.metrics import read_metrics
+
+
+def ppo_result(folder: Path) -> str:
+    """Score before and after, and the distance that it took: of the first and the last iteration of WORKDIR/ppo.jsonl.
+
+    The first iteration samples from the policy as it starts, so its score is the one before PPO.
+    """
+    rows = read_metrics(folder / "ppo.jsonl")
+    if not rows:
+        return "no iteration is on record"
+    first, last = rows[0], rows[-1]
+    return (
+        f"score {first['objective/score']:.3f} in iteration {first['step']}, {last['objective/score']:.3f} in "
+        f"{last['step']}; KL {last['objective/kl']:.1f} nats a response"
+    )
+
+
+def language_model_result(folder: Path) -> str:
+    """The held-out perplexity of the model that is kept, the best of WORKDIR/lm_training.jsonl."""
+    rows = _with(read_metrics(folder / "lm_training.jsonl"), "lm/held_out_loss")
+    if not rows:
+        return "no held-out perplexity is on record"
+    best = min(rows, key=lambda row: row["lm/held_out_loss"])
+    return (
+        f"held-out perplexity {best['lm/held_out_perplexity']:.1f} a token, "
+        f"{best['lm/held_out_word_perplexity']:.0f} a word, after {best['step']} steps"
+    )
+
+
+def reward_model_result(folder: Path) -> str:
+    """The held-out figures of the reward model, the last ones of WORKDIR/reward_training.jsonl."""
+    rows = _with(read_metrics(folder / "reward_training.jsonl"), "reward_model/held_out_accuracy")
+    if not rows:
+        return "no held-out accuracy is on record"
+    last = rows[-1]
+    return (
+        f"held-out accuracy {last['reward_model/held_out_accuracy']:.3f}, "
+        f"loss {last['reward_model/held_out_loss']:.3f}, after {last['step']} steps"
+    )
+
+
+def _with(rows, tag):
+    return [row for row in rows if tag in row]
