@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_collector, build_learner
+from config_cases import ORIGINAL
 
 from tfppo.computation import modes
 from tfppo.config import Config, DataConfig, EvaluationConfig, PpoConfig, RewardConfig, SamplingConfig
@@ -48,7 +49,7 @@ class RecordingTrainer(PpoTrainer):
 
 
 def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, evaluation=None, **changes):
-    defaults = dict(
+    defaults = ORIGINAL | dict(
         rollout_batch_size=BATCH,
         total_episodes=BATCH * ITERATIONS,
         ppo_epochs=1,
