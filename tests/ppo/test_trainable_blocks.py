@@ -191,5 +191,6 @@ def test_more_blocks_than_the_model_will_have_are_refused_before_it_is_trained(t
     with pytest.raises(UserError, match="ppo.trainable_blocks is 3; the model has 2 blocks"):
         check_ppo(config, tmp_path)
     config.ppo.embedding_learning_rate = None
-    (tmp_path / "lm").mkdir()  # which may be of another size
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "model.keras").touch()  # which may be of another size
     check_ppo(config, tmp_path)

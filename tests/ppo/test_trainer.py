@@ -323,7 +323,8 @@ def test_a_checkpoint_from_before_idle_steps_were_counted_goes_on(tmp_path):
     settings = dict(critic_warmup_iterations=1, critic="separate", total_episodes=BATCH * 2)
     trainer = make_trainer(tmp_path, **settings)
     kept = {name: part for name, part in trainer.keeper._parts.items() if name != "idle_steps"}
-    trainer.keeper._manager._checkpoint = tf.train.Checkpoint(**kept)
+    trainer.keeper._checkpoint = tf.train.Checkpoint(**kept)
+    _ = trainer.keeper._checkpoint.save_counter  # as the keeper's own has it
     trainer.train()
     saved = tf.train.load_checkpoint(str(tmp_path / "checkpoints" / "ckpt-2")).get_variable_to_shape_map()
     assert not any("idle_steps" in name for name in saved)
@@ -435,7 +436,7 @@ def test_every_iteration_has_seeds_prompts_and_a_rate_of_its_own(tmp_path, monke
     """And the same ones when it comes again, as in a run that goes on."""
     trainer = make_trainer(tmp_path)
     optimizer = trainer.learner.optimizer
-    monkeypatch.setattr(trainer.collector, "collect", lambda prompts, seed: (prompts, seed))
+    monkeypatch.setattr(trainer.collector, "collect", lambda prompts, seed, columns: (prompts, seed))
     monkeypatch.setattr(
         trainer.learner, "update", lambda rollout, seed, *_: {"seed": seed[0], "rate": optimizer.learning_rate.numpy()}
     )

@@ -118,7 +118,7 @@ def test_help_lists_the_flags(tool):
     assert len(settings) > 90
     assert settings["seed"] == "0" and settings["model.vocabulary_size"] == "8192"  # of the config, not of the class
     assert settings["ppo.gamma"] == "0.5" and settings["ppo.target_kl"] == "none"  # as the command line has them
-    assert re.search(r"--config\.ppo\.kl_coef=0\.038 +weight of the KL penalty.* \[default 0\.05\]", finished.out)
+    assert re.search(r"--config\.ppo\.kl_coef=0\.038 +weight of the KL penalty.* \[default 0\.02\]", finished.out)
 
 
 REWARDS = """
