@@ -39,7 +39,7 @@ def config_of(tmp_path):
 
 
 def prompts_of(config, tokenizer, positions):
-    (batch,) = load_prompts(config, "train", tokenizer, positions).batches(99)
+    ((batch, _),) = load_prompts(config, "train", tokenizer, positions).batches(99)
     return [tokenizer.decode(row) for row in batch.prompt_ids.numpy()], batch.prompt_ids.shape[1]
 
 
