@@ -51,7 +51,7 @@ def test_seconds_that_phases_need_by_hand():
     model = ModelConfig(
         num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3, vocabulary_size=5, max_sequence_length=8
     )
-    ppo = PpoConfig(rollout_batch_size=2, num_minibatches=1, ppo_epochs=3)
+    ppo = PpoConfig(rollout_batch_size=2, num_minibatches=1, ppo_epochs=3, critic="shared")
     config = Config(model=model, sampling=SamplingConfig(response_length=2), ppo=ppo)
     computation = computing_in("float32", "mixed_bfloat16")
     benchmark = SimpleNamespace(config=config, prompt_length=2, computation=computation)

@@ -108,6 +108,7 @@ def finished(tmp_path_factory):
 
     settings = dict(
         reward=dict(normalize=True),
+        kl_coef=0.05,
         adaptive_kl_target=0.01,
         adaptive_kl_horizon=100,
         critic_warmup_iterations=1,
