@@ -87,9 +87,7 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         folder,
         ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
         ema=average if ema else None,
-        held_out_prompts=PromptSet([Trajectory([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0)
-        if evaluation
-        else None,
+        held_out_prompts=held_out if evaluation else None,
     )
 
 
