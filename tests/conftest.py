@@ -15,6 +15,7 @@ TESTS = Path(__file__).parent
 # Of a file all tests (None), or those of these names.
 SLOW: dict[str, set[str] | None] = {
     "computation/native/test_building.py": None,
+    "computation/native/test_cache.py": {"test_a_damaged_library_is_built_anew_and_loaded"},
     "computation/native/test_decoder.py": {
         "test_in_bfloat16_they_are_those_of_the_update",
         "test_logits_and_values_are_those_of_the_policy",
@@ -73,11 +74,13 @@ SLOW: dict[str, set[str] | None] = {
     "reward_model/test_reward_trainer.py": None,
     "serving/test_export.py": None,
     "stages/test_binaries.py": None,
+    "stages/test_ends.py": None,
     "test_commands.py": {"test_it_is_parsed_and_fits_the_models_that_it_names"},
     "test_installed.py": None,
     "stages/test_lm_stage.py": None,
     "stages/test_resuming.py": None,
     "stages/test_cli.py": {"test_failure_of_data_or_model", "test_mistake_on_the_command_line"},
+    "training/test_interrupt.py": None,
     "training/test_replicas.py": None,
 }
 

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from computations import build_learner, build_sampler
+from config_cases import ORIGINAL
 
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import Prompts
@@ -31,7 +32,9 @@ def make_policy(separate_critic=False):
 
 
 def make_config(**changes):
-    defaults = dict(rollout_batch_size=BATCH_SIZE, ppo_epochs=2, num_minibatches=2, learning_rate=1e-2)
+    defaults = ORIGINAL | dict(rollout_batch_size=BATCH_SIZE, ppo_epochs=2, num_minibatches=2, learning_rate=1e-2)
+    if changes.get("critic") == "separate":
+        defaults |= dict(value_coef=0.1, critic_learning_rate=1e-2)
     config = PpoConfig(**{**defaults, "total_episodes": BATCH_SIZE, "jit_compile": False, **changes})
     config.validate()
     return config

@@ -31,7 +31,7 @@ PROGRAM = r"(?:(?:python )?tools/(?P<tool>\w+)\.py|tfppo (?P<command>[a-z]+(?:[-
 IN_BLOCK = re.compile(rf"^ {{4,}}(?:[^\n]*&& )?{PROGRAM}(?P<flags>(?:[^\n\\&]|\\\n|\\)*)", re.MULTILINE)
 IN_LINE = re.compile(rf"`{PROGRAM}(?P<flags>[^`]*)`")
 NAMED = re.compile(r"\btfppo ([a-z]+(?:[-_][a-z]+)+)\b|\btools/(\w+)\.py")
-NO_COMMANDS = {"check-native", "mutation-check", "make-parity-fixtures", "NAME"}
+NO_COMMANDS = {"check-native", "learning-tasks", "mutation-check", "make-parity-fixtures", "NAME"}
 
 
 class Printed(NamedTuple):
@@ -84,6 +84,7 @@ def parse(name, arguments):
             json.dumps([config.to_json(), flags.flag_values_dict()], default=str)
         )
         module.THEN = module.cli.AFTER_PPO = ()
+        module.cli.start_tensorflow = module.cli.claim = lambda *args: None
     sys.argv = ["tfppo", *arguments]
     module.run()
 

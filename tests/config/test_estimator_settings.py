@@ -9,13 +9,13 @@ from tfppo.config import Config, PpoConfig
 from tfppo.config.choices import ESTIMATORS
 from tfppo.config.presets import openrlhf
 
-NAMES = ("value_coef", "group_size", "whiten_advantages", "loss_aggregation", "kl_coef", "kl_loss_coef")
+NAMES = ("value_coef", "group_size", "whiten_advantages", "loss_aggregation", "kl_coef", "kl_loss_coef", "critic")
 DEFAULTS = {
-    "gae": (0.1, 1, True, "token_mean", 0.05, 0.0),
-    "monte_carlo": (0.1, 1, True, "token_mean", 0.05, 0.0),
-    "rloo": (0.0, 4, False, "token_mean", 0.05, 0.0),
-    "grpo": (0.0, 8, False, "sequence_mean", 0.0, 0.04),
-    "reinforce_pp": (0.0, 1, True, "token_mean", 0.05, 0.0),
+    "gae": (1.0, 1, True, "token_mean", 0.02, 0.0, "separate"),
+    "monte_carlo": (1.0, 1, True, "token_mean", 0.02, 0.0, "separate"),
+    "rloo": (0.0, 4, False, "token_mean", 0.02, 0.0, "shared"),
+    "grpo": (0.0, 8, False, "sequence_mean", 0.0, 0.04, "shared"),
+    "reinforce_pp": (0.0, 1, True, "token_mean", 0.02, 0.0, "shared"),
 }
 
 
@@ -37,13 +37,29 @@ def test_defaults_follow_the_estimator_whenever_it_is_assigned(estimator):
 def test_what_is_given_wins(estimator):
     given = dict(group_size=16, whiten_advantages=not DEFAULTS[estimator][2], loss_aggregation="sequence_sum")
     ppo = PpoConfig(estimator=estimator, **given, kl_coef=0.3, kl_loss_coef=0.2)
-    assert values(ppo) == (DEFAULTS[estimator][0], *given.values(), 0.3, 0.2)
+    assert values(ppo) == (DEFAULTS[estimator][0], *given.values(), 0.3, 0.2, DEFAULTS[estimator][-1])
 
 
 @pytest.mark.parametrize(("kl_coef", "expected"), [(0.1, (0.1, 0.0)), (0.0, (0.0, 0.0)), (None, (0.0, 0.04))])
 def test_whoever_gives_a_kl_coefficient_has_said_where_the_kl_acts(kl_coef, expected):
     ppo = PpoConfig(estimator="grpo", kl_coef=kl_coef)
     assert (ppo.kl_coef, ppo.kl_loss_coef) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("separate", 1.0, 1e-3)),
+        ({"learning_rate": 1e-5}, ("separate", 1.0, 1e-4)),
+        ({"critic": "shared"}, ("shared", 0.1, None)),
+        ({"critic_learning_rate": 1e-4, "value_coef": 0.5}, ("separate", 0.5, 1e-4)),
+        ({"estimator": "grpo"}, ("shared", 0.0, None)),
+    ],
+)
+def test_weight_and_rate_of_the_critic_follow_from_its_kind(given, expected):
+    ppo = PpoConfig(**given)
+    ppo.validate()
+    assert (ppo.critic, ppo.value_coef, ppo.critic_learning_rate) == (*expected[:2], pytest.approx(expected[2]))
 
 
 def test_an_estimator_without_a_critic_lets_go_of_the_critic():

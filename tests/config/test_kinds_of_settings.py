@@ -58,7 +58,13 @@ def compare(stage, before, now, same_content=None):
 @pytest.mark.parametrize(
     ("stage", "now", "expected"),
     [
-        (PPO, dict(ppo__learning_rate=1e-5), {"ppo.learning_rate": Kind.FREE}),
+        (PPO, dict(ppo__gamma=0.9), {"ppo.gamma": Kind.FREE}),
+        # The critic's rate follows the policy's, and that is said too.
+        (
+            PPO,
+            dict(ppo__learning_rate=1e-5),
+            dict.fromkeys(["ppo.learning_rate", "ppo.critic_learning_rate"], Kind.FREE),
+        ),
         (PPO, dict(ppo__kl_coef=0.3, seed=1), {"ppo.kl_coef": Kind.STATE, "seed": Kind.FIXED}),
         (PPO, dict(reward__functions=("a:b",)), {"reward.functions": Kind.FREE}),
         (PPO, dict(ppo__ema_decay=0.5), {"ppo.ema_decay": Kind.FIXED}),

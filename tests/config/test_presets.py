@@ -98,7 +98,7 @@ N_PLUS = {
         "kl_coef": 0.05,
         "adaptive_kl_target": None,
         "critic": "separate",
-        "critic_learning_rate": None,
+        "critic_learning_rate": 3e-6,
     },
 }
 TRL = {
@@ -152,3 +152,33 @@ def test_every_recipe_is_checked():
     assert set(PRESETS) == set(RECIPES)
     lengths = {name: preset().data.max_prompt_tokens for name, preset in PRESETS.items()}
     assert lengths == {"openai_2019": 64, "openai_tldr_n_plus": 512, "trl": 512, "openrlhf": 8}
+
+
+def test_the_quickstart_keeps_its_values_whatever_the_defaults():
+    """Its figures in README and docs were measured with these."""
+    ppo = load(ROOT / "configs" / "movie_snippets.py").get_config().ppo
+    values = dict(
+        total_episodes=4096,
+        rollout_batch_size=64,
+        ppo_epochs=2,
+        num_minibatches=4,
+        gae_lambda=1.0,
+        whiten_advantages=True,
+        clip_range=0.2,
+        value_clip_range=0.2,
+        value_coef=1.0,
+        kl_coef=0.038,
+        kl_loss_coef=0.0,
+        optimizer="adamw",
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        weight_decay=0.0,
+        learning_rate=1e-4,
+        critic_learning_rate=1e-3,
+        embedding_learning_rate=4e-4,
+        schedule="linear",
+        warmup_iterations=0,
+        max_grad_norm=1.0,
+        critic="separate",
+    )
+    assert {name: getattr(ppo, name) for name in values} == values

@@ -16,6 +16,7 @@ def test_defaults_are_valid():
 
 
 CRITIC_FREE = {"ppo__estimator": "reinforce_pp", "ppo__value_coef": 0.0}
+SHARED = {"ppo__critic": "shared"}
 NATIVE_UPDATE = {"ppo__native": True, "ppo__update_dtype": "mixed_bfloat16"}
 # settings, the field that is named, its value as shown, and a word of the remedy
 BAD = [
@@ -157,9 +158,9 @@ BAD = [
         "ppo.estimator monte_carlo has no lambda; use None",
     ),
     ({"ppo__critic_warmup_iterations": 1, "ppo__value_coef": 0.0}, "ppo.value_coef", "0.0", "critic warm-up trains"),
-    ({"ppo__weight_decay": 0.1}, "ppo.weight_decay", "0.1", "use 0 or ppo.optimizer=adamw"),
+    ({"ppo__optimizer": "adam", "ppo__weight_decay": 0.1}, "ppo.weight_decay", "0.1", "use 0 or ppo.optimizer=adamw"),
     ({"ppo__adaptive_kl_target": 1.0, "ppo__kl_coef": 0.0}, "ppo.kl_coef", "0.0", "start above 0"),
-    ({"ppo__critic_learning_rate": 1e-3}, "ppo.critic_learning_rate", "0.001", "ppo.critic=separate"),
+    ({**SHARED, "ppo__critic_learning_rate": 1e-3}, "ppo.critic_learning_rate", "0.001", "ppo.critic=separate"),
     (
         {"ppo__critic_learning_rate": 0.0, "ppo__critic": "separate"},
         "ppo.critic_learning_rate",
@@ -167,7 +168,7 @@ BAD = [
         "it must be above 0",
     ),
     ({"ppo__embedding_learning_rate": -1e-3}, "ppo.embedding_learning_rate", "-0.001", "use 0 to keep"),
-    ({"ppo__critic_init": "runs/rm"}, "ppo.critic_init", "'runs/rm'", "use policy or ppo.critic=separate"),
+    ({**SHARED, "ppo__critic_init": "runs/rm"}, "ppo.critic_init", "'runs/rm'", "use policy or ppo.critic=separate"),
     (
         {"ppo__critic_init": "runs/rm", "ppo__critic": "separate", "ppo__value_head": "mlp"},
         "ppo.value_head",

@@ -248,7 +248,7 @@ class TestPromptSet:
 
 def test_columns_of_examples_that_are_left_out_are_left_out(tokenizer):
     examples = [Example("abcdef", columns={"n": 0}), Example("a", columns={"n": 1}), Example("x", "p", {"n": 2})]
-    assert [row.columns for row in encode_trajectories(examples, tokenizer, config(4, 4), 0)] == [{"n": 0}, {"n": 2}]
+    assert [row.columns for row in encode_trajectories(examples, tokenizer, config(4, 4), 0, 8)] == [{"n": 0}, {"n": 2}]
 
 
 def test_a_digest_tells_prompts_continuations_and_their_order_apart():

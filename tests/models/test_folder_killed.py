@@ -204,3 +204,17 @@ def test_what_a_killed_save_left_is_no_model_where_the_folder_was_removed(models
 def test_a_folder_without_a_name_of_its_own_can_be_loaded(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert value_in(".") == 1.0
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_old_model(models, tokenizer, folder, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        patch.setattr(Tokenizer, "save", full)
+        save_model(models[2.0], tokenizer, folder)
+    assert str(error.value) == (
+        f"the model in '{folder}' cannot be written: No space left on device; free some space on that disk; the model "
+        "that was there before is intact"
+    )
+    assert value_in(folder) == 1.0 and [path.name for path in folder.parent.iterdir()] == ["model"]

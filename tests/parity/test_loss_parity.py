@@ -110,7 +110,7 @@ def test_L2_a_value_inside_the_range_is_not_clipped():
 
 
 def test_L3_total_has_a_tenth_of_the_value_loss_and_no_entropy():
-    for config in (PpoConfig(), openai_2019().ppo, trl().ppo):
+    for config in (openai_2019().ppo, trl().ppo):
         assert (config.value_coef, config.entropy_coef, config.kl_loss_coef) == (0.1, 0.0, 0.0)
         assert (config.clip_range, config.value_clip_range, config.ppo_epochs) == (0.2, 0.2, 4)
 

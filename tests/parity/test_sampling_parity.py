@@ -230,7 +230,12 @@ def test_L6_D4_first_minibatch_has_ratio_1(separate_critic):
     """Left padding, a temperature, stops and a whole rollout: ratio 1, approx_kl 0, nothing clipped."""
     samples = draw(separate_critic)
     config = PpoConfig(
-        rollout_batch_size=BATCH, total_episodes=BATCH, ppo_epochs=1, num_minibatches=1, jit_compile=False
+        rollout_batch_size=BATCH,
+        total_episodes=BATCH,
+        ppo_epochs=1,
+        num_minibatches=1,
+        critic="separate" if separate_critic else "shared",
+        jit_compile=False,
     )
     strategy = make_strategy(1)
     with strategy.scope():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_learner
+from config_cases import ORIGINAL
 from reference_numbers import assert_close, float32, load, mask_of
 
 from tfppo.config import PpoConfig, RewardConfig
@@ -65,7 +66,7 @@ def make_config(setting, **changes):
         max_grad_norm=setting.get("max_grad_norm", 0.0),
         jit_compile=False,
     )
-    config = PpoConfig(**arguments | changes)
+    config = PpoConfig(**ORIGINAL | arguments | changes)
     config.validate()
     return config
 

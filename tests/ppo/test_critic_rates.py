@@ -103,6 +103,8 @@ def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
 def test_embeddings_learn_at_a_rate_of_their_own(critic, rate):
     """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
     settings = dict(ppo_epochs=1, num_minibatches=1, optimizer="adamw", adam_epsilon=10.0, max_grad_norm=0.0)
+    if critic == "separate":
+        settings["critic_learning_rate"] = 10.0
     learner = make_learner(critic, **settings, learning_rate=10.0, embedding_learning_rate=rate)
     policy, rollout = learner.policy, make_rollout()
     policy.set_weights(learner.start)

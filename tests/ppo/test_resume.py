@@ -34,6 +34,7 @@ def plain_words(prompts, responses):
         raise OSError("HTTP 500: the judge is down")
     return [sum(c.isascii() for c in response) / 4 for response in responses]
 """
+AGAIN = "press Ctrl-C again to stop at once without saving it"
 LM_STEPS, ITERATIONS, INTERRUPTED_AFTER, FAILED_AFTER = 400, 6, 3, 5
 EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2; one more until the failure
 
@@ -135,7 +136,8 @@ def runs(tmp_path_factory):
 def test_ctrl_c_in_language_model_training_saves_and_says_how_to_go_on(runs):
     _, _, ends = runs
     assert ends["lm"].code == 130, ends["lm"].raw
-    (line,) = ends["lm"].err
+    asked, line = ends["lm"].err
+    assert re.fullmatch(rf"stopping: finishing step \d+, about 1 s; {AGAIN}", asked)
     match = re.fullmatch(rf"saved after (\d+) of {LM_STEPS} steps; run the same command again to go on", line)
     assert match, line
     assert 100 <= int(match[1]) < LM_STEPS
@@ -146,7 +148,9 @@ def test_ctrl_c_in_a_rollout_finishes_the_iteration_and_saves(runs):
     _, _, ends = runs
     assert ends["ppo"].code == 130, ends["ppo"].raw
     expected = f"saved after {INTERRUPTED_AFTER} of {ITERATIONS} iterations; run the same command again to go on"
-    assert ends["ppo"].err == [expected]
+    asked, line = ends["ppo"].err
+    assert re.fullmatch(rf"stopping: finishing iteration {INTERRUPTED_AFTER}, about \d+ s; {AGAIN}", asked)
+    assert line == expected
     assert not ends["policy at the stop"]
 
 

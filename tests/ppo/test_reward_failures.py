@@ -93,7 +93,7 @@ def test_the_second_ctrl_c_is_heard_while_a_reward_hangs(tmp_path):
     def hangs(prompts, responses):
         calls.append(None)
         if len(calls) == 2:
-            for delay in (0.1, 0.4):
+            for delay in (0.1, 1.0):
                 threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)).start()
             release.wait(30)
         return byte_mean(prompts, responses)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_learner
+from config_cases import ORIGINAL
 
 from tfppo.config import Config, ModelConfig, PpoConfig, RewardConfig
 from tfppo.errors import UserError
@@ -46,7 +47,9 @@ def make_learner(policy, **changes):
     settings = dict(rollout_batch_size=ROWS, total_episodes=ROWS, ppo_epochs=1, num_minibatches=1, jit_compile=False)
     steps = dict(optimizer="adamw", learning_rate=RATE, adam_epsilon=EPSILON, max_grad_norm=MAX_NORM)
     dtype = changes.pop("dtype", None)
-    config = PpoConfig(**{**settings, **steps, **changes})
+    if changes.get("critic") == "separate":
+        steps["critic_learning_rate"] = RATE
+    config = PpoConfig(**{**ORIGINAL, **settings, **steps, **changes})
     config.validate()
     return build_learner(policy, config, RewardConfig(), strategy(), dtype=dtype)
 
@@ -188,5 +191,6 @@ def test_more_blocks_than_the_model_will_have_are_refused_before_it_is_trained(t
     with pytest.raises(UserError, match="ppo.trainable_blocks is 3; the model has 2 blocks"):
         check_ppo(config, tmp_path)
     config.ppo.embedding_learning_rate = None
-    (tmp_path / "lm").mkdir()  # which may be of another size
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "model.keras").touch()  # which may be of another size
     check_ppo(config, tmp_path)

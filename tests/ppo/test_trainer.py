@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import keras
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_collector, build_learner
+from config_cases import ORIGINAL
 
 from tfppo.computation import modes
 from tfppo.config import Config, DataConfig, EvaluationConfig, PpoConfig, RewardConfig, SamplingConfig
@@ -47,7 +49,7 @@ class RecordingTrainer(PpoTrainer):
 
 
 def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, evaluation=None, **changes):
-    defaults = dict(
+    defaults = ORIGINAL | dict(
         rollout_batch_size=BATCH,
         total_episodes=BATCH * ITERATIONS,
         ppo_epochs=1,
@@ -227,6 +229,17 @@ def test_the_end_moves_with_the_settings(finished):
         assert (trainer.restored()[0], trainer.restored()[2]) == (ITERATIONS, ended), settings
 
 
+def test_a_run_that_lost_its_checkpoints_keeps_its_record(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[3], folder)
+    for path in (folder / "checkpoints").iterdir():
+        path.unlink()
+    before = (folder / "ppo.jsonl").read_bytes()
+    with pytest.raises(UserError, match="checkpoints' holds no checkpoint, but .*ppo.jsonl' has 4 steps .*--workdir"):
+        make_trainer(folder)
+    assert (folder / "ppo.jsonl").read_bytes() == before and len(before.splitlines()) == ITERATIONS
+
+
 def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -310,7 +323,8 @@ def test_a_checkpoint_from_before_idle_steps_were_counted_goes_on(tmp_path):
     settings = dict(critic_warmup_iterations=1, critic="separate", total_episodes=BATCH * 2)
     trainer = make_trainer(tmp_path, **settings)
     kept = {name: part for name, part in trainer.keeper._parts.items() if name != "idle_steps"}
-    trainer.keeper._manager._checkpoint = tf.train.Checkpoint(**kept)
+    trainer.keeper._checkpoint = tf.train.Checkpoint(**kept)
+    _ = trainer.keeper._checkpoint.save_counter  # as the keeper's own has it
     trainer.train()
     saved = tf.train.load_checkpoint(str(tmp_path / "checkpoints" / "ckpt-2")).get_variable_to_shape_map()
     assert not any("idle_steps" in name for name in saved)
@@ -422,7 +436,7 @@ def test_every_iteration_has_seeds_prompts_and_a_rate_of_its_own(tmp_path, monke
     """And the same ones when it comes again, as in a run that goes on."""
     trainer = make_trainer(tmp_path)
     optimizer = trainer.learner.optimizer
-    monkeypatch.setattr(trainer.collector, "collect", lambda prompts, seed: (prompts, seed))
+    monkeypatch.setattr(trainer.collector, "collect", lambda prompts, seed, columns: (prompts, seed))
     monkeypatch.setattr(
         trainer.learner, "update", lambda rollout, seed, *_: {"seed": seed[0], "rate": optimizer.learning_rate.numpy()}
     )

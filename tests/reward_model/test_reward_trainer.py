@@ -7,6 +7,7 @@ file, run as a program.
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from binaries import ROOT, TINY, command, run, run_all, succeed, write_texts
+from binaries import ROOT, TINY, command, run, succeed, write_texts
 from computations import engines_of
 from warm import WarmProcess
 
@@ -195,6 +196,9 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
     write_comparisons(tmp_path / "c.jsonl", 201)
     with pytest.raises(UserError, match="goes with another set of comparisons"):
         make_trainer(broken, config)
+    shutil.rmtree(broken / "reward_checkpoints")
+    with pytest.raises(UserError, match=f"holds no checkpoint, but .*reward_training.* {whole.num_steps} steps"):
+        make_trainer(broken, config)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
@@ -247,12 +251,16 @@ def chain(tmp_path_factory):
     reward = "reward.functions=('reward_model:',)"
     critic = ("ppo.critic=separate", f"ppo.critic_init={folder / 'run' / 'reward_model'}")
 
+    def run_each(commands):
+        return {name: run(argv) for name, argv in commands.items()}
+
     def reward_model(*more):
         return command("train_reward_model", workdir, config=(*settings, *more))
 
     (folder / "bad.jsonl").write_text('{"prompt": "a", "chosen": "b"}\n')
     succeed(run(command("train_lm", workdir, config=settings)))
-    before = run_all(
+    # One after the other: a folder is one run's at a time.
+    before = run_each(
         {
             "no reward model": command("train_ppo", workdir, config=(*settings, reward)),
             "bad file": command(
@@ -264,7 +272,7 @@ def chain(tmp_path_factory):
         }
     )
     trained = succeed(run(reward_model()))
-    after = run_all(
+    after = run_each(
         {
             "again": reward_model(),
             "ppo": command("train_ppo", workdir, config=(*settings, reward, *critic)),
@@ -275,7 +283,7 @@ def chain(tmp_path_factory):
 
 def test_the_binary_leaves_a_reward_model(chain):
     workdir, ends = chain
-    assert ends["trained"].out.endswith(f"reward model: {workdir / 'reward_model'}\n")
+    assert f"reward model: {workdir / 'reward_model'}\n" in ends["trained"].out
     assert "held-out loss" in ends["trained"].out and ends["trained"].err == []
     model, tokenizer = load_reward_model(workdir / "reward_model")
     language_model, its_tokenizer = load_language_model(workdir / "lm")

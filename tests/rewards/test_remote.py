@@ -1,12 +1,15 @@
 """Rewards at a URL, against a real server in a thread."""
 
 import json
+import re
 import ssl
 import subprocess
+import textwrap
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,6 +117,21 @@ def test_batches_of_rows_with_their_columns_are_posted_and_come_back_in_order(se
     assert all("Authorization" not in headers for headers in server.headers)
 
 
+def test_the_server_of_the_document_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+    source = textwrap.dedent(re.search(r"A server, for trials:\n\n((?:    .*\n|\n)+)", page)[1])
+    *definitions, start = source.strip().splitlines()
+    names = {}
+    exec("\n".join(definitions), names)
+    names["Score"].log_message = lambda *arguments: None
+    server = eval(start.replace("8000", "0").removesuffix(".serve_forever()"), names)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://localhost:{server.server_port}/score"
+    assert RemoteReward(url, RewardConfig())(make_batch()).tolist() == [np.float32(0.03), np.float32(0.09)]
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_bare_list_will_do(serve):
     assert remote(serve(lambda number, request: (200, scores_of(request))))(make_batch()).tolist() == [3.0, 9.0]
 
@@ -195,8 +213,9 @@ def test_where_nothing_listens(serve):
         remote(server, retries=1)(make_batch())
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(serve, tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+def of_its_own_authority(folder):
+    """A server's context with a certificate that vouches for itself, and the file of that."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
     made = subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
         + ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
@@ -206,6 +225,11 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(serve, tmp_path):
         pytest.skip("openssl makes no certificate here")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(serve, tmp_path):
+    context, _ = of_its_own_authority(tmp_path)
     server = serve(good, context)
     with pytest.raises(UserError, match="is not who it says it is.*REQUESTS_CA_BUNDLE"):
         remote(server)(make_batch())
@@ -213,16 +237,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(serve, tmp_path):
 
 
 def test_a_certificate_of_a_named_authority_is_taken(serve, tmp_path, monkeypatch):
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    made = subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)],
-        capture_output=True,
-    )
-    if made.returncode:
-        pytest.skip("openssl makes no certificate here")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
+    context, certificate = of_its_own_authority(tmp_path)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     assert remote(serve(good, context))(make_batch()).tolist() == [3.0, 9.0]
 

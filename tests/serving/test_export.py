@@ -1,8 +1,11 @@
 """The SavedModel: loaded by a process that knows TensorFlow alone, and compared with the policy in Python."""
 
+import os
 import pickle
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ppo.drawing import draw_uniforms
 from tfppo.ppo.sampling import sample
+from tfppo.serving import export
 from tfppo.serving.export import export_policy
 
 POSITIONS, RESPONSE, TEMPERATURE = 24, 8, 0.8
@@ -255,7 +259,54 @@ def test_versions_count_on_from_the_highest(policy, tokenizer, tmp_path):
     sampling = SamplingConfig(response_length=2)
     assert export_policy(policy, tokenizer, sampling, str(base)) == base / "10"
     assert (base / "10" / "saved_model.pb").is_file()
-    assert sorted(path.name for path in base.iterdir()) == sorted(["9", "7", "10", "not a version", "saving-3"])
+    assert sorted(path.name for path in base.iterdir()) == sorted(["9", "7", "10", "not a version"])
+
+
+def test_exports_at_the_same_time_get_versions_of_their_own(tmp_path):
+    """The moment in which a folder gets its number, as 8 processes have it: none replaces another."""
+
+    def take(number):
+        fresh = tmp_path / f"saving-{number}" / "model"
+        fresh.mkdir(parents=True)
+        (fresh / "saved_model.pb").write_text(str(number))
+        together.wait()
+        return export._take_next_version(fresh, tmp_path)
+
+    together = threading.Barrier(8)
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(take, range(64)))
+    assert sorted(int(version.name) for version in versions) == list(range(1, 65))
+    assert [(version / "saved_model.pb").read_text() for version in versions] == [str(number) for number in range(64)]
+
+
+@pytest.mark.parametrize("name", ["2", "3"])
+def test_the_number_of_another_process_is_passed_over(tmp_path, monkeypatch, name):
+    """Another one takes the number between the look and the rename: the rename does not replace it."""
+    fresh = tmp_path / "saving-1" / "model"
+    fresh.mkdir(parents=True)
+    (tmp_path / "1").mkdir()
+    rename, taken = os.rename, []
+
+    def overtaken(source, target):
+        if not taken:
+            taken.append(target)
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "saved_model.pb").write_text("another's")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", overtaken)
+    assert export._take_next_version(fresh, tmp_path).name == {"2": "3", "3": "2"}[name]
+    assert (tmp_path / name / "saved_model.pb").read_text() == "another's"
+
+
+def test_a_full_disk_is_one_line_and_no_version(policy, tokenizer, tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise tf.errors.ResourceExhaustedError(None, None, "saving/variables; No space left on device")
+
+    monkeypatch.setattr(tf.saved_model, "save", full)
+    with pytest.raises(UserError, match="the SavedModel in .* cannot be written: No space left on device; free some"):
+        export_policy(policy, tokenizer, SamplingConfig(response_length=2), tmp_path / "export")
+    assert list((tmp_path / "export").iterdir()) == []
 
 
 @pytest.mark.parametrize("length", [POSITIONS, POSITIONS + 1])

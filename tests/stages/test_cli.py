@@ -118,7 +118,7 @@ def test_help_lists_the_flags(tool):
     assert len(settings) > 90
     assert settings["seed"] == "0" and settings["model.vocabulary_size"] == "8192"  # of the config, not of the class
     assert settings["ppo.gamma"] == "0.5" and settings["ppo.target_kl"] == "none"  # as the command line has them
-    assert re.search(r"--config\.ppo\.kl_coef=0\.038 +weight of the KL penalty.* \[default 0\.05\]", finished.out)
+    assert re.search(r"--config\.ppo\.kl_coef=0\.038 +weight of the KL penalty.* \[default 0\.02\]", finished.out)
 
 
 REWARDS = """
@@ -152,8 +152,9 @@ def failures(tmp_path_factory):
     (folder / "long.jsonl").write_text("".join(record.replace("one", str(n)) for n in range(40)))
     succeed(run(command("train_lm", f"--workdir={good}", config=settings)))
 
-    def ppo(*more):
-        return command("train_ppo", f"--workdir={good}", config=(*settings, *more))
+    def ppo(workdir, *more):
+        start = f"language_model={good / 'lm'}"
+        return command("train_ppo", f"--workdir={folder / workdir}", config=(*settings, start, *more))
 
     def lm(workdir, *more):
         return command("train_lm", f"--workdir={folder / workdir}", config=(*settings, *more))
@@ -167,12 +168,15 @@ def failures(tmp_path_factory):
             "dataset": lm("fresh", f"data.source={folder / 'nothing.txt'}"),
             "architecture": lm("good", "model.hidden_dim=32"),
             "prompt": ppo(
-                f"data.source={folder / 'long.jsonl'}", "data.max_given_prompt_tokens=8", "data.long_prompts=refuse"
+                "ppo_0",
+                f"data.source={folder / 'long.jsonl'}",
+                "data.max_given_prompt_tokens=8",
+                "data.long_prompts=refuse",
             ),
             "no responses": lm("fresh", f"data.source={folder / 'prompts.csv'}"),
-            "unknown reward": ppo(reward("none")),
-            "number of scores": ppo(reward("too_few")),
-            "nan": ppo(reward("not_a_number")),
+            "unknown reward": ppo("ppo_1", reward("none")),
+            "number of scores": ppo("ppo_2", reward("too_few")),
+            "nan": ppo("ppo_3", reward("not_a_number")),
             # Neither has a model: the column comes first.
             "column": command("train_ppo", f"--workdir={folder / 'fresh'}", config=(*settings, reward("exact"))),
             "column of jsonl": command(
@@ -201,7 +205,7 @@ def failures(tmp_path_factory):
         ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
         ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
-        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: none; .*"),
+        ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: text; .*"),
         ("column of jsonl", r"reward exact takes a column 'answer', .*; the columns are: prompt, response; .*"),
         ("reward in evaluation", r"reward ends raised SystemExit: no key at .*rewards\.py:11, .* prompt '.+' and .*"),
         ("no model", r"there is no model in '.*fresh/lm' .*"),
@@ -216,5 +220,7 @@ def test_failure_of_data_or_model(failures, failure, pattern):
 def test_nothing_was_trained_by_a_failure(failures):
     folder, _ = failures
     assert (folder / "good" / "lm" / "model.keras").is_file()
-    for path in ("good/checkpoints", "good/policy", "fresh/lm", "fresh/lm_checkpoints"):
+    for path in ("fresh/lm", "fresh/lm_checkpoints"):
         assert not (folder / path).exists(), path
+    for name in ("checkpoints", "policy"):
+        assert not list(folder.glob(f"*/{name}"))

@@ -8,6 +8,7 @@ from tfppo.config import Config
 from tfppo.data.chat import BUILT_IN, ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.stages.rewards import check_rewards
 from tfppo.stages.texts import (
     check_responses,
     load_held_out_prompts,
@@ -38,7 +39,7 @@ def config_of(tmp_path):
 
 
 def prompts_of(config, tokenizer, positions):
-    (batch,) = load_prompts(config, "train", tokenizer, positions).batches(99)
+    ((batch, _),) = load_prompts(config, "train", tokenizer, positions).batches(99)
     return [tokenizer.decode(row) for row in batch.prompt_ids.numpy()], batch.prompt_ids.shape[1]
 
 
@@ -101,3 +102,14 @@ def test_perplexity_is_of_texts_that_are_there(config_of):
     assert load_written(config_of(prompts).data, "test", tokenizer, 16) is None
     packed, num_words = load_written(config_of([{"text": f"word {n}"} for n in range(40)]).data, "test", tokenizer, 16)
     assert num_words > 0 and packed.weights.sum() > 0
+
+
+def test_the_check_of_a_rewards_columns_reads_chats_as_the_model_does(config_of, tmp_path, capsys):
+    tokenizer = Tokenizer([])
+    tokenizer.chat_template = HH
+    tokenizer.save(tmp_path / "lm" / "tokenizer")
+    (tmp_path / "toy.py").write_text("def exact(prompts, responses, goal):\n    return [0.0] * len(responses)\n")
+    config = config_of([{**chat(number), "goal": number} for number in range(5)])
+    config.reward.functions = (f"{tmp_path / 'toy.py'}:exact",)
+    check_rewards(config, tmp_path)
+    assert "chat template hh\n" in capsys.readouterr().out

@@ -1,13 +1,17 @@
 """Checkpoints: what is saved comes back, damage falls back to the one before, another architecture is refused."""
 
+import errno
 import hashlib
 import json
+import os
+import resource
 import shutil
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
@@ -25,7 +29,7 @@ def make_model(width=4, layers=1):
 class State:
     """A model with an optimizer that has moved, and their keeper."""
 
-    def __init__(self, folder, keep=3, identity=None, extra=None, **sizes):
+    def __init__(self, folder, keep=3, identity=None, extra=None, log=None, save_every=1, **sizes):
         self.model = make_model(**sizes)
         self.optimizer = keras.optimizers.Adam(0.1)
         self.optimizer.build(self.model.trainable_variables)
@@ -37,6 +41,8 @@ class State:
             keep=keep,
             extras={"extra": extra} if extra else None,
             identity=identity,
+            log=log,
+            save_every=save_every,
         )
 
     def step(self):
@@ -48,6 +54,14 @@ class State:
 
 def same(first, second):
     return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is logged as a warning."""
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
+    return lines
 
 
 @pytest.fixture
@@ -128,18 +142,34 @@ def test_no_readable_one_is_an_error(saved, damage):
     folder, _ = saved
     for step in (2, 4):
         DAMAGE[damage](folder / f"ckpt-{step}.{FILES['index' if damage == 'missing' else 'data']}")
-    with pytest.raises(UserError, match=r"no checkpoint in .*run' can be read; copy it again") as error:
+    with pytest.raises(UserError, match=r"no checkpoint in .*run' can be read; put a copy of one back") as error:
         State(folder).keeper.restore()
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "missing"])
-def test_a_damaged_manifest_falls_back_too(saved, damage):
+def replace_by(text):
+    return lambda path: path.write_text(text)
+
+
+MANIFEST_DAMAGE = {
+    **{name: DAMAGE[name] for name in ("truncated", "empty", "missing")},
+    **{
+        text: replace_by(text) for text in ("null", "[]", "{}", '{"variables": {}}', '{"variables": 1, "identity": {}}')
+    },
+    "bytes": lambda path: path.write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("damage", MANIFEST_DAMAGE)
+def test_a_damaged_manifest_falls_back_too(saved, damage, warnings):
     folder, arrays = saved
-    DAMAGE[damage](folder / "ckpt-4.json")
+    MANIFEST_DAMAGE[damage](folder / "ckpt-4.json")
     state = State(folder)
     assert state.keeper.restore() == 2
     assert same(state.arrays(), arrays[2])
+    first, second = warnings
+    assert "ckpt-4 cannot be read" in first and "\n" not in first
+    assert second == f"going on from {folder / 'ckpt-2'}"
 
 
 def test_the_state_file_is_not_needed(saved):
@@ -321,8 +351,138 @@ def test_weights_that_are_not_finite_are_not_saved(saved, value):
     assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
 
 
+def write_log(path, steps):
+    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in range(1, steps + 1)))
+    return path
+
+
+@pytest.mark.parametrize("emptied", [True, False], ids=["emptied", "removed"])
+@pytest.mark.parametrize("steps", [4, 5])
+def test_a_run_that_lost_its_checkpoints_does_not_begin_anew(saved, emptied, steps):
+    folder, _ = saved
+    log = write_log(folder.parent / "ppo.jsonl", steps)
+    shutil.rmtree(folder)
+    if emptied:
+        folder.mkdir()
+    with pytest.raises(UserError) as error:
+        State(folder, log=log, save_every=4).keeper.restore()
+    assert str(error.value) == (
+        f"'{folder}' holds no checkpoint, but '{log}' has {steps} steps of an earlier run; put the checkpoints back, "
+        f"choose another --workdir, or move ppo.jsonl and ppo/ away to start anew here"
+    )
+    log.unlink()
+    assert State(folder, log=log, save_every=4).keeper.restore() == 0
+
+
+def test_steps_that_were_never_saved_are_run_again_and_that_is_said(tmp_path, warnings):
+    log = write_log(tmp_path / "ppo.jsonl", 3)
+    assert State(tmp_path / "run", log=log, save_every=4).keeper.restore() == 0
+    assert warnings == [f"{log}: none of its 3 steps was saved; they are run again"]
+
+
+@pytest.mark.parametrize("left", [["ckpt-4.json"], ["ckpt-4.json.tmp"], ["ckpt-4.json", "ckpt-4_temp"]])
+def test_a_first_save_that_was_killed_is_run_again(tmp_path, warnings, left):
+    log = write_log(tmp_path / "ppo.jsonl", 4)
+    (tmp_path / "run").mkdir()
+    for name in left:
+        (tmp_path / "run" / name).write_text("{")
+    assert State(tmp_path / "run", log=log, save_every=4).keeper.restore() == 0
+    assert len(warnings) == 1
+    assert not [path.name for path in (tmp_path / "run").iterdir() if "tmp" in path.name or "temp" in path.name]
+
+
+def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    state = State(folder, keep=1)
+    state.keeper.save(1, kl_coef=0.0)
+    synced, left = set(), []
+    sync, unlink = os.fsync, os.unlink
+
+    def noting_sync(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def noting_unlink(path, *args, **kwargs):
+        left.append((os.path.basename(path), set(synced)))
+        unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "fsync", noting_sync)
+    monkeypatch.setattr(os, "unlink", noting_unlink)
+    state.keeper.save(2, kl_coef=0.0)
+    assert sorted(name for name, _ in left) == ["ckpt-1.data-00000-of-00001", "ckpt-1.index", "ckpt-1.json"]
+    ends = ("/ckpt-2.data-00000-of-00001", "/ckpt-2.index", "/ckpt-2.json.tmp", "/checkpoint.tmp", "")
+    assert all({f"{folder}{end}" for end in ends} <= before for _, before in left)
+
+
+def full(monkeypatch, of):
+    """Fills the disk when the part `of` a save is written."""
+    if of == "tensors":
+        monkeypatch.setattr(
+            tf.train.Checkpoint,
+            "write",
+            raising(tf.errors.ResourceExhaustedError(None, None, "run/ckpt-6_temp/part-0; No space left on device")),
+        )
+    else:
+        monkeypatch.setattr(os, "fsync", raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+
+
+def raising(error):
+    def function(*args, **kwargs):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize("of", ["tensors", "manifest"])
+def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(saved, monkeypatch, of):
+    folder, arrays = saved
+    state = State(folder)
+    assert state.keeper.restore() == 4
+    state.step()
+    (folder / "ckpt-6_temp").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(UserError) as error:
+        full(patch, of)
+        state.keeper.save(6, kl_coef=0.0)
+    assert str(error.value) == (
+        f"the checkpoint of step 6 in '{folder}' cannot be written: No space left on device; free some space on that "
+        f"disk; the one of step 4 is intact, and the same command again goes on from there"
+    )
+    assert not (folder / "ckpt-6_temp").exists()
+    again = State(folder)
+    assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
 def test_a_save_is_told(tmp_path):
     state, told = State(tmp_path / "run"), []
     state.keeper.on_save = lambda step: told.append((step, (tmp_path / "run" / f"ckpt-{step}.index").exists()))
     state.keeper.save(7, kl_coef=0.0)
     assert told == [(7, True)]
+
+
+def test_a_limit_on_the_size_of_files_is_one_line(saved):
+    """A real limit, and TensorFlow's own writing."""
+    folder, arrays = saved
+    state = State(folder, width=4)
+    state.keeper.restore()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(
+            UserError, match=r"step 6 in .* cannot be written: File too large; raise .*; the one of step 4"
+        ):
+            state.keeper.save(6, kl_coef=0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    again = State(folder)
+    assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
+def test_files_of_other_names_in_the_folder_are_left_alone(saved):
+    folder, _ = saved
+    for name in ("ckpt-best.index", "notes.txt"):
+        (folder / name).write_text("mine")
+    state = State(folder, keep=1)
+    assert state.keeper.restore() == 4
+    state.keeper.save(6, kl_coef=0.0)
+    assert {"ckpt-best.index", "notes.txt", "ckpt-6.index"} <= {path.name for path in folder.iterdir()}
+    assert not (folder / "ckpt-4.index").exists()

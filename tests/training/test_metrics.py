@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 
+from tfppo.errors import UserError
 from tfppo.training.metrics import TAGS, MetricsWriter, read_metrics
 
 
@@ -147,3 +149,66 @@ def test_a_step_that_was_written_in_two_events_keeps_both(tmp_path):
     MetricsWriter(tmp_path / "ppo", resume_step=1).close()
     events = read_events(tmp_path / "ppo")
     assert curve(events, "objective/kl") == [(1, 1.0)] and curve(events, "policy/ratio") == [(1, 2.0)]
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    lines = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
+    return lines
+
+
+DAMAGED_LINES = [b"", b"{", b"null", b"7", b'{"step": "x"}', b"\xff\x00\xfe", b'{"objective/kl": 1.0}']
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LINES, ids=repr)
+def test_a_damaged_line_in_the_middle_costs_that_line_alone(tmp_path, warnings, damage):
+    path = tmp_path / "ppo.jsonl"
+    write_steps(tmp_path / "ppo", range(1, 6)).close()
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]) + b"\n")
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 4, 5]
+    write_steps(tmp_path / "ppo", [6], resume_step=5).close()
+    assert [row["step"] for row in read_metrics(path)] == [1, 2, 4, 5, 6]
+    assert warnings == [
+        f"{path} lacks 1 of the 5 steps done, the first is step 3 (damaged lines: 3); the run goes on, its record "
+        "has a gap"
+    ]
+    assert [step for step, _ in curve(read_events(tmp_path / "ppo"), "objective/kl")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_record_that_is_gone_is_said(tmp_path, warnings):
+    MetricsWriter(tmp_path / "ppo", resume_step=40).close()
+    (line,) = warnings
+    assert "lacks 40 of the 40 steps done, the first is step 1;" in line
+
+
+def test_what_a_damaged_event_file_lost_comes_from_the_record(tmp_path, warnings):
+    write_steps(tmp_path / "ppo", range(1, 31)).close()
+    (path,) = (tmp_path / "ppo").iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    MetricsWriter(tmp_path / "ppo", resume_step=30).close()
+    assert curve(read_events(tmp_path / "ppo"), "objective/kl") == [(n, n / 4) for n in range(1, 31)]
+    assert warnings == []
+
+
+def test_a_name_with_a_dot_keeps_it(tmp_path):
+    assert MetricsWriter(tmp_path / "ppo.2").path == tmp_path / "ppo.2.jsonl"
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """/dev/full is a file of a disk without space."""
+    writer = write_steps(tmp_path / "ppo", range(1, 4))
+    writer.flush()
+    with Path("/dev/full").open("a") as writer._file:
+        writer.write(4, {"objective/kl": 0.0})
+        with pytest.raises(UserError) as error:
+            writer.flush()
+        writer.close()  # does not hide it
+    assert str(error.value) == (
+        f"the log '{tmp_path / 'ppo.jsonl'}' cannot be written: No space left on device; free some space on that disk; "
+        "the last checkpoint is intact, and the same command goes on from it"
+    )
+    assert [row["step"] for row in read_metrics(tmp_path / "ppo.jsonl")] == [1, 2, 3]

@@ -218,6 +218,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     """
     import tensorflow as tf
     from computations import build_learner
+    from config_cases import ORIGINAL
 
     from tfppo.config import PpoConfig
     from tfppo.data.prompts import Prompts
@@ -229,7 +230,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     policy.set_weights(start)
     rng = np.random.default_rng(1)
     settings = dict(rollout_batch_size=16, total_episodes=48, learning_rate=1e-2, max_grad_norm=0.1, jit_compile=False)
-    config = PpoConfig(**{**settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
+    config = PpoConfig(**{**ORIGINAL, **settings, "ppo_epochs": 2, "num_minibatches": 2, **changes})
     config.validate()
     language_model = policy.language_model
 

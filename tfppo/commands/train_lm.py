@@ -31,4 +31,4 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 def run() -> None:
     """The command, with the flags of sys.argv."""
-    cli.run(main, doc=__doc__, then=THEN)
+    cli.run(main, doc=__doc__, then=THEN, trains=True)

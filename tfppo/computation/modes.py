@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tfppo.computation.native.building import cache_folder, processor
+from tfppo.computation.native.building import WORK, processor
+from tfppo.computation.native.cache import cache_folder, make_cache_folder
+from tfppo.files import work_folder
 
 _RUNS = 3  # timed calls of each mode, of which the fastest counts: noise only ever adds
 _MARGIN = 0.1  # of the time that the other mode has to save: less may be noise
@@ -103,9 +104,9 @@ def keep_mode(key: str, mode: bool) -> None:
     """Keeps a mode under a key, beside the others. Where that can't be written, the next process measures again."""
     try:
         file = modes_file()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
-            fresh = Path(folder) / file.name
+        make_cache_folder(file.parent)
+        with work_folder(file.parent, WORK) as folder:
+            fresh = folder / file.name
             fresh.write_text(json.dumps({**_read_modes(), key: mode}, indent=1))
             fresh.replace(file)  # at once: another process finds the whole file
     except (OSError, RuntimeError) as error:

@@ -78,6 +78,7 @@ def openai_tldr_n_plus() -> Config:
             schedule="linear",
             max_grad_norm=0.0,
             critic="separate",
+            critic_learning_rate=3e-6,  # one optimizer has both
         ),
     )
     config.data.max_prompt_tokens = config.data.max_given_prompt_tokens = 512

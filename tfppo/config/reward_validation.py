@@ -1,10 +1,11 @@
-"""Rules for how reward functions are called, and for those at a URL."""
+"""What settings of rewards must hold: of functions and scores, and of how they are called, also at a URL."""
 
 import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tfppo.config.validation import require, require_positive
+from tfppo.config.choices import PLACEMENTS
+from tfppo.config.validation import require, require_one_of, require_positive
 from tfppo.errors import UserError
 
 if TYPE_CHECKING:  # settings.py imports this module
@@ -13,8 +14,37 @@ if TYPE_CHECKING:  # settings.py imports this module
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-def validate_calls(reward: "RewardConfig") -> None:
-    """Raises UserError for retries, times and URLs that cannot work."""
+def validate_reward(reward: "RewardConfig") -> None:
+    """Raises UserError for values of a RewardConfig that do not fit."""
+    require(bool(reward.functions), "reward.functions", reward.functions, "name at least one function")
+    for name in reward.functions:
+        require(
+            ":" in name,
+            "reward.functions",
+            name,
+            "write module:function, path/file.py:function, https://host/path, likelihood: or reward_model:",
+        )
+    _validate_calls(reward)
+    require(
+        len(reward.weights) == len(reward.functions),
+        "reward.weights",
+        reward.weights,
+        f"give one weight for each of the {len(reward.functions)} functions",
+    )
+    require_one_of("reward.placement", reward.placement, PLACEMENTS)
+    require_one_of("reward.missing_stop_mode", reward.missing_stop_mode, ("subtract", "replace"))
+    require(reward.clip is None or reward.clip > 0, "reward.clip", reward.clip, "it must be above 0, or None for off")
+    require(reward.scale > 0, "reward.scale", reward.scale, "it must be above 0")
+    require(reward.truncate_after >= 0, "reward.truncate_after", reward.truncate_after, "it must not be negative")
+    require(
+        reward.truncate_after == 0 or reward.truncate_at_eos,
+        "reward.truncate_after",
+        reward.truncate_after,
+        "it needs reward.truncate_at_eos=True; set that or use 0",
+    )
+
+
+def _validate_calls(reward):
     require(reward.retries is None or reward.retries >= 0, "reward.retries", reward.retries, "it must not be negative")
     require(
         reward.timeout is None or 0 < reward.timeout < 1e6,

@@ -12,17 +12,11 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from tfppo.config.choices import (
-    BEST_BY,
-    CHAT_TEMPLATES,
-    ESTIMATOR_SETTINGS,
-    LONG_PROMPTS,
-    PLACEMENTS,
-    settings_to_let_go,
-)
+from tfppo.config.choices import BEST_BY, DEPENDENT, settings_to_let_go
+from tfppo.config.data_validation import validate_data
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.resuming import fixed, state
-from tfppo.config.reward_validation import validate_calls
+from tfppo.config.reward_validation import validate_reward
 from tfppo.config.validation import (
     require,
     require_one_of,
@@ -32,8 +26,8 @@ from tfppo.config.validation import (
     validate_sizes,
 )
 
-# The default of settings that belong to `ppo.estimator`: they read as ESTIMATOR_SETTINGS of choices.py says of it.
-OF_ESTIMATOR: Any = None
+# The default of settings that follow from `ppo.estimator` or others: they read as DEPENDENT of choices.py says.
+DEPENDS: Any = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,27 +51,7 @@ class DataConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
-        require(bool(self.source), "data.source", self.source, "name tfds:NAME, or files: .txt, .jsonl, .csv ...")
-        require(
-            self.chat_template in ("", *CHAT_TEMPLATES) or self.chat_template.endswith(".json"),
-            "data.chat_template",
-            self.chat_template,
-            f"choose one of {', '.join(CHAT_TEMPLATES)}, or name a .json file",
-        )
-        require_one_of("data.long_prompts", self.long_prompts, LONG_PROMPTS)
-        require(
-            self.max_given_prompt_tokens is None or self.max_given_prompt_tokens > 0,
-            "data.max_given_prompt_tokens",
-            self.max_given_prompt_tokens,
-            "it must be above 0, or None for what the model has room for",
-        )
-        require_positive("data", self, "min_prompt_tokens", "max_prompt_tokens")
-        require(
-            self.min_prompt_tokens <= self.max_prompt_tokens,
-            "data.min_prompt_tokens",
-            self.min_prompt_tokens,
-            f"it must be at most data.max_prompt_tokens {self.max_prompt_tokens}",
-        )
+        validate_data(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -185,9 +159,7 @@ class RewardConfig:
     timeout: float | None = None
     url_batch_size: int = 16  # most responses that are posted to a URL together
     url_concurrency: int = 4  # most posts to a URL at once
-    url_token_variable: str | None = (
-        None  # environment variable with the token that a URL gets as Bearer; None: no token
-    )
+    url_token_variable: str | None = None  # environment variable with the token for a URL; None: no token
     placement: str = "last_token"  # or "after_last" (TRL), "last_position" (Ziegler et al. 2019)
     missing_stop_penalty: float | None = None  # for responses without EOS; None: no penalty
     missing_stop_mode: str = "subtract"  # subtract the penalty from the score, or "replace" the score by the penalty
@@ -200,32 +172,7 @@ class RewardConfig:
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
-        require(bool(self.functions), "reward.functions", self.functions, "name at least one function")
-        for name in self.functions:
-            require(
-                ":" in name,
-                "reward.functions",
-                name,
-                "write module:function, path/file.py:function, https://host/path, likelihood: or reward_model:",
-            )
-        validate_calls(self)
-        require(
-            len(self.weights) == len(self.functions),
-            "reward.weights",
-            self.weights,
-            f"give one weight for each of the {len(self.functions)} functions",
-        )
-        require_one_of("reward.placement", self.placement, PLACEMENTS)
-        require_one_of("reward.missing_stop_mode", self.missing_stop_mode, ("subtract", "replace"))
-        require(self.clip is None or self.clip > 0, "reward.clip", self.clip, "it must be above 0, or None for off")
-        require(self.scale > 0, "reward.scale", self.scale, "it must be above 0")
-        require(self.truncate_after >= 0, "reward.truncate_after", self.truncate_after, "it must not be negative")
-        require(
-            self.truncate_after == 0 or self.truncate_at_eos,
-            "reward.truncate_after",
-            self.truncate_after,
-            "it needs reward.truncate_at_eos=True; set that or use 0",
-        )
+        validate_reward(self)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -277,34 +224,34 @@ class PpoConfig:
     # Or "monte_carlo" (return minus value); without a critic: "rloo", "grpo", "reinforce_pp". Comments below give the
     # defaults that belong to one of them; assigning another one resets what was chosen for the one before.
     estimator: str = "gae"
-    group_size: int = fixed(OF_ESTIMATOR)  # responses to each prompt, which rloo (4) and grpo (8) compare; otherwise 1
+    group_size: int = fixed(DEPENDS)  # responses to each prompt, which rloo (4) and grpo (8) compare; otherwise 1
     gamma: float = 1.0  # discount of rewards, a token; 1: late ones count in full
-    gae_lambda: float = 0.95  # from 0, which trusts the critic, to 1, which trusts the rewards alone
+    gae_lambda: float = 1.0  # from 0, which trusts the critic, to 1, which trusts the rewards alone
     critic_gae_lambda: float | None = None  # lambda for the targets of the critic; None: gae_lambda
     # To mean 0 and variance 1 over the tokens; of rloo and grpo, whose groups have means of their own, the scale alone.
-    whiten_advantages: bool = OF_ESTIMATOR  # True; for rloo and grpo False
+    whiten_advantages: bool = DEPENDS  # True; for rloo and grpo False
     whiten_scope: str = "rollout"  # over which rewards and advantages are whitened; or "minibatch"
     whiten_unbiased: bool = False  # whitening divides the variance by n - 1 (TRL) instead of n
     # Losses
     clip_range: float = 0.2  # probability ratios beyond 1 - it and 1 + it get no gradient
     clip_range_high: float | None = None  # upper clip range; None: clip_range
     dual_clip: float | None = None  # upper bound of the loss where A < 0, in multiples of -A; None: off
-    loss_aggregation: str = OF_ESTIMATOR  # "token_mean", for grpo "sequence_mean"; or "sequence_sum"
+    loss_aggregation: str = DEPENDS  # "token_mean", for grpo "sequence_mean"; or "sequence_sum"
     value_clip_range: float | None = 0.2  # None: off
-    value_coef: float = OF_ESTIMATOR  # weight of the critic's loss: 0.1; 0 without a critic
+    value_coef: float = DEPENDS  # weight of the critic's loss: 1; 0.1 for a shared one
     entropy_coef: float = 0.0  # weight of a bonus for entropy
     # KL to the reference
-    kl_coef: float = state(OF_ESTIMATOR)  # weight of the KL penalty in the reward: 0.05; for grpo 0
+    kl_coef: float = state(DEPENDS)  # weight of the KL penalty in the reward: 0.02; for grpo 0
     kl_estimator: str = "k1"  # estimator of that penalty; or "k2", "k3", "abs"
-    kl_loss_coef: float = OF_ESTIMATOR  # weight of a KL term in the loss: 0; for grpo 0.04, if kl_coef is not given
+    kl_loss_coef: float = DEPENDS  # weight of a KL term in the loss: 0; for grpo 0.04, if kl_coef is not given
     kl_loss_estimator: str = "k3"  # estimator of that term; or "k2"
     adaptive_kl_target: float | None = None  # target KL of a response, in nats; None: kl_coef stays fixed
     adaptive_kl_horizon: int = 10000  # in episodes; a larger horizon adapts kl_coef more slowly
     target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
-    optimizer: str = fixed("adam")  # the TensorFlow form of Adam, as in the original; or "adamw": the PyTorch form
-    learning_rate: float = 3e-4  # at its peak
-    critic_learning_rate: float | None = None  # of a separate critic, clipped by itself then; None: the same
+    optimizer: str = fixed("adamw")  # the PyTorch form of Adam; or "adam": the TensorFlow form, as in the original
+    learning_rate: float = 1e-4  # at its peak
+    critic_learning_rate: float | None = None  # of a separate critic, clipped by itself; None: 10 times learning_rate
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
     trainable_blocks: int | None = fixed(None)  # train so many top blocks, final norm and value head; None: all
     schedule: str = "linear"  # or "cosine"; both decay over the run; or "constant"
@@ -312,13 +259,13 @@ class PpoConfig:
     warmup_iterations: int = 0  # iterations in which the learning rate rises from 0
     adam_beta1: float = 0.9  # decay of the first moment
     adam_beta2: float = 0.999  # decay of the second moment
-    adam_epsilon: float = 1e-5  # in the denominator of Adam's step
+    adam_epsilon: float = 1e-8  # in the denominator of Adam's step
     weight_decay: float = 0.0  # adamw only
     max_grad_norm: float = 1.0  # 0: no clipping
     critic_warmup_iterations: int = 0  # first iterations, in which only the critic learns
     ema_decay: float = fixed(0.0, of=bool)  # moving average of the policy's weights, one step an iteration; 0: off
     # Critic
-    critic: str = fixed("shared")  # value head on the trunk of the policy; or "separate": another trunk
+    critic: str = fixed(DEPENDS)  # "separate": a trunk of its own; or "shared": a head on the policy's, or none
     critic_init: str = fixed("policy")  # a separate critic starts so; or from "scratch", or a reward model's folder
     value_head: str = fixed("linear")  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
     # Running
@@ -334,13 +281,9 @@ class PpoConfig:
     if not TYPE_CHECKING:  # for which any misspelt name would be a setting
 
         def __getattribute__(self, name):
-            """A setting; one that is not given as it belongs to the estimator, whichever that is by now."""
+            """A setting; one that is not given as DEPENDENT says, from what the others are by now."""
             value = object.__getattribute__(self, name)
-            if value is not None or name not in ESTIMATOR_SETTINGS["gae"]:
-                return value
-            if name == "kl_loss_coef" and object.__getattribute__(self, "kl_coef") is not None:
-                return 0.0  # whoever gives kl_coef has said where the KL acts
-            return ESTIMATOR_SETTINGS.get(self.estimator, ESTIMATOR_SETTINGS["gae"])[name]
+            return DEPENDENT[name](self, name) if value is None and name in DEPENDENT else value
 
         def __setattr__(self, name, value):
             """Assigns a setting; another estimator resets what was chosen for the one before."""
@@ -350,6 +293,10 @@ class PpoConfig:
                     if other.name in let_go:
                         object.__setattr__(self, other.name, other.default)
             object.__setattr__(self, name, value)
+
+    def given(self, name: str) -> Any:
+        """What a setting was given as; None where it was not."""
+        return object.__getattribute__(self, name)
 
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""

@@ -72,6 +72,8 @@ class LmTrainer:
             scalars={"best_loss": math.inf, "evaluations_without_improvement": 0},
             keep=config.keep_checkpoints,
             identity={"tokenizer": tokenizer.digest(), "set of texts": digest(*(array.data for array in train))},
+            log=folder / "lm_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
@@ -94,6 +96,7 @@ class LmTrainer:
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
+                stop.begins(f"step {step + 1}")
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,

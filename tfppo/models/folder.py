@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from tfppo.data.chat import ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.files import beside, sync, sync_tree, told
 from tfppo.models.finite import require_finite
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
@@ -37,21 +39,26 @@ def save_model(
     folder = Path(folder)
     require_finite(model, f"the model {str(folder)!r}")
     _finish_swap(folder)
-    fresh, old = _beside(folder)
+    fresh, old = beside(folder)
     # In this order: a `.saving` beside an `.old` is taken for complete.
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    tokenizer.save(fresh / _TOKENIZER)
-    model.save(fresh / _MODEL_FILE)
-    if about is not None:
-        (fresh / _ABOUT_FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
-    for path in (*fresh.rglob("*"), fresh):
-        _sync(path)
-    if folder.exists():
-        folder.rename(old)
-    _take_name(fresh, folder)
-    _sync(folder.parent)
+    kept = "the model that was there before is intact" if folder.exists() else "there was none before"
+    with told(f"the model in {str(folder)!r}", kept, others=(tf.errors.OpError,)):
+        try:
+            fresh.mkdir(parents=True)
+            tokenizer.save(fresh / _TOKENIZER)
+            model.save(fresh / _MODEL_FILE)
+            if about is not None:
+                (fresh / _ABOUT_FILE).write_text(json.dumps(dict(about), indent=2) + "\n")
+            sync_tree(fresh)
+        except Exception:
+            shutil.rmtree(fresh, ignore_errors=True)  # it may be what filled the disk
+            raise
+        if folder.exists():
+            folder.rename(old)
+        _take_name(fresh, folder)
+        sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -95,11 +102,6 @@ def load_chat_template(folder: str | os.PathLike) -> ChatTemplate | None:
     return Tokenizer.load_chat_template(Path(folder) / _TOKENIZER)
 
 
-def _beside(folder: Path) -> tuple[Path, Path]:
-    """Where the new model is written, and where the old one is kept until the new one has its name."""
-    return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
-
-
 def _finish_swap(folder: Path) -> None:
     """Finishes a `save_model` that was killed between its two renames.
 
@@ -107,7 +109,7 @@ def _finish_swap(folder: Path) -> None:
     """
     if folder.exists():
         return
-    fresh, old = _beside(folder)
+    fresh, old = beside(folder)
     if not (fresh.is_dir() and old.is_dir()):
         return
     try:
@@ -125,15 +127,6 @@ def _take_name(fresh: Path, folder: Path) -> None:
     except FileNotFoundError:  # a process that reads the model has finished the swap
         if not folder.exists():
             raise
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file, or the directory entries of a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _load(folder, made_by="tfppo train-lm"):

@@ -13,6 +13,7 @@ from tfppo.computation.engine import Engine
 from tfppo.config import RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet
 from tfppo.data.tokenizer import Tokenizer
+from tfppo.files import write_text
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.kl import kl_exact
@@ -117,10 +118,7 @@ def _mean(name, values):
 
 def write_evaluation(path: Path | str, figures: dict) -> None:
     """Writes figures as JSON, whole or not at all."""
-    path = Path(path)
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(figures, indent=2) + "\n")
-    fresh.replace(path)
+    write_text(Path(path), json.dumps(figures, indent=2) + "\n")
 
 
 def figure_rows(columns: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:

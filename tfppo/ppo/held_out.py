@@ -75,7 +75,7 @@ class HeldOut:
             return
         # What a fresh run measures before its first iteration is step 0.
         record = self.folder / "ppo_evaluation"
-        self._metrics = MetricsWriter(record, resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION)
+        self._metrics = MetricsWriter(record, resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION, sparse=True)
         self._measured = max((row["step"] for row in read_metrics(self._metrics.path)), default=-1)
         if read_about(self._best_folder).get("iteration", -1) == self.best.iteration:
             return

@@ -90,6 +90,8 @@ class PpoTrainer:
                 "set of prompts": prompts.digest(),
                 "ppo.trainable_blocks": config.ppo.trainable_blocks,
             },
+            log=folder / "ppo.jsonl",
+            save_every=config.checkpoint_every,
         )
         self.done = self.saved = self.keeper.restore()  # iterations; of the last checkpoint
         self.collector.state = self.keeper.scalars
@@ -116,6 +118,7 @@ class PpoTrainer:
         with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
             self.evaluate(bar, done, finished)
             while not finished:
+                stop.begins(f"iteration {done + 1}")
                 clock = [time.perf_counter()]
                 with self.saved_first(done, kl_coef, metrics):
                     collected = self.collect(done)
@@ -136,8 +139,8 @@ class PpoTrainer:
                 if done % self.config.checkpoint_every == 0 or finished or stop.requested:
                     metrics.flush()
                     self.save(done, kl_coef, finished)
-                if stop.requested:
-                    raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
+                    if stop.requested:  # asked again, but only where all is saved
+                        raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
     @contextmanager
     def saved_first(self, done: int, kl_coef: float, metrics: MetricsWriter, finished: bool = False) -> Iterator[None]:

@@ -75,6 +75,8 @@ class RewardTrainer:
                 "language model": weights_digest(model.trunk),
                 "set of comparisons": digest(*(array.tobytes() for array in train)),
             },
+            log=folder / "reward_training.jsonl",
+            save_every=config.eval_every,
         )
         self.done = self.keeper.restore()
 
@@ -95,6 +97,7 @@ class RewardTrainer:
         )
         with StopRequest() as stop, closing(metrics), bar:
             while self.done < self.num_steps:
+                stop.begins(f"step {self.done + 1}")
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
                 self.optimizer.learning_rate.assign(learning_rate)

@@ -23,7 +23,7 @@ from tfppo.rewards.checking import checked_scores
 
 RETRIES, TIMEOUT = 6, 60.0  # where the settings say nothing: about a minute of waits, and a minute an answer
 _LONGEST_ASKED = 600.0  # seconds of Retry-After that are waited for
-_TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}  # statuses that may pass
+_MAY_PASS = {408, 425, 429, *range(500, 600)}  # statuses
 _REMEDIES = {
     401: "check the token in the environment variable that reward.url_token_variable names",
     403: "check the token in the environment variable that reward.url_token_variable names",
@@ -146,7 +146,7 @@ class RemoteReward:
                 f"answers {reply.status_code} and leads elsewhere", f"name {reply.headers['location']!r:.200}"
             )
         if reply.status_code != 200:
-            wait = _asked_by(reply) if reply.status_code in _TRY_AGAIN else None
+            wait = _asked_by(reply) if reply.status_code in _MAY_PASS else None
             remedy = _REMEDIES.get(reply.status_code, "look at the server's own log")
             raise _Failure(f"answers {reply.status_code}{_excerpt(reply)}", remedy, wait)
         try:

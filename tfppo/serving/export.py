@@ -8,6 +8,7 @@ Signatures:
 Tokenizer, KV-cached sampling and decoding are inside; all of it plain TensorFlow ops, with nothing for XLA to compile.
 """
 
+import errno
 from pathlib import Path
 
 import tensorflow as tf
@@ -16,10 +17,13 @@ from tfppo.computation.graph import GraphEngine
 from tfppo.config import SamplingConfig
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.files import sweep_work, sync, sync_tree, told, work_folder
 from tfppo.models.policy import Policy
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ppo.drawing import draw_uniforms
 from tfppo.ppo.sampling import sample
+
+_WORK = "saving-"  # how the names of unfinished versions begin
 
 
 class ServedPolicy(tf.Module):
@@ -141,11 +145,12 @@ class ServedPolicy(tf.Module):
 
 
 def export_policy(policy: Policy, tokenizer: Tokenizer, sampling: SamplingConfig, base: Path | str) -> Path:
-    """Writes the next version, `base`/1, 2, ..., whole or not at all; returns its folder."""
+    """Writes the next version, `base`/1, 2, ..., whole or not at all; returns its folder.
+
+    Of processes that export at the same time each gets a version of its own. Raises: UserError where it cannot be
+    written.
+    """
     base = Path(base)
-    base.mkdir(parents=True, exist_ok=True)
-    versions = [int(path.name) for path in base.iterdir() if path.name.isdigit()]
-    final = base / str(max(versions, default=0) + 1)
     served = ServedPolicy(policy, tokenizer, sampling)
     signatures = {
         "serving_default": served.generate,
@@ -153,7 +158,25 @@ def export_policy(policy: Policy, tokenizer: Tokenizer, sampling: SamplingConfig
         "generate_seeded": served.generate_seeded,
         "score": served.score,
     }
-    # TensorFlow Serving polls for numbered folders: it must never see half of one.
-    fresh = base / f"saving-{final.name}"
-    tf.saved_model.save(served, str(fresh), signatures=signatures)
-    return fresh.rename(final)
+    with told(f"the SavedModel in {str(base)!r}", "earlier versions are intact", others=(tf.errors.OpError,)):
+        base.mkdir(parents=True, exist_ok=True)
+        sweep_work(base, _WORK)
+        # TensorFlow Serving polls for numbered folders: it must never see half of one.
+        with work_folder(base, _WORK) as folder:
+            fresh = folder / "model"
+            tf.saved_model.save(served, str(fresh), signatures=signatures)
+            sync_tree(fresh)
+            final = _take_next_version(fresh, base)
+        sync(base)
+    return final
+
+
+def _take_next_version(fresh, base):
+    """Gives a folder the next free number. A rename never replaces a folder that has something in it."""
+    while True:
+        versions = [int(path.name) for path in base.iterdir() if path.name.isdigit()]
+        try:
+            return fresh.rename(base / str(max(versions, default=0) + 1))
+        except OSError as error:  # another process was faster
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise

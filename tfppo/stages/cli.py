@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tfppo.config import Config
 from tfppo.errors import UserError
+from tfppo.files import REMEDIES, reason, remedy
 from tfppo.stages.help import describe_flags, describe_settings, print_help
 from tfppo.stages.invocation import Invocation, quote
 from tfppo.stages.overrides import check_overrides, estimator_first, resolve_config, shipped_configs, take_nones
 from tfppo.stages.start import start_tensorflow
-from tfppo.training.interrupt import Interrupted
+from tfppo.training.interrupt import EXIT_INTERRUPTED, Interrupted, Program
 from tfppo.training.progress import duration
+from tfppo.training.run_folder import claim, release
 
 if TYPE_CHECKING:
     from absl.flags import FlagValues
 
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 130
+EXIT_USER_ERROR = 1
 DEFAULT_CONFIG = "movie_snippets"
 HELP_FLAGS = ("--help", "-help", "-h")
 
@@ -52,6 +54,7 @@ def run(
     doc: str,
     define_flags: Callable[[ModuleType], None] = lambda flags: None,
     then: Sequence[Next] = (),
+    trains: bool = False,
 ) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
@@ -61,7 +64,13 @@ def run(
         doc: what --help says of the command, before its flags and settings.
         define_flags: defines further flags of the command; it is called with the module `absl.flags`.
         then: what is printed at the end as the commands to type next; TensorBoard comes last.
+        trains: whether it writes what training goes on from: then one process at a time has the run's folder.
     """
+    with Program():
+        _run(main, doc, define_flags, then, trains)
+
+
+def _run(main, doc, define_flags, then, trains):
     started, invocation = time.monotonic(), Invocation(sys.argv)
     from absl import app, flags, logging
     from ml_collections import config_flags
@@ -106,6 +115,9 @@ def run(
         try:
             folder = os.path.expanduser(flags.FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/runs as it is
             with one_line_errors(), no_empty_folders(folder):
+                if trains:
+                    name = main.__module__.rpartition(".")[2].replace("_", "-")
+                    claim(folder, invocation.whole(name))
                 start_tensorflow()
                 main(config_flag.value, folder, flags.FLAGS)
             if then:
@@ -114,9 +126,7 @@ def run(
             return 0
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("stopped at once; run the same command again to go on from what was saved", file=sys.stderr)
-        return EXIT_INTERRUPTED
+            return EXIT_INTERRUPTED
 
     app.run(checked_main, flags_parser=parse)
 
@@ -144,7 +154,8 @@ def run_without_config(main: Callable[[Sequence[str]], None], *, doc: str, modul
         with one_line_errors():
             return parse_flags(argv)
 
-    app.run(main, flags_parser=parse)
+    with Program("stopped at once"):
+        app.run(main, flags_parser=parse)
 
 
 def help_text(doc: str, names: Sequence[str]) -> str:
@@ -195,6 +206,7 @@ def no_empty_folders(folder: str) -> Iterator[None]:
         yield
     except BaseException:
         with suppress(OSError):  # it is not there, or holds something
+            release(path)
             for one in missing:
                 one.rmdir()
         raise
@@ -202,11 +214,17 @@ def no_empty_folders(folder: str) -> Iterator[None]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Reports a mistake of the user in one line and exits with code 1."""
+    """Reports a mistake of the user, or a full disk and the like, in one line and exits with code 1."""
     from absl.flags import Error
 
     try:
         yield
     except (Error, UserError) as error:
         print(f"error: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = repr(error.filename) if error.filename else "a file"
+        print(f"error: {place} cannot be written or read: {reason(error)}; {remedy(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)

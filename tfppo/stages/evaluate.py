@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfppo.config import Config
 from tfppo.config.validation import validate_prompt_positions
+from tfppo.files import write_text
 from tfppo.lm.likelihood import HeldOutLoss
 from tfppo.models.folder import load_language_model, load_policy
 from tfppo.ppo.evaluation import (
@@ -74,5 +75,5 @@ def record_evaluations(columns: dict[str, Evaluation], folder: Path, *, num_samp
         ],
     )
     tables = f"{format_samples(columns, rows=num_samples)}\n\n{format_figures(figures)}"
-    (folder / "samples.md").write_text(f"{tables}\n")
+    write_text(folder / "samples.md", f"{tables}\n")
     return tables

@@ -16,6 +16,7 @@ from typing import Any
 
 from tfppo.config import Config
 from tfppo.config.resuming import Change, Kind, Stage, changes, flat, marks, refuse_fixed, shown
+from tfppo.files import told, write_text
 from tfppo.training.checkpoint import CheckpointKeeper, saved_steps
 
 
@@ -99,7 +100,7 @@ class SettingsHistory:
             contents = {name: content_of(new[name]) for name in named}
             lines.append({"stage": name, "from": done + 1, "settings": new, "contents": contents})
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            _replace(self._folder / "config_history.jsonl", text)
+            _write(self._folder / "config_history.jsonl", text)
         write_settings(self._folder, self._now)
         self._done = step
 
@@ -114,7 +115,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         *section, field = name.split(".")
         holder = config.setdefault(section[0], {}) if section else config
         holder[field] = values[name]
-    _replace(path, json.dumps(config, indent=2) + "\n")
+    _write(path, json.dumps(config, indent=2) + "\n")
 
 
 def content_of(name: str) -> str:
@@ -144,7 +145,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return _parse(path.read_text()) if path.exists() else {}
 
 
-def _replace(path: Path, text: str) -> None:
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(text)
-    fresh.replace(path)
+def _write(path: Path, text: str) -> None:
+    with told(repr(str(path)), "the one before is intact"):
+        write_text(path, text)

@@ -26,6 +26,10 @@ class Invocation:
         python = Path(sys.executable or "python").name
         return f"{python} {quote(str(self.program.with_name(command.replace('-', '_') + '.py')))}"
 
+    def whole(self, command: str) -> str:
+        """This call, which is one of a command of tfppo, as it was typed."""
+        return " ".join([self.named(command), *map(quote, self.arguments)])
+
     def adapted(self, line: str) -> str:
         """An indented line of documentation that begins with a command of tfppo, as it is typed in this place."""
         return re.sub(r"^( +)tfppo ([a-z-]+)", lambda match: match[1] + self.named(match[2]), line)

@@ -6,7 +6,7 @@ from tfppo.computation.devices import resolve_jit_compile
 from tfppo.config import Config
 from tfppo.config.validation import validate_positions
 from tfppo.data.tokenizer import Tokenizer
-from tfppo.models.folder import check_model
+from tfppo.models.folder import check_model, load_chat_template
 from tfppo.rewards.calling import Patience
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
 from tfppo.rewards.remote import RemoteReward, is_url, read_token
@@ -48,7 +48,8 @@ def check_rewards(config: Config, folder: Path, split: str = "train") -> None:
         elif found is None:
             signature = _text_reward(config, name).signature
             if signature.needs_check():
-                columns = [example.columns for example in load_texts(config.data, split)]
+                template = load_chat_template(language_model_folder(config, folder))
+                columns = [example.columns for example in load_texts(config.data, split, template)]
                 signature.check(columns, f"data.source {config.data.source!r}")
         elif found[1] != folder / "lm":  # which the quickstart has yet to train
             check_model(found[1], found[0].made_by)

@@ -13,17 +13,17 @@ WORKDIR/
     evaluation.json      the last evaluation, and its tables in samples.md; evaluation/ for TensorBoard
     reward_over_kl.png   the picture of the PPO run; ppo/picture/ for TensorBoard
     export/1, 2, ...     SavedModels
+    run.lock             who trains there: held by that process, whatever the file says
 """
 
-import tempfile
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from tfppo.config import Config
-from tfppo.errors import UserError
 from tfppo.training.replicas import make_strategy
+from tfppo.training.run_folder import open_folder
 
 
 def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.Strategy]:
@@ -32,21 +32,9 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
     Raises: UserError where the configuration cannot work, the folder cannot be written, or devices are missing.
     """
     config.validate()
-    folder, strategy = open_workdir(workdir), make_strategy(config.num_replicas)
+    folder, strategy = open_folder(workdir), make_strategy(config.num_replicas)
     keras.utils.set_random_seed(config.seed)
     return folder, strategy
-
-
-def open_workdir(workdir: Path | str) -> Path:
-    """Makes the run's folder. Raises: UserError where it cannot be written."""
-    folder = Path(workdir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"--workdir {str(workdir)!r} cannot be written: {error.strerror}; choose another") from error
-    return folder
 
 
 def language_model_folder(config: Config, folder: Path) -> Path:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,12 +14,16 @@ import tensorflow as tf
 from absl import logging
 
 from tfppo.errors import UserError
+from tfppo.files import sweep, sync, told, write_text
 from tfppo.models.finite import require_finite
+from tfppo.training.metrics import read_metrics
 from tfppo.training.plain_path import plain_path
 
 _STATE_FILE = "checkpoint"
 # What the checkpoint reader of TensorFlow raises for damaged files.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
+# What killed saves leave, of TensorFlow's and of ours.
+_LEFTOVERS = ("*_temp*", "checkpoint.tmp*", "*.json.tmp")
 
 
 class CheckpointKeeper:
@@ -34,6 +38,9 @@ class CheckpointKeeper:
         extras: further models to save, by name.
         identity: digests and settings, by name, of what the checkpoint belongs to, such as a tokenizer or a reference
             model; also in the manifest and compared.
+        log: the run's JSONL file; where it has steps that must have been saved, a folder without checkpoints is an
+            error.
+        save_every: how many steps may go by before the first checkpoint.
 
     `on_save` is called with the number of steps after each save.
     """
@@ -48,8 +55,10 @@ class CheckpointKeeper:
         keep: int,
         extras: Mapping[str, keras.Layer] | None = None,
         identity: Mapping[str, object] | None = None,
+        log: Path | None = None,
+        save_every: int = 1,
     ):
-        self._folder, self._keep = Path(folder), keep
+        self._folder, self._keep, self._log, self._save_every = Path(folder), keep, log, save_every
         self._model, self._identity = model, identity or {}
         self._models = {"model": model, **(extras or {})}
         self.on_save: Callable[[int], None] = lambda step: None
@@ -71,37 +80,58 @@ class CheckpointKeeper:
         self._scalars[name].assign(value)
 
     def save(self, step: int, **scalars: float) -> None:
-        """Saves the state after `step` steps. Raises: UserError where a weight is not finite; nothing is saved then."""
+        """Saves the state after `step` steps: on the disk before an older one is removed.
+
+        Raises: UserError where a weight is not finite, or it cannot be written; older checkpoints are what they were.
+        """
         for name, part in self._models.items():
             require_finite(part, f"the checkpoint of step {step}" + (f" ({name})" if name != "model" else ""))
         self._step.assign(step)
         for name, value in scalars.items():
             self._scalars[name].assign(value)
+        older = next((other for other in saved_steps(self._folder) if other < step), None)
+        kept = f"the one of step {older} is intact" if older is not None else "there was none before"
+        what = f"the checkpoint of step {step} in {str(self._folder)!r}"
+        try:
+            with told(what, f"{kept}, and the same command again goes on from there", (tf.errors.OpError,)):
+                self._write(step)
+        except UserError:
+            # They may be what filled the disk; the manifest stays, and says that a first save was begun.
+            sweep(self._folder, ("*_temp*", f"ckpt-{step}.data*", f"ckpt-{step}.index"), ())
+            raise
+        self._prune(step)
+        self.on_save(step)
+
+    def _write(self, step):
         self._folder.mkdir(parents=True, exist_ok=True)
         # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
-        fresh = self._folder / "manifest.tmp"
-        fresh.write_text(json.dumps(self._describe(), indent=1))
-        fresh.replace(self._manifest(step))
+        write_text(self._manifest(step), json.dumps(self._describe(), indent=1))
         # Without TensorFlow's CheckpointManager, which takes a folder's name for a pattern when it looks for files to
         # delete: of a[1] it deletes nothing, and of b*c what lies in other folders.
         self._checkpoint.write(str(self._folder / f"ckpt-{step}"))
-        self._prune(step)
-        self.on_save(step)
+        for path in (*self._folder.glob(f"ckpt-{step}.*"), self._folder):
+            sync(path)
+        kept = self._kept(step)
+        lines = [
+            f'model_checkpoint_path: "ckpt-{step}"',
+            *(f'all_model_checkpoint_paths: "ckpt-{n}"' for n in kept[::-1]),
+        ]
+        # It tells TensorFlow's own tools which ones there are.
+        write_text(self._folder / _STATE_FILE, "".join(f"{line}\n" for line in lines))
 
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read; returns the number of steps done, 0 where there is none.
 
-        Raises: UserError where the checkpoints are of another architecture, or none of them can be read.
+        Raises: UserError where the checkpoints are of another architecture, none of them can be read, or there are none
+        though there must have been.
         """
-        for leftover in self._folder.glob("*_temp*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        began = any(self._folder.glob("ckpt-*"))
+        sweep(self._folder, _LEFTOVERS, ())
         steps = saved_steps(self._folder)
-        if not steps and not (self._folder / _STATE_FILE).exists():
-            return 0
         for step in steps:
             path = self._folder / f"ckpt-{step}"
             try:
-                saved = json.loads(self._manifest(step).read_text())
+                saved = _read_manifest(self._manifest(step))
             except (OSError, ValueError) as error:
                 _warn(path, error)
                 continue
@@ -109,33 +139,50 @@ class CheckpointKeeper:
             with plain_path(self._folder) as plain:
                 try:
                     self._saved_in(plain / path.name).restore(str(plain / path.name)).assert_consumed()
-                    return int(self._step.numpy())
                 except _DAMAGE as error:
                     self._compare_names(plain / path.name)
                     _warn(path, error)
-        raise UserError(
-            f"no checkpoint in {str(self._folder)!r} can be read; copy it again from where it is whole, or start anew "
-            f"in another --workdir"
-        )
+                    continue
+            if step != steps[0]:
+                logging.warning("going on from %s", path)
+            return int(self._step.numpy())
+        if steps or (self._folder / _STATE_FILE).exists():
+            raise UserError(
+                f"no checkpoint in {str(self._folder)!r} can be read; put a copy of one back, or choose another "
+                f"--workdir"
+            )
+        self._refuse_to_forget(began)
+        return 0
+
+    def _refuse_to_forget(self, began):
+        """Raises UserError where the log has steps that were saved once: starting anew would clear it.
+
+        Args: began: whether a first save was begun, and killed: then there is a part of it.
+        """
+        if self._log is None:
+            return
+        steps = max((row["step"] for row in read_metrics(self._log)), default=0)
+        emptied = self._folder.exists() and not began
+        if steps and (steps > self._save_every or emptied or (steps == self._save_every and not began)):
+            raise UserError(
+                f"{str(self._folder)!r} holds no checkpoint, but {str(self._log)!r} has {steps} steps of an earlier "
+                f"run; put the checkpoints back, choose another --workdir, or move {self._log.name} and "
+                f"{self._log.stem}/ away to start anew here"
+            )
+        if steps:
+            logging.warning("%s: none of its %d steps was saved; they are run again", self._log, steps)
+
+    def _kept(self, step):
+        """The steps whose checkpoints stay, the newest first: later ones than this step could not be read."""
+        return [one for one in saved_steps(self._folder) if one <= step][: self._keep]
 
     def _prune(self, step):
-        """Removes all but the last checkpoints, and those of later steps, which could not be read.
-
-        The state file tells TensorFlow's own tools which ones there are.
-        """
-        steps = saved_steps(self._folder)
-        kept = [one for one in steps if one <= step][: self._keep]
-        lines = [
-            f'model_checkpoint_path: "ckpt-{step}"',
-            *(f'all_model_checkpoint_paths: "ckpt-{n}"' for n in kept[::-1]),
-        ]
-        fresh = self._folder / f"{_STATE_FILE}.tmp"
-        fresh.write_text("".join(f"{line}\n" for line in lines))
-        fresh.replace(self._folder / _STATE_FILE)
-        for path in self._folder.glob("ckpt-*.*"):
-            number = path.name.split("-")[1].split(".")[0]
-            if number.isdigit() and int(number) not in kept:
-                path.unlink()
+        """Removes all but the last checkpoints, and what is left of others."""
+        kept = self._kept(step)
+        for path in self._folder.glob("ckpt-*"):
+            number = _step_of(path)
+            if number is not None and number not in kept:
+                path.unlink(missing_ok=True)
 
     def _saved_in(self, path):
         """A tf.train.Checkpoint of all parts but for the numbers that a checkpoint lacks."""
@@ -194,8 +241,23 @@ class CheckpointKeeper:
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, the newest first."""
-    numbers = (path.stem.removeprefix("ckpt-") for path in folder.glob("ckpt-*.index"))
-    return sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
+    steps = (_step_of(path) for path in folder.glob("ckpt-*.index"))
+    return sorted((step for step in steps if step is not None), reverse=True)
+
+
+def _step_of(path):
+    """The step in a checkpoint file's name; None where the name is another one."""
+    match = re.match(r"ckpt-(\d+)\.", path.name)
+    return int(match[1]) if match else None
+
+
+def _read_manifest(path):
+    """Raises: OSError or ValueError where it cannot be read."""
+    manifest = json.loads(path.read_text())
+    parts = [manifest.get(name) for name in ("variables", "identity")] if isinstance(manifest, dict) else [None]
+    if not all(isinstance(part, dict) for part in parts):
+        raise ValueError(f"{path.name} is no manifest")
+    return manifest
 
 
 def digest(*parts: bytes | memoryview) -> str:

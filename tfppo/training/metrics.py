@@ -5,17 +5,22 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from absl import logging
 from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.histogram import summary_v2 as histogram_summary
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from tfppo.training.tensorboard import LAYOUT_TAG, Layout, event_files, layout_values, make_event, table_values
+from tfppo.files import told, write_text
+from tfppo.training.events import EventFile, event_files, read_events
+from tfppo.training.tensorboard import LAYOUT_TAG, Layout, layout_values, make_event, table_values
+
+_SECONDS_UNSEEN = 10.0  # how long a row may wait until TensorBoard can see it
 
 TAGS = {
     "objective/kl": "KL of policy to reference, nats a response: mean over the batch of the summed log-ratio",
@@ -82,6 +87,7 @@ class MetricsWriter:
         resume_step: number of steps done; later steps of an earlier run are removed from both records.
         overview: {tag: scalar that TensorBoard also gets under this tag}; the JSONL file has each scalar once.
         layout: the charts of TensorBoard's page Custom Scalars.
+        sparse: whether some steps alone have a row, so that a gap means nothing.
     """
 
     def __init__(
@@ -91,27 +97,63 @@ class MetricsWriter:
         *,
         overview: Mapping[str, str] | None = None,
         layout: Layout | None = None,
+        sparse: bool = False,
     ):
         folder = Path(folder)
         self._overview = overview or {}
-        self.path = folder.with_suffix(".jsonl")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_metrics(self.path) if row["step"] <= resume_step]
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        fresh.replace(self.path)
-        self._file = self.path.open("a")
-        # TensorBoard would show a step twice that is in two files: events that stay are copied into one new file.
-        old = event_files(folder)
-        kept = _events_by_step(old, resume_step)
-        self._events = EventFileWriter(str(folder))
-        if layout:
-            self._events.add_event(make_event(0, layout_values(layout)))
-        for event in kept:
-            self._events.add_event(event)
-        self._events.flush()
-        for path in old:
-            path.unlink()
+        self.path = folder.with_name(folder.name + ".jsonl")
+        self._flush_at = 0.0
+        rows, damaged = _read_rows(self.path)
+        rows = [row for row in rows if row["step"] <= resume_step]
+        if not sparse:
+            self._report_gaps({row["step"] for row in rows}, damaged, resume_step)
+        with self._told():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+            self._file = self.path.open("a")
+            # TensorBoard would show a step twice that is in two files: events that stay are copied into one new file.
+            old = event_files(folder)
+            kept = _events_by_step(old, resume_step)
+            for row in rows:  # of what a damaged file has lost
+                known = {tag: value for tag, value in row.items() if tag in TAGS or tag.startswith("reward/")}
+                kept.setdefault(row["step"], make_event(row["step"], self._scalar_values(known)))
+            self._events = EventFile(folder)
+            if layout:
+                self._events.add(make_event(0, layout_values(layout)))
+            for _, event in sorted(kept.items()):
+                self._events.add(event)
+            self._events.flush()
+            for path in old:
+                path.unlink()
+
+    def _told(self):
+        return told(
+            f"the log {str(self.path)!r}", "the last checkpoint is intact, and the same command goes on from it"
+        )
+
+    def _report_gaps(self, steps, damaged, resume_step):
+        """A line where the record of a run that goes on is not whole."""
+        missing = sorted(set(range(1, resume_step + 1)) - steps)
+        if missing:
+            lines = f" (damaged lines: {', '.join(map(str, damaged))})" if damaged else ""
+            logging.warning(
+                "%s lacks %d of the %d steps done, the first is step %d%s; the run goes on, its record has a gap",
+                self.path,
+                len(missing),
+                resume_step,
+                missing[0],
+                lines,
+            )
+
+    def _scalar_values(self, scalars):
+        """Scalars as TensorBoard's values. Raises: KeyError for one that TAGS does not explain."""
+        values = []
+        for tag, value in scalars.items():
+            values += scalar_summary.scalar_pb(tag, float(value), explain(tag)).value
+        for shown, tag in self._overview.items():
+            if tag in scalars:
+                values += scalar_summary.scalar_pb(shown, float(scalars[tag]), f"{tag}: {explain(tag)}").value
+        return values
 
     def write(
         self,
@@ -124,58 +166,67 @@ class MetricsWriter:
 
         Raises: KeyError for a scalar that TAGS does not explain.
         """
-        values = []
-        for tag, value in scalars.items():
-            values += scalar_summary.scalar_pb(tag, float(value), explain(tag)).value
-        for shown, tag in self._overview.items():
-            if tag in scalars:
-                values += scalar_summary.scalar_pb(shown, float(scalars[tag]), f"{tag}: {explain(tag)}").value
+        values = self._scalar_values(scalars)
         for tag, data in (histograms or {}).items():
             values += histogram_summary.histogram_pb(tag, np.asarray(data, np.float64)).value
         for tag, rows in (texts or {}).items():
             values += table_values(tag, rows)
-        self._events.add_event(make_event(step, values))
         row = {"step": step, **{tag: float(value) for tag, value in scalars.items()}}
-        self._file.write(json.dumps(row) + "\n")
+        with self._told():
+            self._events.add(make_event(step, values))
+            self._file.write(json.dumps(row) + "\n")
+            if time.monotonic() > self._flush_at:
+                self._file.flush()
+                self._events.flush()
+                self._flush_at = time.monotonic() + _SECONDS_UNSEEN
 
     def flush(self) -> None:
-        """Writes buffered records to the files."""
-        self._file.flush()
-        self._events.flush()
+        """Writes buffered records to the files, and waits until the authoritative one is on the disk.
+
+        Raises: UserError where that fails.
+        """
+        with self._told():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._events.flush()
 
     def close(self) -> None:
-        """Flushes and closes both records."""
-        self._file.close()
-        self._events.close()
+        """Closes both records. What cannot be written then came after the last `flush`, and is run again."""
+        for record in (self._file, self._events):
+            with suppress(OSError):
+                record.close()
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-    """The rows of a JSONL file without a truncated last line; no rows where there is no file."""
-    path = Path(path)
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """The rows of a JSONL file that can be read, without a truncated last line; no rows where there is no file."""
+    return _read_rows(Path(path))[0]
+
+
+def _read_rows(path):
+    """Rows, and the numbers of the lines that hold none."""
+    rows, damaged = [], []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
+        elif number < len(lines):  # the last one was being written
+            damaged.append(number)
+    return rows, damaged
 
 
-def _events_by_step(paths: Sequence[Path], resume_step: int) -> Iterator[event_pb2.Event]:
+def _events_by_step(paths: Sequence[Path], resume_step: int) -> dict[int, event_pb2.Event]:
     """One event a step, up to a step, with the newest value of each tag; without layouts, which are written anew."""
-    kept: dict[int, dict[str, event_pb2.Event]] = {}
-    for event in (event for path in paths for event in _read_events(path) if event.step <= resume_step):
+    found: dict[int, dict[str, event_pb2.Event]] = {}
+    for event in (event for path in paths for event in read_events(path) if event.step <= resume_step):
         for value in event.summary.value:
             if value.tag != LAYOUT_TAG:
-                kept.setdefault(event.step, {})[value.tag] = make_event(event.step, [value], event.wall_time)
-    for step, events in sorted(kept.items()):
+                found.setdefault(event.step, {})[value.tag] = make_event(event.step, [value], event.wall_time)
+    kept = {}
+    for step, events in found.items():
         values = [event.summary.value[0] for event in events.values()]
-        yield make_event(step, values, max(event.wall_time for event in events.values()))
-
-
-def _read_events(path):
-    """The summary events of a file, up to a truncated record."""
-    for record in RawEventFileLoader(str(path)).Load():
-        event = event_pb2.Event.FromString(record)
-        if event.HasField("summary"):
-            yield event
+        kept[step] = make_event(step, values, max(event.wall_time for event in events.values()))
+    return kept

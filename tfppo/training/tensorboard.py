@@ -16,8 +16,9 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import summary_v2 as text_summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
+
+from tfppo.training.events import EventFile, event_files
 
 LAYOUT_TAG = layout_metadata.CONFIG_SUMMARY_TAG
 # {category: {chart: tags that are its lines}}
@@ -61,16 +62,11 @@ def make_event(
     return event_pb2.Event(wall_time=wall_time, step=step, summary=summary_pb2.Summary(value=values))
 
 
-def event_files(folder: str | os.PathLike) -> list[Path]:
-    """The event files in a folder, oldest first."""
-    return sorted(Path(folder).glob("events.out.tfevents.*"))
-
-
 def replace_summaries(folder: str | os.PathLike, step: int, values: Sequence[summary_pb2.Summary.Value]) -> None:
     """Makes one event all that a folder of TensorBoard holds: what was written there before is gone afterwards."""
-    old = event_files(folder)
-    writer = EventFileWriter(str(folder))
-    writer.add_event(make_event(step, values))
+    old = event_files(Path(folder))
+    writer = EventFile(Path(folder))
+    writer.add(make_event(step, values))
     writer.close()
     for path in old:
         path.unlink()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from computations import build_learner
+from config_cases import ORIGINAL
 from native_support import OPS, needs_bfloat16_ops, ops_of_update
 
 from tfppo.computation.devices import has_fast_bfloat16
@@ -156,7 +157,7 @@ def weights_after_update(dtype, ops, critic="shared", **changes):
         language_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in language_model.get_weights()])
         policy = Policy(language_model, critic == "separate")
     start = policy.get_weights()
-    config = PpoConfig(**{**PPO, "critic": critic, **changes})
+    config = PpoConfig(**{**ORIGINAL, **PPO, "critic": critic, **changes})
     config.validate()
     learner = build_learner(policy, config, RewardConfig(), strategy, 0.7, dtype, lengths_vary=True, native=ops)
     learner.update(make_rollout(), tf.constant([1, 2]), tf.constant(0.1), tf.constant(1.0))

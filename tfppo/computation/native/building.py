@@ -8,12 +8,14 @@ import platform
 import shlex
 import subprocess
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
 import tensorflow as tf
+
+from tfppo.computation.native import cache
+from tfppo.files import sweep_work, work_folder
 
 _FOLDER = Path(__file__).parent
 _SOURCES = sorted(_FOLDER.glob("*.cc"))
@@ -22,11 +24,7 @@ _FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-f
 # With TensorFlow's C++ headers: compiled for any processor, as they don't know all instructions, and left out where the
 # processor has no operations that train.
 WITH_CPP_HEADERS = {"variables.cc"}
-
-
-def cache_folder() -> Path:
-    """The folder of what is specific to this machine, as built operations are: tfppo in XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tfppo"
+WORK = "tmp"  # how the names of folders begin in which something is being made
 
 
 def processor() -> str:
@@ -54,30 +52,39 @@ def build() -> Path:
     The compiler and what it is given are those of `compile_command`. Raises: OSError or subprocess.CalledProcessError.
     """
     command = compile_command()
-    identity = "\n".join([*command, tf.__version__, platform.machine(), processor()])
-    digest = hashlib.sha256(identity.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
-    library = cache_folder() / f"ops-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        library.parent.mkdir(parents=True, exist_ok=True)
-        print("building the C++ operations for this processor, once: up to a minute", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    facts = "\n".join([*command, tf.__version__, platform.machine(), processor()])
+    digest = hashlib.sha256(facts.encode() + b"".join(source.read_bytes() for source in [*_SOURCES, *_HEADERS]))
+    identity = digest.hexdigest()[:16]
+    for folder in cache.folders():
+        sweep_work(folder, WORK)
+        found = cache.find(folder, identity)
+        if found is not None:
+            return found
+        if os.access(folder, os.W_OK):
+            print("building the C++ operations for this processor, once: up to a minute", file=sys.stderr, flush=True)
+            with work_folder(folder, WORK) as scratch:
+                return cache.keep(_compile(command, scratch), folder, identity)
+    raise PermissionError(f"there is no folder to build in: {cache.cache_folder()} is none of this user's own")
 
-            def run(*arguments):
-                subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, text=True)
 
-            def compile_source(source):
-                compiled = Path(folder) / f"{source.stem}.o"
-                run(*([] if source.name in WITH_CPP_HEADERS else ["-march=native"]), "-c", source, "-o", compiled)
-                return compiled
+def _compile(command, folder):
+    """Compiles the sources in a folder. Returns: the path of the library."""
 
-            trains = "avx512_bf16" in processor().split()
-            sources = [source for source in _SOURCES if trains or source.name not in WITH_CPP_HEADERS]
-            with ThreadPoolExecutor(os.cpu_count()) as workers:
-                compiled = list(workers.map(compile_source, sources))
-            built = Path(folder) / library.name
-            run("-shared", *compiled, "-o", built)
-            built.replace(library)  # at once: another process finds the whole file or none
-    return library
+    def run(*arguments):
+        subprocess.run([*command, *map(str, arguments)], check=True, capture_output=True, text=True)
+
+    def compile_source(source):
+        compiled = folder / f"{source.stem}.o"
+        run(*([] if source.name in WITH_CPP_HEADERS else ["-march=native"]), "-c", source, "-o", compiled)
+        return compiled
+
+    trains = "avx512_bf16" in processor().split()
+    sources = [source for source in _SOURCES if trains or source.name not in WITH_CPP_HEADERS]
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        compiled = list(workers.map(compile_source, sources))
+    built = folder / "ops.so"
+    run("-shared", *compiled, "-o", built)
+    return built
 
 
 def _load_library(path):
