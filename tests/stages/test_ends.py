@@ -44,7 +44,12 @@ def ends(tmp_path_factory):
     workdir, flag = folder / "a[1] b", folder / "flag"
     (folder / "reward.py").write_text(REWARD.format(flag=str(flag)))
     flag.touch()
-    settings = (*TINY, write_texts(folder / "texts.txt"), f"reward.functions=('{folder / 'reward.py'}:waiting',)")
+    settings = (
+        *TINY,
+        write_texts(folder / "texts.txt"),
+        f"reward.functions=('{folder / 'reward.py'}:waiting',)",
+        "evaluation.every=0",  # which calls the reward, too
+    )
     here = f"--workdir={workdir}"
     succeed(run(command("train_lm", here, config=settings)))
     first = start(command("train_ppo", here, config=settings))

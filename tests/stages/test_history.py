@@ -112,7 +112,7 @@ def test_what_was_lost_with_its_checkpoint_counts_no_more(tmp_path):
 
 def test_a_run_without_a_history_goes_on(tmp_path):
     """Its config.json may be of another stage, whose data were other ones: what is fixed is not known."""
-    (tmp_path / "config.json").write_text(configured(seed=3, ppo__kl_coef=0.1).to_json())
+    (tmp_path / "config.json").write_text(configured(**{**BASE, "seed": 3, "ppo__kl_coef": 0.1}).to_json())
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "ckpt-8.index").touch()
     said, keeper = go_on(tmp_path, 8, 16, kl_coef=0.13, ppo__kl_coef=0.1)
