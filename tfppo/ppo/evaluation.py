@@ -22,9 +22,8 @@ from tfppo.ops.masking import masked_sum
 from tfppo.ops.seeds import seed_for
 from tfppo.ops.shapes import repeat_rows
 from tfppo.ppo.sampler import Sampler
-from tfppo.ppo.scored_part import scored_part
-from tfppo.rewards.batch import Batch
-from tfppo.rewards.scoring import Reward, total_scores
+from tfppo.ppo.scored_part import score_responses
+from tfppo.rewards.scoring import Reward
 from tfppo.training.progress import shown
 from tfppo.training.replicas import check_divides
 
@@ -91,11 +90,12 @@ def evaluate(
         figures = measure(*whole, samples.response_ids, samples.response_mask)
         measured.append([values.numpy()[:rows] for values in figures])
         ids, mask = samples.response_ids.numpy()[:rows], samples.response_mask.numpy()[:rows]
-        texts += tokenizer.decode_batch(batch.prompt_ids.numpy())
-        mask, _ = scored_part(ids, mask, reward, tokenizer.eos_id)
-        responses += tokenizer.decode_batch(np.where(mask > 0, ids, tokenizer.pad_id))
-        part = Batch(texts[-rows:], responses[-rows:], batch, ids, mask, tokenizer, columns)
-        scores.append(total_scores(rewards, reward.weights, part)[0].reshape(rows, -1).sum(axis=1))
+        seen, part, _, _ = score_responses(
+            batch, ids, mask, columns, tokenizer=tokenizer, rewards=rewards, reward=reward
+        )
+        texts += seen.texts
+        responses += seen.responses
+        scores.append(part.reshape(rows, -1).sum(axis=1))
     all_scores = np.concatenate(scores)
     kl, nll, length = (np.concatenate(parts) for parts in zip(*measured, strict=True))
     figures = {

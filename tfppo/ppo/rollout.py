@@ -16,11 +16,11 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.shaping import mask_after_last
 from tfppo.ppo.sampler import Sampler
-from tfppo.ppo.scored_part import scored_part
+from tfppo.ppo.scored_part import score_responses
 from tfppo.ppo.teacher_forcing import TeacherForcing
 from tfppo.ppo.types import Rollout, Samples
 from tfppo.rewards.batch import Batch
-from tfppo.rewards.scoring import Reward, total_scores
+from tfppo.rewards.scoring import Reward
 from tfppo.rewards.shaping import ScoreShaper
 
 
@@ -131,10 +131,13 @@ class RolloutCollector:
         self, prompts: Prompts, samples: Samples, columns: Columns | None = None
     ) -> tuple[Batch, np.ndarray, dict[str, float], tf.Tensor]:
         """Scores samples. Returns: Batch, scores, mean of each reward function, which responses stopped."""
-        ids, mask = samples.response_ids.numpy(), samples.response_mask.numpy()
-        mask, found = scored_part(ids, mask, self.reward, self.tokenizer.eos_id)
-        prompt_texts = self.tokenizer.decode_batch(prompts.prompt_ids.numpy())
-        responses = self.tokenizer.decode_batch(np.where(mask > 0, ids, self.tokenizer.pad_id))
-        batch = Batch(prompt_texts, responses, prompts, ids, mask, self.tokenizer, columns or {})
-        scores, means = total_scores(self.rewards, self.reward.weights, batch)
+        batch, scores, means, found = score_responses(
+            prompts,
+            samples.response_ids.numpy(),
+            samples.response_mask.numpy(),
+            columns or {},
+            tokenizer=self.tokenizer,
+            rewards=self.rewards,
+            reward=self.reward,
+        )
         return batch, scores, means, samples.stopped if found is None else tf.constant(found)

@@ -1,8 +1,14 @@
-"""Which part of a response reward functions see."""
+"""Which part of a response reward functions see, and what they say of it."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from tfppo.config import RewardConfig
+from tfppo.data.prompts import Columns, Prompts
+from tfppo.data.tokenizer import Tokenizer
+from tfppo.rewards.batch import Batch
+from tfppo.rewards.scoring import Reward, total_scores
 
 
 def first_stop_mask(
@@ -29,3 +35,27 @@ def scored_part(
     if not reward.truncate_at_eos:
         return response_mask, None
     return first_stop_mask(response_ids, response_mask, stop_id, reward.truncate_after)
+
+
+def score_responses(
+    prompts: Prompts,
+    response_ids: np.ndarray,
+    response_mask: np.ndarray,
+    columns: Columns,
+    *,
+    tokenizer: Tokenizer,
+    rewards: Sequence[Reward],
+    reward: RewardConfig,
+) -> tuple[Batch, np.ndarray, dict[str, float], np.ndarray | None]:
+    """What the reward functions give for responses.
+
+    Args: response_ids, response_mask: NumPy arrays [B, R]; columns: of the data, one value a response.
+    Returns: what they saw; scores float32 [B] or [B, R]; the mean of each function; the stops of `scored_part`.
+    Raises: UserError as the functions do.
+    """
+    mask, stops = scored_part(response_ids, response_mask, reward, tokenizer.eos_id)
+    texts = tokenizer.decode_batch(prompts.prompt_ids.numpy())
+    responses = tokenizer.decode_batch(np.where(mask > 0, response_ids, tokenizer.pad_id))
+    batch = Batch(texts, responses, prompts, response_ids, mask, tokenizer, columns)
+    scores, means = total_scores(rewards, reward.weights, batch)
+    return batch, scores, means, stops
