@@ -30,20 +30,7 @@ ADDED = flags.DEFINE_multi_string("set", [], "NAME: section.field=value ..., a f
 HELD_OUT = flags.DEFINE_bool("held_out", False, "Also evaluate on held-out prompts.")
 
 # By name, what is not at its default.
-QUICKSTART = {
-    "ppo.rollout_batch_size": 64,
-    "ppo.ppo_epochs": 2,
-    "ppo.num_minibatches": 4,
-    "ppo.gae_lambda": 1.0,
-    "ppo.critic": "separate",
-    "ppo.critic_learning_rate": 1e-3,
-    "ppo.value_coef": 1.0,
-    "ppo.kl_coef": 0.038,
-    "ppo.optimizer": "adamw",
-    "ppo.adam_epsilon": 1e-8,
-    "ppo.learning_rate": 1e-4,
-    "ppo.embedding_learning_rate": 4e-4,
-}
+QUICKSTART = {"ppo.ppo_epochs": 2, "ppo.kl_coef": 0.038, "ppo.embedding_learning_rate": 4e-4}
 SETTINGS: dict[str, dict[str, object]] = {
     "defaults": {},
     "quickstart": QUICKSTART,
