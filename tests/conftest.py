@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import logging
 
 TESTS = Path(__file__).parent
 
@@ -102,3 +103,11 @@ def graphs_as_traced(request):
         sys.modules["tensorflow"].config.optimizer.set_experimental_options(
             {"disable_meta_optimizer": "parity" not in request.path.parts}
         )
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is logged as a warning."""
+    lines: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
+    return lines

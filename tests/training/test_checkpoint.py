@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
@@ -54,14 +53,6 @@ class State:
 
 def same(first, second):
     return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    """What is logged as a warning."""
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
-    return lines
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.text.text_plugin import text_array_to_html
 
@@ -149,13 +148,6 @@ def test_a_step_that_was_written_in_two_events_keeps_both(tmp_path):
     MetricsWriter(tmp_path / "ppo", resume_step=1).close()
     events = read_events(tmp_path / "ppo")
     assert curve(events, "objective/kl") == [(1, 1.0)] and curve(events, "policy/ratio") == [(1, 2.0)]
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
-    return lines
 
 
 DAMAGED_LINES = [b"", b"{", b"null", b"7", b'{"step": "x"}', b"\xff\x00\xfe", b'{"objective/kl": 1.0}']

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from absl import logging
 from native_support import needs_compiler, ops_of_sampling
 
 from tfppo.computation import choice, devices
@@ -61,10 +60,8 @@ def test_other_flags_make_another_library(fresh, monkeypatch):
     assert building.build() != first
 
 
-def test_without_a_compiler_sampling_goes_on_with_a_warning(fresh, monkeypatch, caplog):
+def test_without_a_compiler_sampling_goes_on_with_a_warning(fresh, monkeypatch, warnings):
     monkeypatch.setenv("CXX", failing_compiler(fresh, "no OpenMP here"))
-    warnings = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: warnings.append(message % values))
     assert ops_of_sampling(None, "float32") is None
     assert len(warnings) == 1 and "no OpenMP here" in warnings[0] and "sampling.native" in warnings[0]
     assert not [name for name in os.listdir(fresh / "tfppo")]

@@ -9,19 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from absl import logging
 from native_support import needs_compiler
 
 from tfppo.computation.native import building, cache
 
 IDENTITY = "0123456789abcdef"
-
-
-@pytest.fixture
-def warnings(monkeypatch):
-    lines = []
-    monkeypatch.setattr(logging, "warning", lambda message, *values: lines.append(message % values))
-    return lines
 
 
 @pytest.fixture
