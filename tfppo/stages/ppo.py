@@ -103,8 +103,10 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
 
 
 def draw_run(folder: Path) -> None:
-    """Draws WORKDIR/reward_over_kl.png from the record of the run, and shows it in TensorBoard."""
+    """Draws WORKDIR/reward_over_kl.png from the record of the run, if it is there, and shows it in TensorBoard."""
     rows, path = read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png"
+    if not rows:  # the policy is whole without
+        return
     plot_reward_over_kl(rows, path)
     picture = picture_values("charts/reward_over_kl", path, "what each nat of KL bought, and the training curves")
     replace_summaries(folder / "ppo" / "picture", rows[-1]["step"], picture)
