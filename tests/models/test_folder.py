@@ -1,6 +1,7 @@
 """Models on disk: what is saved comes back, and what is damaged is named."""
 
 import json
+import shutil
 import zipfile
 
 import keras
@@ -61,8 +62,10 @@ def test_weights_that_are_not_finite_replace_nothing(tokenizer, tmp_path):
     assert_same_weights(load_language_model(tmp_path / "model")[0], good)
 
 
-@pytest.mark.parametrize("saved_dtype", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("saved_dtype", "dtype"),
+    [("float32", "mixed_bfloat16"), ("mixed_bfloat16", "float32"), ("mixed_bfloat16", "mixed_bfloat16")],
+)
 def test_language_model_comes_back_in_the_dtype_asked_for(tokenizer, tmp_path, saved_dtype, dtype):
     model = make_model(saved_dtype)
     save_model(model, tokenizer, tmp_path / "model")
@@ -84,9 +87,16 @@ def test_the_dtype_is_float32_where_none_is_asked_for(tokenizer, tmp_path):
     assert load_policy(str(tmp_path / "model"))[0].compute_dtype == "float32"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("mlp_value_head", [False, True])
-@pytest.mark.parametrize("separate_critic", [False, True])
+# Each two of the values are together once.
+@pytest.mark.parametrize(
+    ("separate_critic", "mlp_value_head", "dtype"),
+    [
+        (False, False, "float32"),
+        (False, True, "mixed_bfloat16"),
+        (True, False, "mixed_bfloat16"),
+        (True, True, "float32"),
+    ],
+)
 def test_policy_comes_back(tokenizer, tmp_path, separate_critic, mlp_value_head, dtype):
     policy = scramble(Policy(make_model(), separate_critic, mlp_value_head), seed=4)
     save_model(policy, tokenizer, tmp_path / "policy")
@@ -164,12 +174,19 @@ def test_saving_replaces_the_folder_whole(tokenizer, tmp_path):
     assert loaded_tokenizer.decode([259]) == "abc"
 
 
+@pytest.fixture(scope="module")
+def whole_folder(tokenizer, tmp_path_factory):
+    """Of a saved model; tests damage copies of it."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    save_model(make_model(), tokenizer, folder)
+    return folder
+
+
 @pytest.mark.parametrize("load", [load_language_model, load_policy])
 class TestDamage:
     @pytest.fixture
-    def folder(self, tokenizer, tmp_path):
-        save_model(make_model(), tokenizer, tmp_path / "model")
-        return tmp_path / "model"
+    def folder(self, whole_folder, tmp_path):
+        return shutil.copytree(whole_folder, tmp_path / "model")
 
     def test_no_folder(self, load, tmp_path):
         with pytest.raises(UserError, match="there is no model in .*nowhere.*model.keras is missing"):

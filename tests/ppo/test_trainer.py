@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import asdict
 
 import keras
 import numpy as np
@@ -24,16 +25,12 @@ from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.trainer import PpoTrainer
 from tfppo.rewards.scoring import TextReward
+from tfppo.rewards.shaping import ScoreShaper
 from tfppo.stages import ppo as ppo_stage
 from tfppo.training.interrupt import Interrupted
 from tfppo.training.replicas import make_strategy
 
 EOS, BATCH, RESPONSE, ITERATIONS = 1, 8, 4, 4
-
-
-@functools.cache
-def strategy():
-    return make_strategy(1)
 
 
 def byte_mean(prompts, responses):
@@ -48,7 +45,81 @@ class RecordingTrainer(PpoTrainer):
         self.history = [*getattr(self, "history", []), self.learner.policy.get_weights()]
 
 
-def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=False, evaluation=None, **changes):
+# What the trainer alone reads of PpoConfig: learners that differ in nothing else are one.
+OF_THE_TRAINER = {
+    "total_episodes",
+    "target_score",
+    "trajectories",
+    "kl_coef",
+    "adaptive_kl_target",
+    "adaptive_kl_horizon",
+    "warmup_iterations",
+    "schedule_floor",
+    "critic_warmup_iterations",
+    "ema_decay",
+}
+
+
+class Parts:
+    """The models of trainers, and their collectors and learners: each traced once for all that have its settings."""
+
+    def __init__(self):
+        self.strategy = make_strategy(1)
+        self.collectors, self.learners = {}, {}
+        keras.utils.set_random_seed(0)
+        rng = np.random.default_rng(0)
+        with self.strategy.scope():
+            self.ref_model = LanguageModel(40, 1, 2, 8, 16, 8)
+            self.ref_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in self.ref_model.get_weights()])
+            self.policy, self.average = (Policy(copy_language_model(self.ref_model, "float32")) for _ in range(2))
+        self.start = self.policy.get_weights()
+
+    def put_back(self):
+        """The models as they were at first."""
+        for model in (self.policy, self.average):
+            model.set_weights(self.start)
+
+    def collector(self, config, function):
+        """A collector that has scored nothing yet, nor measured what samples faster."""
+        key = repr((config.sampling, config.reward))
+        if key not in self.collectors:
+            collector = build_collector(
+                self.policy,
+                self.ref_model,
+                config.sampling,
+                config.reward,
+                tokenizer=Tokenizer([]),
+                rewards=[],
+                strategy=self.strategy,
+            )
+            self.collectors[key] = collector, collector.sampler.engine
+        collector, collector.sampler.engine = self.collectors[key]
+        collector.rewards, collector.shaper = [TextReward("toy", function)], ScoreShaper(config.reward)
+        return collector
+
+    def learner(self, config):
+        """A learner that has made no step yet."""
+        settings = {name: value for name, value in asdict(config.ppo).items() if name not in OF_THE_TRAINER}
+        key = repr((settings, config.reward))
+        if key not in self.learners:
+            learner = build_learner(self.policy, config.ppo, config.reward, self.strategy)
+            self.learners[key] = learner, [variable.numpy() for variable in learner.optimizer.variables]
+        learner, start = self.learners[key]
+        for variable, value in zip(learner.optimizer.variables, start, strict=True):
+            variable.assign(value)
+        return learner
+
+
+@functools.cache
+def shared_parts():
+    """What trainers are made of that come one after the other: the next one takes it from the one before."""
+    return Parts()
+
+
+def make_trainer(
+    folder, function=byte_mean, reward=None, sampling=None, ema=False, evaluation=None, parts=None, **changes
+):
+    """A trainer of the same weights each time. Args: parts: None: those of the trainer before, which is at its end."""
     defaults = ORIGINAL | dict(
         rollout_batch_size=BATCH,
         total_episodes=BATCH * ITERATIONS,
@@ -65,17 +136,8 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
         evaluation=EvaluationConfig(**(evaluation or {})),
         checkpoint_every=2,
     ).validate()
-    keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-    with strategy().scope():
-        ref_model = LanguageModel(40, 1, 2, 8, 16, 8)
-        ref_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in ref_model.get_weights()])
-        policy, average = (Policy(copy_language_model(ref_model, "float32")) for _ in range(2))
-    rewards = [TextReward("toy", function)]
-    collector = build_collector(
-        policy, ref_model, config.sampling, config.reward, tokenizer=Tokenizer([]), rewards=rewards, strategy=strategy()
-    )
-    learner = build_learner(policy, config.ppo, config.reward, strategy())
+    parts = parts or shared_parts()
+    parts.put_back()
     trajectories = [
         Trajectory([EOS, 2 + n, 3 + n], [*range(4 + n, 4 + n + n % 5), EOS], {"number": n}) for n in range(12)
     ]
@@ -83,12 +145,12 @@ def make_trainer(folder, function=byte_mean, reward=None, sampling=None, ema=Fal
     held_out = PromptSet([Trajectory([EOS, 20 + n], [EOS]) for n in range(12)], 0, 4, seed=0)
     return RecordingTrainer(
         config,
-        collector,
-        learner,
+        parts.collector(config, function),
+        parts.learner(config),
         prompts,
         folder,
         ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
-        ema=average if ema else None,
+        ema=parts.average if ema else None,
         held_out_prompts=held_out if evaluation else None,
     )
 
@@ -117,7 +179,7 @@ def finished(tmp_path_factory):
         ema_decay=0.75,
         ema=True,
     )
-    trainer = make_trainer(folder, recorded, **settings)
+    trainer = make_trainer(folder, recorded, parts=Parts(), **settings)  # it stays what it is
     start = trainer.learner.policy.get_weights()
     trainer.train()
     return trainer, start, np.array(scores), folder, functools.partial(make_trainer, folder, recorded, **settings)
@@ -138,10 +200,9 @@ def untimed(rows):
 def test_evaluation_in_between_changes_no_bit_and_compiles_nothing(tmp_path):
     settings = dict(reward=dict(normalize=True), adaptive_kl_target=0.01, sampling=dict(stop_at_eos=True))
     plain = make_trainer(tmp_path / "plain", **settings)
-    evaluation = dict(every=3, num_prompts_in_training=12)
-    evaluated = make_trainer(tmp_path / "evaluated", evaluation=evaluation, **settings)
-    for trainer in (plain, evaluated):
-        trainer.train()
+    plain.train()
+    evaluated = make_trainer(tmp_path / "evaluated", evaluation=dict(every=3, num_prompts_in_training=12), **settings)
+    evaluated.train()
     for weights, others in zip(plain.history, evaluated.history, strict=True):
         for weight, other in zip(weights, others, strict=True):
             np.testing.assert_array_equal(weight, other)
@@ -265,6 +326,7 @@ def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, mo
     clock(faster=False)
     straight = trainer("straight")
     straight.train()
+    measured = straight.collector.sampler.engine
     for function in straight.collector.sampler.functions.values():
         assert function.experimental_get_tracing_count() == 1
     with pytest.raises(Interrupted):
@@ -275,12 +337,13 @@ def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, mo
     fresh = trainer("fresh")
     fresh.collector.sampler(fresh.prompts.batch(0, BATCH), seed_for(0, "sample"))
     assert fresh.collector.sampler.engine.compiled is True
+    shared_parts().collectors.clear()  # as in a process that has traced nothing
     resumed = trainer("broken")
     resumed.train()
-    assert resumed.collector.sampler.engine.compiled is straight.collector.sampler.engine.compiled is False
+    assert resumed.collector.sampler.engine.compiled is measured.compiled is False
     assert resumed.collector.sampler.functions["XLA"].experimental_get_tracing_count() == 0
     assert scalars("broken") == scalars("straight") and len(scalars("broken")) == 2
-    for weight, expected in zip(*(t.learner.policy.get_weights() for t in (resumed, straight)), strict=True):
+    for weight, expected in zip(resumed.history[-1], straight.history[-1], strict=True):
         np.testing.assert_array_equal(weight, expected)
 
 
@@ -306,7 +369,7 @@ def test_another_number_of_trainable_blocks_is_refused(tmp_path):
 
 def test_steps_of_the_critic_alone_are_counted_and_kept(tmp_path, monkeypatch):
     """Two minibatches an iteration; three iterations of the critic alone, and a run that ends after two of them."""
-    settings = dict(critic_warmup_iterations=3, critic="separate")
+    settings = dict(critic_warmup_iterations=3)
     short = make_trainer(tmp_path / "run", **settings, total_episodes=BATCH * 2)
     given, update = [], short.learner.update
     monkeypatch.setattr(short.learner, "update", lambda *args: given.append(int(args[4])) or update(*args))
@@ -321,7 +384,7 @@ def test_steps_of_the_critic_alone_are_counted_and_kept(tmp_path, monkeypatch):
 
 
 def test_a_checkpoint_from_before_idle_steps_were_counted_goes_on(tmp_path):
-    settings = dict(critic_warmup_iterations=1, critic="separate", total_episodes=BATCH * 2)
+    settings = dict(critic_warmup_iterations=1, total_episodes=BATCH * 2)
     trainer = make_trainer(tmp_path, **settings)
     kept = {name: part for name, part in trainer.keeper._parts.items() if name != "idle_steps"}
     trainer.keeper._checkpoint = tf.train.Checkpoint(**kept)
@@ -386,7 +449,7 @@ def test_the_target_score_ends_the_run_for_good(tmp_path):
         return [float(len(calls))] * len(responses)
 
     def trainer():
-        return make_trainer(tmp_path, counted, target_score=2.0, total_episodes=BATCH * 50, whiten_advantages=False)
+        return make_trainer(tmp_path, counted, target_score=2.0, total_episodes=BATCH * 50)
 
     trainer().train()
     assert len(calls) == 2 and [row["objective/score"] for row in rows(tmp_path)] == [1.0, 2.0]
