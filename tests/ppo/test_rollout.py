@@ -50,23 +50,30 @@ def models():
     return policy, made[1]
 
 
+COLLECTORS = {}
+
+
 def make_collector(reward, stop_at_eos, rewards=None, native=None, dtype=None, ops=None):
+    """A collector with a reward of its own, traced once for all the tests that ask for the same settings."""
     sampling = SamplingConfig(
         response_length=RESPONSE, temperature=TEMPERATURE, stop_at_eos=stop_at_eos, jit_compile=False, native=native
     )
-    rewards = rewards or [TextReward("byte_sum", byte_sum)]
-    policy, ref_model = models()
-    return build_collector(
-        policy,
-        ref_model,
-        sampling,
-        reward,
-        tokenizer=Tokenizer([]),
-        rewards=rewards,
-        strategy=strategy(),
-        dtype=dtype,
-        native=ops,
-    )
+    key = repr((sampling, reward, dtype))
+    if key not in COLLECTORS:
+        policy, ref_model = models()
+        COLLECTORS[key] = build_collector(
+            policy,
+            ref_model,
+            sampling,
+            reward,
+            tokenizer=Tokenizer([]),
+            rewards=[],
+            strategy=strategy(),
+            dtype=dtype,
+            native=ops,
+        )
+    COLLECTORS[key].rewards = rewards or [TextReward("byte_sum", byte_sum)]
+    return COLLECTORS[key]
 
 
 @functools.cache

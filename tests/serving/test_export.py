@@ -26,6 +26,7 @@ from tfppo.serving.export import export_policy
 POSITIONS, RESPONSE, TEMPERATURE = 24, 8, 0.8
 TEXTS = ["the film was good and the book was better", "a bad film is a bad evening, and a long one"] * 3
 LONG = "".join(f"the film number {number} was good " for number in range(400))[:10_000]
+OTHERS = ("9", "7", "not a version", "saving-3")
 PROMPTS = ["the film", "", LONG, "a<|endoftext|>b<|pad|>", "née 🙂", "the film"]
 SEEDS = [3, 4, 5, -6, 2**40, 3]
 SCORED = [("the film", " was good"), ("", "a"), (LONG, "bad"), ("the", ""), ("x<|pad|>", "<|endoftext|>")]
@@ -68,9 +69,12 @@ def policy(tokenizer):
 
 @pytest.fixture(scope="module")
 def base(policy, tokenizer, tmp_path_factory):
-    base = tmp_path_factory.mktemp("export") / "deep" / "policy"
+    """A folder with earlier versions and other things, and the policy as its version 10."""
+    base = tmp_path_factory.mktemp("export")
+    for name in OTHERS:
+        (base / name).mkdir()
     sampling = SamplingConfig(response_length=RESPONSE, temperature=TEMPERATURE, stop_at_eos=True)
-    assert export_policy(policy, tokenizer, sampling, base) == base / "1"
+    assert export_policy(policy, tokenizer, sampling, str(base)) == base / "10"
     return base
 
 
@@ -104,7 +108,7 @@ def served(base, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     calls, answers = folder / "calls", folder / "answers"
     calls.write_bytes(pickle.dumps(list(CALLS.values())))
-    command = [sys.executable, "-I", "-c", CLIENT, base / "1", calls, answers]
+    command = [sys.executable, "-I", "-c", CLIENT, base / "10", calls, answers]
     process = subprocess.run(list(map(str, command)), cwd=folder, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr[-3000:]
     names, strangers, results = pickle.loads(answers.read_bytes())
@@ -129,7 +133,7 @@ def xla_traces(meta_graph):
 
 
 def test_nothing_needs_xla(base):
-    meta_graph = saved_graphs(base / "1")
+    meta_graph = saved_graphs(base / "10")
     assert xla_traces(meta_graph) == []
     ops = {node.op for function in meta_graph.graph_def.library.function for node in function.node_def}
     assert {"MatMul", "While", "TensorScatterUpdate"} & ops  # the search looked where the ops are
@@ -151,7 +155,7 @@ def test_signatures(base):
 
     signatures = {
         name: (described(signature.inputs), described(signature.outputs))
-        for name, signature in saved_graphs(base / "1").signature_def.items()
+        for name, signature in saved_graphs(base / "10").signature_def.items()
         if not name.startswith("__saved_model")
     }
     text, completion = ("string", [-1]), {"completion": ("string", [-1]), "num_tokens": ("int32", [-1])}
@@ -252,14 +256,9 @@ def test_a_response_may_fill_all_but_one_position_and_no_more(served):
     assert f"share {POSITIONS} positions" in message
 
 
-def test_versions_count_on_from_the_highest(policy, tokenizer, tmp_path):
-    base = tmp_path / "policy"
-    for name in ("9", "7", "not a version", "saving-3"):
-        (base / name).mkdir(parents=True)
-    sampling = SamplingConfig(response_length=2)
-    assert export_policy(policy, tokenizer, sampling, str(base)) == base / "10"
+def test_versions_count_on_from_the_highest(base):
     assert (base / "10" / "saved_model.pb").is_file()
-    assert sorted(path.name for path in base.iterdir()) == sorted(["9", "7", "10", "not a version"])
+    assert sorted(path.name for path in base.iterdir()) == sorted({"10", *OTHERS} - {"saving-3"})  # of a killed export
 
 
 def test_exports_at_the_same_time_get_versions_of_their_own(tmp_path):
@@ -305,8 +304,8 @@ def test_a_full_disk_is_one_line_and_no_version(policy, tokenizer, tmp_path, mon
 
     monkeypatch.setattr(tf.saved_model, "save", full)
     with pytest.raises(UserError, match="the SavedModel in .* cannot be written: No space left on device; free some"):
-        export_policy(policy, tokenizer, SamplingConfig(response_length=2), tmp_path / "export")
-    assert list((tmp_path / "export").iterdir()) == []
+        export_policy(policy, tokenizer, SamplingConfig(response_length=2), tmp_path / "deep" / "export")
+    assert list((tmp_path / "deep" / "export").iterdir()) == []
 
 
 @pytest.mark.parametrize("length", [POSITIONS, POSITIONS + 1])
