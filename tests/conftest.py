@@ -48,7 +48,6 @@ SLOW: dict[str, set[str] | None] = {
     "ppo/test_reward_failures.py": None,
     "ppo/test_rollout.py": {
         "test_a_replay_has_the_actions_of_the_data",
-        "test_a_score_after_the_stop_token_is_that_of_n_plus",
         "test_in_bfloat16_all_of_a_rollout_is_of_one_dtype",
     },
     "ppo/test_sampling.py": {

@@ -1,6 +1,7 @@
 """A run whose reward fails: it ends with its last iteration saved, and goes on as if nothing had happened."""
 
 import os
+import re
 import signal
 import threading
 
@@ -57,9 +58,14 @@ def assert_goes_on_as_if_nothing_had_happened(folder, straight):
 
 def test_it_is_saved_first_and_goes_on_bit_for_bit(straight, tmp_path):
     trainer = make_trainer(tmp_path, fails_at(4, OSError("HTTP 500")), **STATE)
-    saved = f"saved after 3 of {ITERATIONS} iterations: run the same command again to go on"
-    with pytest.raises(UserError, match=f"reward toy raised OSError: HTTP 500 at .*; {saved}"):
+    with pytest.raises(UserError) as error:
         trainer.train()
+    assert re.fullmatch(
+        r"reward toy raised OSError: HTTP 500 at \S*test_reward_failures.py:\d+, called with 8 responses, the first "
+        r"being prompt '.*' and response '.*'; mend the function, or let it be called again with reward.retries; "
+        rf"saved after 3 of {ITERATIONS} iterations: run the same command again to go on",
+        str(error.value),
+    ), error.value
     assert_goes_on_as_if_nothing_had_happened(tmp_path, straight)
 
 
