@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORES = 2
 TINY = (
     "model.vocabulary_size=300",
-    "model.num_layers=2",
+    "model.num_layers=1",
     "model.num_heads=2",
     "model.hidden_dim=16",
     "model.intermediate_dim=32",
@@ -25,6 +25,7 @@ TINY = (
     "lm.batch_size=8",
     "ppo.total_episodes=32",
     "ppo.rollout_batch_size=8",
+    "ppo.num_minibatches=8",  # of one episode, which is not cut by length: less to trace
     "ppo.jit_compile=False",
     "sampling.response_length=8",
     "sampling.jit_compile=False",
@@ -61,13 +62,17 @@ def finish(process) -> Finished:
     return Finished(process.returncode, out, lines, err)
 
 
-def start(argv, **more):
+def start(argv, fresh=None, **more):
     """The command as a process: in a fork that has TensorFlow already, unless it asks for Python options or variables.
 
-    The quickstart always starts from nothing, and with TensorFlow's own log level, as a user's does.
+    The quickstart starts from nothing, and with TensorFlow's own log level, as a user's does.
+
+    Args: fresh: whether it starts from nothing, where that is said.
     """
     file, *arguments = argv[1:]
-    if file.endswith(".py") and not file.endswith("quickstart.py") and not more:
+    if fresh is None:
+        fresh = file.endswith("quickstart.py") or not file.endswith(".py") or bool(more)
+    if not fresh:
         return WarmProcess([file, *arguments], env=environment(), cwd=ROOT)
     variables = environment(**more)
     if file.endswith("quickstart.py"):
@@ -75,8 +80,8 @@ def start(argv, **more):
     return subprocess.Popen(argv, cwd=ROOT, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def run(argv, **more) -> Finished:
-    return finish(start(argv, **more))
+def run(argv, fresh=None, **more) -> Finished:
+    return finish(start(argv, fresh, **more))
 
 
 def run_all(argvs: dict) -> dict[str, Finished]:

@@ -106,7 +106,7 @@ def others(quickstart, evaluation, served, workdir, settings):
     )
     evaluated = json.loads((workdir / "evaluation.json").read_text())
     assert (workdir / "config.json").read_bytes() == before["config.json"]
-    quickstart_again = run(command("quickstart", here, config=settings))
+    quickstart_again = run(command("quickstart", here, config=settings), fresh=False)
     return {**first, "evaluated": evaluated, "quickstart": quickstart_again, "files before": before}
 
 

@@ -3,11 +3,13 @@
 import random
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from binaries import write_texts
 
 from tfppo.config import Config, LmConfig, ModelConfig
 from tfppo.data.chat import BUILT_IN, ChatTemplate
+from tfppo.errors import UserError
 from tfppo.models.folder import load_chat_template, load_language_model
 from tfppo.stages import language_model as stage
 from tfppo.stages.generate import _written
@@ -43,6 +45,15 @@ def test_weights_do_not_depend_on_what_preparing_the_data_draws(tmp_path, monkey
         weights.append(load_language_model(tmp_path / str(number) / "lm")[0].get_weights())
     for found, expected in zip(*weights, strict=True):
         np.testing.assert_array_equal(found, expected)
+
+
+def test_nothing_of_a_diverged_training_is_kept(tmp_path):
+    config = tiny_config(write_texts(tmp_path / "texts.txt").removeprefix("data.source="))
+    config.lm.learning_rate, config.lm.max_grad_norm, config.lm.eval_every = 1e30, 0.0, 2
+    with pytest.raises(UserError, match="not finite"):
+        stage.train_language_model(config, *open_run(config, tmp_path / "run"))
+    for name in ("lm", "lm_checkpoints", "config.json"):
+        assert not (tmp_path / "run" / name).exists()
 
 
 def test_the_template_of_chats_goes_on_with_the_model(tmp_path, capsys):
