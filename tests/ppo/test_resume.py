@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tfppo.models.folder import load_language_model, load_policy
 
+# Interrupts its own process in the call whose number stands in a file.
 REWARD = """
 import os, signal
 
@@ -28,15 +29,13 @@ calls = 0
 def plain_words(prompts, responses):
     global calls
     calls += 1
-    if calls == int(os.environ.get("INTERRUPT_AT", 0)):
+    if os.path.exists({number!r}) and calls == int(open({number!r}).read()):
         os.kill(os.getpid(), signal.SIGINT)
-    if calls == int(os.environ.get("FAIL_AT", 0)):
-        raise OSError("HTTP 500: the judge is down")
     return [sum(c.isascii() for c in response) / 4 for response in responses]
 """
 AGAIN = "press Ctrl-C again to stop at once without saving it"
-LM_STEPS, ITERATIONS, INTERRUPTED_AFTER, FAILED_AFTER = 400, 6, 3, 5
-EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2; one more until the failure
+LM_STEPS, LM_CHECKPOINT, ITERATIONS, INTERRUPTED_AFTER = 200, 50, 6, 3
+EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2
 
 
 def weights_digest(folder):
@@ -85,9 +84,11 @@ def metrics(path):
 def runs(tmp_path_factory):
     """Folders of a straight run and an interrupted one, and how the interrupted commands ended."""
     folder = tmp_path_factory.mktemp("resume")
-    (folder / "reward.py").write_text(REWARD)
+    number = folder / "interrupted_call"
+    (folder / "reward.py").write_text(REWARD.format(number=str(number)))
     settings = (
         *TINY,
+        "model.num_layers=2",
         write_texts(folder / "texts.txt"),
         f"reward.functions=('{folder / 'reward.py'}:plain_words',)",
         # All of this is state that has to come back from the checkpoint.
@@ -98,7 +99,7 @@ def runs(tmp_path_factory):
         "ppo.value_head=mlp",
         "model.dropout=0.2",
         f"lm.num_steps={LM_STEPS}",
-        "lm.eval_every=100",
+        f"lm.eval_every={LM_CHECKPOINT}",
         "lm.patience=0",
         f"ppo.total_episodes={8 * ITERATIONS}",
         "ppo.learning_rate=0.003",
@@ -113,23 +114,23 @@ def runs(tmp_path_factory):
     ppo = {name: command("train_ppo", f"--workdir={folder / name}", config=settings) for name in ("straight", "broken")}
 
     uninterrupted, interrupted = start(lm["straight"]), start(lm["broken"])
-    first = broken / "lm_checkpoints" / "ckpt-100.index"
+    first = broken / "lm_checkpoints" / f"ckpt-{LM_CHECKPOINT}.index"
     while not first.exists() and interrupted.poll() is None:
         time.sleep(0.005)
     interrupted.send_signal(signal.SIGINT)
     ends = {"lm": finish(interrupted)}
     ends["lm at the stop"] = [path.stem for path in (broken / "lm_checkpoints").glob("*.index")]
     succeed(finish(uninterrupted))
-    # The straight PPO run beside the end of the other language model: they share nothing.
+    # The straight PPO run beside the end of the other language model.
     uninterrupted = start(ppo["straight"])
     succeed(run(lm["broken"]))
-    ends["ppo"] = run(ppo["broken"], INTERRUPT_AT=str(INTERRUPTED_AFTER + EVALUATIONS))
+    succeed(finish(uninterrupted))
+    number.write_text(str(INTERRUPTED_AFTER + EVALUATIONS))
+    ends["ppo"] = run(ppo["broken"])
+    number.unlink()
     ends["ppo at the stop"] = checkpoint_digest(broken / "checkpoints" / f"ckpt-{INTERRUPTED_AFTER}")
     ends["policy at the stop"] = (broken / "policy").exists()
-    ends["failure"] = run(ppo["broken"], FAIL_AT=str(FAILED_AFTER - INTERRUPTED_AFTER + 2))
-    ends["saved at the failure"] = (broken / "checkpoints" / f"ckpt-{FAILED_AFTER}.index").exists()
     succeed(run(ppo["broken"]))
-    succeed(finish(uninterrupted))
     return straight, broken, ends
 
 
@@ -140,7 +141,7 @@ def test_ctrl_c_in_language_model_training_saves_and_says_how_to_go_on(runs):
     assert re.fullmatch(rf"stopping: finishing step \d+, about 1 s; {AGAIN}", asked)
     match = re.fullmatch(rf"saved after (\d+) of {LM_STEPS} steps; run the same command again to go on", line)
     assert match, line
-    assert 100 <= int(match[1]) < LM_STEPS
+    assert LM_CHECKPOINT <= int(match[1]) < LM_STEPS
     assert f"ckpt-{match[1]}" in ends["lm at the stop"]
 
 
@@ -152,20 +153,6 @@ def test_ctrl_c_in_a_rollout_finishes_the_iteration_and_saves(runs):
     assert re.fullmatch(rf"stopping: finishing iteration {INTERRUPTED_AFTER}, about \d+ s; {AGAIN}", asked)
     assert line == expected
     assert not ends["policy at the stop"]
-
-
-def test_a_reward_that_fails_ends_the_run_with_its_last_iteration_saved(runs):
-    """The checkpoint is none of the schedule's, and the policies are equal nevertheless: see below."""
-    _, _, ends = runs
-    assert ends["failure"].code == 1, ends["failure"].raw
-    (line,) = ends["failure"].err
-    assert re.fullmatch(
-        r"error: reward plain_words raised OSError: HTTP 500: the judge is down at \S*reward.py:13, called with 8 "
-        r"responses, the first being prompt '.*' and response '.*'; mend the function, or let it be called again with "
-        rf"reward.retries; saved after {FAILED_AFTER} of {ITERATIONS} iterations: run the same command again to go on",
-        line,
-    ), line
-    assert ends["saved at the failure"]
 
 
 def test_the_language_models_are_equal(runs):
