@@ -18,33 +18,23 @@ NUM_ROUNDS = 3
 # Number of replicas and changes of the learner; "1" is what the others are compared with.
 RUNS = {
     "1": (1, {}),
-    "1_in_8_parts": (1, {"accumulation_steps": 8}),
     "1_in_2_parts": (1, {"accumulation_steps": 2}),
-    "1_padded": (1, {"padding": 3}),
+    "1_padded_in_4_parts": (1, {"padding": 3, "accumulation_steps": 4}),
     "1_without_strategy": (1, {"mirrored": False}),
     "2": (2, {}),
-    "4": (4, {}),
     "4_in_2_parts": (4, {"accumulation_steps": 2}),
 }
 CUT = [name for name in RUNS if name != "1"]
-# The top block with a head of two layers, against the same on one replica; one round, and one in bfloat16.
-TOP = {"trainable_blocks": 1, "value_head": "mlp", "gradient_checkpointing": True}
-TOP_RUNS = {
-    "1_top": (1, TOP),
-    "2_top": (2, TOP),
-    "1_top_bfloat16": (1, {**TOP, "dtype": "mixed_bfloat16"}),
-    "2_top_bfloat16": (2, {**TOP, "dtype": "mixed_bfloat16"}),
-}
+# One round of the top block with a head of two layers, whitened by minibatch, against the same on one replica.
+TOP = {"trainable_blocks": 1, "value_head": "mlp", "whiten_scope": "minibatch"}
+TOP_RUNS = {"1_top": (1, TOP), "2_top": (2, TOP)}
 # One round in bfloat16, where a sum over replicas is made in float32 and gradients of one replica are rounded.
 BFLOAT16 = {"dtype": "mixed_bfloat16"}
 BFLOAT16_RUNS = {
     "1_bfloat16": (1, BFLOAT16),
-    "2_bfloat16": (2, BFLOAT16),
-    "2_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
+    "2_bfloat16_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
 }
-BY_MINIBATCH = {"whiten_scope": "minibatch"}
-MINIBATCH_RUNS = {"1_by_minibatch": (1, BY_MINIBATCH), "2_by_minibatch": (2, BY_MINIBATCH)}
-ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS, **MINIBATCH_RUNS}
+ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS}
 
 
 @pytest.fixture(scope="module")
@@ -112,35 +102,26 @@ def test_a_ratio_that_is_off_is_seen_on_whichever_replica_it_is(results, name):
     np.testing.assert_allclose(results[name]["ratio_errors_by_row"], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in BFLOAT16_RUNS if name != "1_bfloat16"])
-def test_bfloat16_gives_near_weights_on_every_number_of_replicas(results, name):
-    start, expected = results["1_bfloat16"]["weights_0"], results["1_bfloat16"]["weights"]
-    np.testing.assert_array_equal(results[name]["weights_0"], start)
-    assert np.linalg.norm(results[name]["weights"] - expected) <= 0.05 * np.linalg.norm(expected - start)
+def test_bfloat16_gives_near_weights_on_two_replicas_that_recompute_their_blocks(results):
+    one, two = results["1_bfloat16"], results["2_bfloat16_checkpointed"]
+    np.testing.assert_array_equal(two["weights_0"], one["weights_0"])
+    step = one["weights"] - one["weights_0"]
+    assert np.linalg.norm(two["weights"] - one["weights"]) <= 0.05 * np.linalg.norm(step)
 
 
 def test_replicas_draw_different_samples_of_one_prompt(results):
-    rows = results["4"]["responses_to_one_prompt"]
+    rows = results["4_in_2_parts"]["responses_to_one_prompt"]
     assert len({tuple(row) for row in rows.tolist()}) == len(rows)
     np.testing.assert_array_equal(rows, results["1"]["responses_to_one_prompt"])
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("", 1e-4), ("_bfloat16", 0.05)])
-def test_the_top_block_alone_learns_the_same_on_two_replicas(results, dtype, tolerance):
-    one, two = results[f"1_top{dtype}"], results[f"2_top{dtype}"]
+def test_A7_A8_the_top_block_alone_whitened_by_minibatch_learns_the_same_on_two_replicas(results):
+    one, two = results["1_top"], results["2_top"]
     np.testing.assert_array_equal(one["weights_0"], two["weights_0"])
     step = one["weights"] - one["weights_0"]
-    assert np.linalg.norm(two["weights"] - one["weights"]) <= tolerance * np.linalg.norm(step)
+    assert np.linalg.norm(two["weights"] - one["weights"]) <= 1e-4 * np.linalg.norm(step)
     for result in (one, two):
         np.testing.assert_array_equal(result["embeddings"], one["embeddings_0"])
-
-
-def test_A7_A8_whitening_by_minibatch_is_over_all_replicas(results):
-    one, two = results["1_by_minibatch"], results["2_by_minibatch"]
-    step = one["weights"] - one["weights_0"]
-    assert np.linalg.norm(two["weights"] - one["weights"]) <= 1e-4 * np.linalg.norm(step)
-    by_rollout = results["1"]["weights_of_one_update"] - one["weights_of_one_update"]
-    assert np.linalg.norm(by_rollout) > 1e-2 * np.linalg.norm(step)
 
 
 @pytest.mark.parametrize("name", ALL_RUNS)
@@ -156,12 +137,12 @@ def test_a_gradient_that_is_not_finite_on_one_replica_stops_all(results, name):
     assert results[name]["steps_taken_with_inf"] == 0.0
 
 
-@pytest.mark.parametrize(("name", "messages"), [("1", 0), ("4", 2)])
+@pytest.mark.parametrize(("name", "messages"), [("1", 0), ("4_in_2_parts", 2)])
 def test_a_minibatch_that_the_replicas_do_not_divide_is_refused(results, name, messages):
     refusals = results[name]["refusals"].tolist()
     assert len(refusals) == messages
     if messages:
-        assert "ppo.num_minibatches" in refusals[0] and "is 3;" in refusals[0] and f"replicas, {name}," in refusals[0]
+        assert "ppo.num_minibatches" in refusals[0] and "is 3;" in refusals[0] and "replicas, 4," in refusals[0]
         assert "ppo.accumulation_steps" in refusals[1] and "is 1;" in refusals[1]
 
 
@@ -306,7 +287,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
 
 if __name__ == "__main__":
     replicas, folder = int(sys.argv[1]), Path(sys.argv[2])
-    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, {**TOP_RUNS, **MINIBATCH_RUNS})):
+    for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, TOP_RUNS)):
         for run, (count, settings) in runs.items():
             if count == replicas:
                 np.savez(folder / f"{run}.npz", **train(count, rounds, **settings))
