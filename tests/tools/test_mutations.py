@@ -1,8 +1,8 @@
 """The mutation check: what each operator does to a small function, and that the table fits the source."""
 
 import ast
-import time
 import sys
+import time
 from pathlib import Path
 
 import pytest
