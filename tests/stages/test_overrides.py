@@ -51,3 +51,9 @@ def test_the_estimator_is_assigned_before_what_else_is_given():
     argv = ["tool", "--config=a.py", "--config.ppo.group_size=16", "--workdir=w", "--config.ppo.estimator=grpo"]
     assert estimator_first(argv) == [*argv[:2], argv[4], *argv[2:4]]
     assert estimator_first(argv[:4]) == argv[:4]
+    # Also where name and value are two arguments.
+    assert estimator_first([*argv[:4], "--config.ppo.estimator", "grpo", "--x"]) == [
+        *(*argv[:2], argv[4], *argv[2:4]),
+        "--x",
+    ]
+    assert estimator_first(["tool", "--config.ppo.estimator"]) == ["tool", "--config.ppo.estimator"]  # absl tells that

@@ -80,10 +80,14 @@ def estimator_first(argv: Sequence[str]) -> list[str]:
 
     Whatever else is on the command line then stays, in any order.
     """
+    argv = list(argv)
+    for place in range(len(argv) - 2, -1, -1):
+        if re.fullmatch(r"--?config\.ppo\.estimator", argv[place]):  # its value is the next argument
+            argv[place : place + 2] = [f"{argv[place]}={argv[place + 1]}"]
     overrides = [place for place, argument in enumerate(argv) if _OVERRIDE.fullmatch(argument)]
     chosen = [place for place in overrides if re.match(r"--?config\.ppo\.estimator=", argv[place])]
     if not chosen:
-        return list(argv)
+        return argv
     rest = [argument for place, argument in enumerate(argv) if place not in chosen]
     return [*rest[: overrides[0]], *(argv[place] for place in chosen), *rest[overrides[0] :]]
 
