@@ -175,3 +175,11 @@ def test_a_line_that_is_no_text_or_of_another_form_is_left_out_too(tmp_path, lin
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
     assert go_on(tmp_path, 16, 32, ppo__gamma=0.9)[0] == ["ppo.gamma 1.0 -> 0.9 from iteration 17"]
     assert config(tmp_path)["ppo"]["gamma"] == 0.9 and [line["from"] for line in lines(tmp_path)] == [1, 17]
+
+
+def test_a_file_of_the_home_directory_is_known_by_either_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    run = tmp_path / "run"
+    go_on(run, 0, 16, data__source="~/a.txt")
+    assert go_on(run, 16, data__source=str(tmp_path / "a.txt"))[0] != []

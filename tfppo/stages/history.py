@@ -10,6 +10,7 @@ Both are written with the first checkpoint that was trained so: they never claim
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def content_of(name: str) -> str:
 
     A folder counts as the same wherever it is: it holds a model or many files, whose checkpoint knows them by digest.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if name and path.is_dir():
         return "a folder"
     if not path.is_file():
