@@ -49,6 +49,7 @@ def test_what_has_a_default_may_be_missing():
 
     assert called(optional) == ([4, 9], "none")
     assert called(optional, {}) == (None, "none")
+    assert called(lambda prompts, responses, other=None, answer=None, /: (other, answer)) == (None, [4, 9])
 
 
 def test_all_columns_without_a_parameter_go_to_kwargs():

@@ -88,11 +88,12 @@ class Signature:
             name = parameter.name
             if name in self.required:
                 self._refuse_missing(name, batch.columns, "the data")
-            if name not in _OF_BATCH and name not in batch.columns:
-                continue  # its default
-            value = _OF_BATCH[name](batch) if name in _OF_BATCH else list(batch.columns[name])
+            if name in _OF_BATCH:
+                value = _OF_BATCH[name](batch)
+            else:
+                value = list(batch.columns[name]) if name in batch.columns else parameter.default
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                by_position.append(value)
+                by_position.append(value)  # a default, too: others may follow
             else:
                 by_name[name] = value
         if self._takes_all:
