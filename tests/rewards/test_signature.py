@@ -102,6 +102,13 @@ def test_columns_that_the_data_lack(function, message):
         signature.check(RECORDS, "d.jsonl")
 
 
+def test_a_column_that_is_empty_in_every_record_is_not_there():
+    """As a TFDS feature that is no single string or number is."""
+    records = [{"prompt": "p", "answers": None}, {"prompt": "q", "answers": None}]
+    with pytest.raises(UserError, match="a column 'answers', which d has not; the columns are: prompt;"):
+        Signature("f", lambda prompts, responses, answers: 0).check(records, "d")
+
+
 @pytest.mark.parametrize(
     "function",
     [

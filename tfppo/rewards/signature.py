@@ -58,9 +58,10 @@ class Signature:
     def check(self, records: Sequence[Mapping[str, object]], source: str) -> None:
         """Raises UserError where records of the data lack a column that it needs, naming those that there are.
 
-        So too where it has neither `prompts` nor `responses`, and its first two parameters are named like columns.
+        So too where it has neither `prompts` nor `responses`, and its first two parameters are named like columns. A
+        column that is None in every record is not there.
         """
-        present = sorted(set().union(*records))
+        present = sorted({name for record in records for name, value in record.items() if value is not None})
         for name, usual in zip(self._first_names, _SINGULAR, strict=False):
             if name in present and name != usual:
                 raise UserError(
