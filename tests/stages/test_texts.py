@@ -96,6 +96,16 @@ def test_held_out_prompts_have_the_length_of_training_and_none_are_needed(config
     assert capsys.readouterr().out.splitlines()[-1].startswith("no evaluation during training: source ")
 
 
+def test_held_out_prompts_that_are_too_long_for_training_are_counted(config_of, capsys):
+    config = config_of([{"prompt": "p" * (1 + number)} for number in range(40)])
+    whole = load_prompts(config, "validation", Tokenizer([]), 99)
+    length = whole.length - 1
+    capsys.readouterr()
+    held_out = load_held_out_prompts(config, Tokenizer([]), 99, length)
+    line = f"left out of the evaluation during training: 1 of {len(whole)} held-out prompts, longer than"
+    assert len(held_out) == len(whole) - 1 and line in capsys.readouterr().out
+
+
 def test_perplexity_is_of_texts_that_are_there(config_of):
     tokenizer = Tokenizer([])
     prompts = [{"prompt": f"{number}?"} for number in range(40)]
