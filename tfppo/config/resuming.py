@@ -94,7 +94,12 @@ LANGUAGE_MODEL = Stage(
     checkpoints="lm_checkpoints",
     unit="step",
     uses=(*_RUN, "data", "model", "lm"),
-    without=("data.min_prompt_tokens", "data.max_prompt_tokens"),
+    without=(  # what becomes of prompts in PPO
+        "data.min_prompt_tokens",
+        "data.max_prompt_tokens",
+        "data.max_given_prompt_tokens",
+        "data.long_prompts",
+    ),
 )
 REWARD_MODEL = Stage(
     name="reward model",
