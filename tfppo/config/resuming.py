@@ -119,6 +119,7 @@ PPO = Stage(
     checkpoints="checkpoints",
     unit="iteration",
     uses=(*_RUN, "checkpoint_every", "keep_checkpoints", "data", "sampling", "reward", "ppo", "evaluation"),
+    without=("evaluation.num_prompts", "evaluation.batch_size"),  # of the evaluation of a finished model
 )
 
 
