@@ -70,6 +70,12 @@ def compare(stage, before, now, same_content=None):
         (PPO, dict(ppo__ema_decay=0.5), {"ppo.ema_decay": Kind.FIXED}),
         # A stage knows nothing of what another one is trained with.
         (LANGUAGE_MODEL, dict(ppo__critic="separate", reward__scale=2.0, data__max_prompt_tokens=9), {}),
+        # PPO alone leaves prompts out, and may ask for another way after the language model is there.
+        (LANGUAGE_MODEL, dict(data__long_prompts="cut", data__max_given_prompt_tokens=9), {}),
+        (PPO, dict(data__long_prompts="cut"), {"data.long_prompts": Kind.FIXED}),
+        # Of the evaluation of a finished model: it takes them whether anything is left to train or not.
+        (PPO, dict(evaluation__num_prompts=9, evaluation__batch_size=8), {}),
+        (PPO, dict(evaluation__every=9), {"evaluation.every": Kind.FREE}),
         (PPO, dict(lm__learning_rate=1.0, model__num_heads=8, reward_model__batch_size=3), {}),
         (REWARD_MODEL, dict(data__source="x", model__num_heads=8, ppo__kl_coef=1.0), {}),
         (REWARD_MODEL, dict(reward_model__batch_size=3), {"reward_model.batch_size": Kind.FIXED}),

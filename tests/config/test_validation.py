@@ -276,7 +276,8 @@ def test_value_at_the_edge_is_good(settings):
     configured(**settings).validate()
 
 
-STOPS, TRUNCATES = {"sampling__stop_at_eos": True}, {"reward__truncate_at_eos": True}
+STOPS, SAMPLES_ON = ({"sampling__stop_at_eos": stops} for stops in (True, False))
+TRUNCATES = {"reward__truncate_at_eos": True}
 # Each right by itself; the same columns as BAD.
 BAD_TOGETHER = [
     ({"sampling__top_k": 5}, "sampling.top_k, sampling.top_p", "(5, 1.0)", "PPO needs 0 and 1"),
@@ -302,7 +303,12 @@ BAD_TOGETHER = [
         "nothing is whitened; use rollout",
     ),
     ({"reward__placement": "last_position", **STOPS}, "reward.placement", "'last_position'", "use last_token or"),
-    ({"reward__placement": "after_last"}, "reward.placement", "'after_last'", "sampling.stop_at_eos=True"),
+    (
+        {"reward__placement": "after_last", **SAMPLES_ON},
+        "reward.placement",
+        "'after_last'",
+        "sampling.stop_at_eos=True",
+    ),
     (
         {"reward__placement": "after_last", **STOPS, **CRITIC_FREE},
         "reward.placement",
@@ -310,7 +316,7 @@ BAD_TOGETHER = [
         "reinforce_pp knows no state after the last token; use last_token",
     ),
     ({**STOPS, **TRUNCATES}, "reward.truncate_at_eos", "True", "use False, or sampling.stop_at_eos=False"),
-    ({"reward__missing_stop_penalty": 1.0}, "reward.missing_stop_penalty", "1.0", "or use None"),
+    ({"reward__missing_stop_penalty": 1.0, **SAMPLES_ON}, "reward.missing_stop_penalty", "1.0", "or use None"),
     ({"ppo__trajectories": "dataset", "ppo__group_size": 2}, "ppo.trajectories", "'dataset'", "ppo.group_size=1"),
     ({"ppo__trajectories": "dataset", **TRUNCATES}, "ppo.trajectories", "'dataset'", "truncate_at_eos=False"),
 ]
@@ -390,13 +396,12 @@ def test_a_password_or_token_in_a_setting_is_not_shown(settings, message):
 @pytest.mark.parametrize(
     ("settings", "stops"),
     [
-        ({}, False),  # the quickstart's texts are sentences out of reviews, and its numbers of 24 tokens
-        ({"data__source": "mine.jsonl"}, True),
-        ({"data__source": "mine.jsonl", "sampling__stop_at_eos": False}, False),
+        ({}, True),
+        ({"sampling__stop_at_eos": False}, False),
         ({"sampling__stop_at_eos": True}, True),
-        ({"data__source": "mine.jsonl", "reward__truncate_at_eos": True}, False),
-        ({"data__source": "mine.jsonl", "reward__placement": "last_position"}, False),
-        ({"data__source": "mine.jsonl", "reward__placement": "after_last"}, True),
+        ({"reward__truncate_at_eos": True}, False),
+        ({"reward__placement": "last_position"}, False),
+        ({"reward__placement": "after_last"}, True),
     ],
 )
 def test_where_responses_stop(settings, stops):

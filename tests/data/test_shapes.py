@@ -82,6 +82,7 @@ def test_prompts_without_a_response(record, prompt):
         ({"review": "t", "messages": ASKED}, ("review", "prompt"), None, "t"),
         ({"dialog": ASKED + ANSWER, "text": "no"}, ("dialog", "prompt"), *CHAT),
         ({"q": ASKED, "answer": "So."}, ("text", "q"), *CHAT),
+        ({"q": "p", "messages": ASKED + ANSWER}, ("text", "q"), "p", ""),
     ],
 )
 def test_configured_names_are_taken_alone(record, names, prompt, text):

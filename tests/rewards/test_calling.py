@@ -1,6 +1,7 @@
 """Calls that fail or hang: how often they are made again, after which waits, and what is left behind."""
 
 import os
+import queue
 import signal
 import threading
 import time
@@ -77,6 +78,15 @@ def test_a_call_that_hangs_is_left_behind():
         call_within(0.05, release.wait)
     assert time.monotonic() - started < 5
     release.set()
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_an_empty_queue_of_the_calls_own_is_its_failure_and_not_a_late_answer(seconds):
+    def call(item):
+        raise queue.Empty(item)
+
+    with pytest.raises(queue.Empty, match="mine"):
+        start_all(call, ["mine"], workers=1)(seconds)
 
 
 def test_a_signal_is_heard_while_a_call_hangs():

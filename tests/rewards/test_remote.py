@@ -213,6 +213,16 @@ def test_where_nothing_listens(serve):
         remote(server, retries=1)(make_batch())
 
 
+def test_a_key_in_the_query_of_a_url_is_sent_and_never_shown(serve, capfd):
+    server = serve(good)
+    server.url += "?key=sesame-17&more"
+    assert remote(server)(make_batch()).tolist() == [3.0, 9.0]
+    server.close()
+    with pytest.raises(UserError, match="/v1/score cannot be asked") as error:
+        remote(server, retries=1)(make_batch())
+    assert "sesame" not in str(error.value) + capfd.readouterr().err
+
+
 def of_its_own_authority(folder):
     """A server's context with a certificate that vouches for itself, and the file of that."""
     key, certificate = folder / "key.pem", folder / "certificate.pem"
@@ -259,6 +269,14 @@ def test_a_token_that_is_not_there(monkeypatch):
     assert read_token(None) is None
     with pytest.raises(UserError, match="reward.url_token_variable names an environment variable that is empty"):
         read_token("SCORE_TOKEN")
+
+
+@pytest.mark.parametrize("token", ["sesame\n17", "\u201csesame-17\u201d", "sesame\t17"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(monkeypatch, token):
+    monkeypatch.setenv("SCORE_TOKEN", token)
+    with pytest.raises(UserError, match="url_token_variable names an environment variable with .*alone") as error:
+        read_token("SCORE_TOKEN")
+    assert "sesame" not in str(error.value)
 
 
 def test_servers_are_waited_for_while_functions_compute(serve):

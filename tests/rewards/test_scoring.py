@@ -168,6 +168,12 @@ def test_where_no_row_shows_the_beginning_of_the_batch_is_told():
         TextReward("f", breaks)(make_batch())
 
 
+def test_of_equal_responses_which_may_be_one_object_none_is_named():
+    same = "x"
+    with pytest.raises(UserError, match="raised IndexError.*, called with 3 responses, the first being prompt 'p' and"):
+        TextReward("judge", Judge())(make_batch(("p", "q", "r"), ("a 1", same, same)))
+
+
 @pytest.mark.parametrize("end", [sys.exit, lambda: sys.exit(3), lambda: exec("assert 0")])
 def test_a_function_that_ends_the_program_does_not(end):
     with pytest.raises(UserError, match="raised (SystemExit|AssertionError)"):

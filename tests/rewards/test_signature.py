@@ -49,6 +49,7 @@ def test_what_has_a_default_may_be_missing():
 
     assert called(optional) == ([4, 9], "none")
     assert called(optional, {}) == (None, "none")
+    assert called(lambda prompts, responses, other=None, answer=None, /: (other, answer)) == (None, [4, 9])
 
 
 def test_all_columns_without_a_parameter_go_to_kwargs():
@@ -78,6 +79,7 @@ def test_a_function_without_responses_is_refused_at_once(function):
 
 
 RECORDS = [{"prompt": "p", "answer": 1}, {"prompt": "q", "answer": 2}, {"prompt": "r", "answer": None, "level": 2}]
+PLACES = ["line 4", "line 5", "line 7"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +89,10 @@ RECORDS = [{"prompt": "p", "answer": 1}, {"prompt": "q", "answer": 2}, {"prompt"
             lambda prompts, responses, label: 0,
             "a column 'label', which d.jsonl has not; .*: answer, level, prompt;",
         ),
-        (lambda prompts, responses, level: 0, "column 'level', which 2 of 3 records of d.jsonl lack, number 1 first"),
+        (
+            lambda prompts, responses, level: 0,
+            r"column 'level', which 2 of 3 records of d.jsonl lack \(the first: line 4\)",
+        ),
         (
             lambda answer, responses_of_model: 0,
             "'answer' is a column of d.jsonl; write def f.prompts, responses",
@@ -98,7 +103,14 @@ def test_columns_that_the_data_lack(function, message):
     signature = Signature("f", function)
     assert signature.needs_check()
     with pytest.raises(UserError, match=f"reward f.*{message}"):
-        signature.check(RECORDS, "d.jsonl")
+        signature.check(RECORDS, PLACES, "d.jsonl")
+
+
+def test_a_column_that_is_empty_in_every_record_is_not_there():
+    """As a TFDS feature that is no single string or number is."""
+    records = [{"prompt": "p", "answers": None}, {"prompt": "q", "answers": None}]
+    with pytest.raises(UserError, match="a column 'answers', which d has not; the columns are: prompt;"):
+        Signature("f", lambda prompts, responses, answers: 0).check(records, PLACES[:2], "d")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +123,7 @@ def test_columns_that_the_data_lack(function, message):
     ],
 )
 def test_columns_that_the_data_have(function):
-    Signature("f", function).check(RECORDS, "d.jsonl")
+    Signature("f", function).check(RECORDS, PLACES, "d.jsonl")
 
 
 def test_the_data_are_not_read_for_a_function_without_columns():

@@ -162,3 +162,24 @@ def test_damaged_lines_are_left_out(tmp_path):
     path.write_text("[1]\n" + path.read_text() + '{"stage": "PPO", "from": 9, "sett')
     with pytest.raises(UserError, match="seed is 1, not 0"):
         go_on(tmp_path, 16, seed=1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\xfe\x00", b'{"stage": "PPO", "from": "9", "settings": {}}', b'{"stage": "PPO", "from": 9, "settings": 1}'],
+)
+def test_a_line_that_is_no_text_or_of_another_form_is_left_out_too(tmp_path, line):
+    go_on(tmp_path, 0, 16)
+    with (tmp_path / "config_history.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    assert go_on(tmp_path, 16, 32, ppo__gamma=0.9)[0] == ["ppo.gamma 1.0 -> 0.9 from iteration 17"]
+    assert config(tmp_path)["ppo"]["gamma"] == 0.9 and [line["from"] for line in lines(tmp_path)] == [1, 17]
+
+
+def test_a_file_of_the_home_directory_is_known_by_either_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    run = tmp_path / "run"
+    go_on(run, 0, 16, data__source="~/a.txt")
+    assert go_on(run, 16, data__source=str(tmp_path / "a.txt"))[0] != []

@@ -18,6 +18,13 @@ def test_none_for_a_number_that_may_be_none(argv):
     assert rest == ["tool", "--config.seed=1", "--config.ppo.kl_coef=none", "--workdir=none"]
 
 
+@pytest.mark.parametrize("later", [["--config.reward.clip=5"], ["--config.reward.clip", "5"]], ids=" ".join)
+def test_the_last_value_of_a_setting_counts_also_after_none(later):
+    none = "--config.reward.clip=none"
+    assert take_nones(["tool", none, *later]) == (["tool", *later], [])
+    assert take_nones(["tool", *later, none, "--config.reward.scale=2"])[1] == [("reward", "clip")]
+
+
 def test_the_configs_that_come_along():
     assert shipped_configs() == {path.stem: path for path in (ROOT / "configs").glob("*.py")}
 
@@ -44,3 +51,9 @@ def test_the_estimator_is_assigned_before_what_else_is_given():
     argv = ["tool", "--config=a.py", "--config.ppo.group_size=16", "--workdir=w", "--config.ppo.estimator=grpo"]
     assert estimator_first(argv) == [*argv[:2], argv[4], *argv[2:4]]
     assert estimator_first(argv[:4]) == argv[:4]
+    # Also where name and value are two arguments.
+    assert estimator_first([*argv[:4], "--config.ppo.estimator", "grpo", "--x"]) == [
+        *(*argv[:2], argv[4], *argv[2:4]),
+        "--x",
+    ]
+    assert estimator_first(["tool", "--config.ppo.estimator"]) == ["tool", "--config.ppo.estimator"]  # absl tells that

@@ -1,6 +1,7 @@
 """What answers at once starts no TensorFlow: `import tfppo`, and --help of every binary."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -104,3 +105,13 @@ def test_notes_of_tensorflow_are_left_out_and_nothing_else(end, code, last):
     error, warning, *rest = done.stderr.splitlines()
     assert error.endswith("a device failed") and warning == "a warning of Python"
     assert rest == last
+
+
+def test_where_nobody_reads_the_standard_error_the_program_is_there_once_all_the_same():
+    program = "import atexit; atexit.register(print, 'the end')\n" + NOTES.format(end="pass")
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-c", program]
+    done = subprocess.run(argv, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=writing, timeout=60)
+    os.close(writing)
+    assert done.stdout == b"the end\n"

@@ -96,6 +96,16 @@ def test_held_out_prompts_have_the_length_of_training_and_none_are_needed(config
     assert capsys.readouterr().out.splitlines()[-1].startswith("no evaluation during training: source ")
 
 
+def test_held_out_prompts_that_are_too_long_for_training_are_counted(config_of, capsys):
+    config = config_of([{"prompt": "p" * (1 + number)} for number in range(40)])
+    whole = load_prompts(config, "validation", Tokenizer([]), 99)
+    length = whole.length - 1
+    capsys.readouterr()
+    held_out = load_held_out_prompts(config, Tokenizer([]), 99, length)
+    line = f"left out of the evaluation during training: 1 of {len(whole)} held-out prompts, longer than"
+    assert len(held_out) == len(whole) - 1 and line in capsys.readouterr().out
+
+
 def test_perplexity_is_of_texts_that_are_there(config_of):
     tokenizer = Tokenizer([])
     prompts = [{"prompt": f"{number}?"} for number in range(40)]
@@ -111,5 +121,28 @@ def test_the_check_of_a_rewards_columns_reads_chats_as_the_model_does(config_of,
     (tmp_path / "toy.py").write_text("def exact(prompts, responses, goal):\n    return [0.0] * len(responses)\n")
     config = config_of([{**chat(number), "goal": number} for number in range(5)])
     config.reward.functions = (f"{tmp_path / 'toy.py'}:exact",)
-    check_rewards(config, tmp_path)
+    check_rewards(config, tmp_path, "train")
     assert "chat template hh\n" in capsys.readouterr().out
+
+
+def test_a_rewards_column_is_missed_in_each_split_that_is_scored_by_the_line(config_of, tmp_path):
+    (tmp_path / "toy.py").write_text("def exact(prompts, responses, goal):\n    return [0.0] * len(responses)\n")
+    records = [{"prompt": f"{number}?", "goal": number} for number in range(40)]
+    config = config_of(records)
+    config.reward.functions = (f"{tmp_path / 'toy.py'}:exact",)
+    held_out = load_texts(config.data, "validation")[0].columns["goal"]
+    check_rewards(config, tmp_path, "train", "validation")
+    del records[held_out]["goal"]
+    config.data = config_of(records).data
+    check_rewards(config, tmp_path, "train")
+    with pytest.raises(UserError, match=rf"lack \(the first: .*records.jsonl, line {held_out + 1}\); add it there"):
+        check_rewards(config, tmp_path, "train", "validation")
+
+
+def test_a_split_for_evaluation_in_training_may_be_missing(config_of, tmp_path):
+    (tmp_path / "toy.py").write_text("def exact(prompts, responses, goal):\n    return [0.0] * len(responses)\n")
+    config = config_of([{"prompt": "One?", "goal": 1}])
+    config.reward.functions = (f"{tmp_path / 'toy.py'}:exact",)
+    check_rewards(config, tmp_path, "train", "validation")
+    with pytest.raises(UserError, match="no examples for split 'validation'"):
+        check_rewards(config, tmp_path, "validation")

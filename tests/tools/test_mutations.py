@@ -2,6 +2,7 @@
 
 import ast
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,15 @@ def test_tests_that_hang_are_ended_with_all_that_they_started(monkeypatch, tmp_p
     monkeypatch.setattr(mutation_check, "PYTEST", ["sh", "-c", hanging])
     assert mutation_check.verdict_of(*mutation_check.run_tests(tmp_path, [], timeout=0.3)) == ("timed out", "")
     assert (tmp_path / "cache_home").read_text().strip() == str(tmp_path / "cache")
-    child = int((tmp_path / "child").read_text())
-    state = Path(f"/proc/{child}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    state = Path(f"/proc/{int((tmp_path / 'child').read_text())}/stat")
+
+    def ended():
+        return not state.exists() or state.read_text().split()[2] == "Z"
+
+    deadline = time.monotonic() + 10
+    while not ended() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ended()
 
 
 @pytest.mark.parametrize(

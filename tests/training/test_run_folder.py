@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tfppo.errors import UserError
+from tfppo.files import try_lock
 from tfppo.training import run_folder
 from tfppo.training.run_folder import LOCK_FILE, claim
 
@@ -78,6 +79,22 @@ def test_a_fork_that_outlives_its_parent_does_not_block(tmp_path, first, free):
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     claim(tmp_path, "me")
+
+
+def test_a_lock_file_that_is_removed_before_it_is_locked_counts_no_more(tmp_path, monkeypatch, free):
+    """By a process that was refused in the meantime: a third one would not see a lock on a file without a name."""
+    locks = []
+
+    def late(descriptor):
+        if not locks:
+            (tmp_path / LOCK_FILE).unlink()
+        locks.append(descriptor)
+        return try_lock(descriptor)
+
+    monkeypatch.setattr(run_folder, "try_lock", late)
+    claim(tmp_path, "me")
+    assert os.path.samestat(os.fstat(run_folder._held[tmp_path]), os.stat(tmp_path / LOCK_FILE))
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["command"] == "me"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": 1}'])

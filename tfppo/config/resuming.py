@@ -94,7 +94,12 @@ LANGUAGE_MODEL = Stage(
     checkpoints="lm_checkpoints",
     unit="step",
     uses=(*_RUN, "data", "model", "lm"),
-    without=("data.min_prompt_tokens", "data.max_prompt_tokens"),
+    without=(  # what becomes of prompts in PPO
+        "data.min_prompt_tokens",
+        "data.max_prompt_tokens",
+        "data.max_given_prompt_tokens",
+        "data.long_prompts",
+    ),
 )
 REWARD_MODEL = Stage(
     name="reward model",
@@ -114,6 +119,7 @@ PPO = Stage(
     checkpoints="checkpoints",
     unit="iteration",
     uses=(*_RUN, "checkpoint_every", "keep_checkpoints", "data", "sampling", "reward", "ppo", "evaluation"),
+    without=("evaluation.num_prompts", "evaluation.batch_size"),  # of the evaluation of a finished model
 )
 
 

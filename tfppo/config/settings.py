@@ -122,8 +122,7 @@ class SamplingConfig:
     top_k: int = 0  # 0: off
     top_p: float = 1.0  # 1: off
     # Whether EOS ends a response. None: yes, but for recipes that sample on (reward.truncate_at_eos, placement
-    # last_position) and tfds:movie_snippets, whose texts are sentences out of reviews: there 24 tokens run on from one
-    # into the next. See `Config.with_ends`.
+    # last_position). See `Config.with_ends`.
     stop_at_eos: bool | None = None
     # Compile sampling and the reference model with XLA. None: yes, unless their dtype is faster without XLA; where PPO
     # samples without C++, it times both on the first batch and keeps the faster one.
@@ -375,8 +374,7 @@ class Config:
         """The same configuration with sampling.stop_at_eos decided: True or False where it was None."""
         if self.sampling.stop_at_eos is not None:
             return self
-        samples_on = self.reward.truncate_at_eos or self.reward.placement == "last_position"
-        stops = not (samples_on or self.data.source.startswith("tfds:movie_snippets"))
+        stops = not (self.reward.truncate_at_eos or self.reward.placement == "last_position")
         return dataclasses.replace(self, sampling=dataclasses.replace(self.sampling, stop_at_eos=stops))
 
     def to_json(self) -> str:

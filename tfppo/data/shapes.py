@@ -56,7 +56,7 @@ def recognise(record: Mapping[str, object], where: str, names: Sequence[str], te
     shape = _Shape(record, where, names, template)
     if shape.prompt and shape.response:
         return shape.pair()
-    if names[0] == TEXT and shape.chat:
+    if tuple(names) == DEFAULT_FIELDS and shape.chat:
         return shape.conversation(shape.chat, "chat")
     if names[0] in shape.present:
         return shape.plain()

@@ -107,12 +107,13 @@ def start_all(call: Callable[[T], R], items: Iterable[T], workers: int) -> Calla
             while len(results) < count:
                 # A queue's get lets signals through: Ctrl-C is heard while a call hangs.
                 left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-                number, result, error = done.get(timeout=left)
+                try:
+                    number, result, error = done.get(timeout=left)
+                except queue.Empty:
+                    raise Overdue(f"no result after {seconds:g} s") from None
                 if error is not None:
                     raise error
                 results[number] = result
-        except queue.Empty:
-            raise Overdue(f"no result after {seconds:g} s") from None
         finally:
             ended.set()
         return [results[number] for number in range(count)]

@@ -3,6 +3,7 @@
 import inspect
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable
 
 from tfppo.rewards.batch import Batch
@@ -21,7 +22,9 @@ def beginning(batch: Batch) -> str:
 
 def row_of(error: BaseException, batch: Batch) -> str:
     """The row that a function was at when it raised, as far as its variables show it; else how the batch begins."""
-    rows = {id(response): row for row, response in enumerate(batch.responses)}
+    # Python keeps short texts once: of rows that share theirs, a variable does not tell which one it is.
+    times = Counter(map(id, batch.responses))
+    rows = {id(response): row for row, response in enumerate(batch.responses) if times[id(response)] == 1}
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         here = {rows[id(value)] for value in frame.f_locals.values() if id(value) in rows}

@@ -7,6 +7,7 @@ Reply:    {"scores": [...]} or the bare list, one score a response
 import http.cookiejar
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -179,7 +180,7 @@ def is_url(name: str) -> bool:
 
 
 def read_token(variable: str | None) -> str | None:
-    """The token in an environment variable. Raises: UserError where the variable is not set."""
+    """The token in an environment variable. Raises: UserError where there is none, or none that a header can hold."""
     if variable is None:
         return None
     token = os.environ.get(variable, "").strip()
@@ -187,6 +188,11 @@ def read_token(variable: str | None) -> str | None:
         raise UserError(
             "reward.url_token_variable names an environment variable that is empty or not set; export it (the setting "
             "is the variable's name, not the token)"
+        )
+    if not (token.isascii() and token.isprintable()):
+        raise UserError(
+            "reward.url_token_variable names an environment variable with a character that no header can hold, such as "
+            "a line break; export the token alone"
         )
     return token
 
@@ -202,7 +208,7 @@ def _asked_by(reply):
 
 
 def _connection_failure(error):
-    reason = " ".join(str(error).split())[-300:]
+    reason = re.sub(r"\?\S+", "", " ".join(str(error).split()))[-300:]  # without the query of the URL
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         remedy = (
             "give it a certificate that is valid for its name; REQUESTS_CA_BUNDLE names a file of further authorities"

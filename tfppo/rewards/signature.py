@@ -55,12 +55,15 @@ class Signature:
         """The columns that it cannot do without."""
         return [p.name for p in self._others if p.name not in _OF_BATCH and p.default is p.empty]
 
-    def check(self, records: Sequence[Mapping[str, object]], source: str) -> None:
+    def check(self, records: Sequence[Mapping[str, object]], places: Sequence[str], source: str) -> None:
         """Raises UserError where records of the data lack a column that it needs, naming those that there are.
 
-        So too where it has neither `prompts` nor `responses`, and its first two parameters are named like columns.
+        So too where it has neither `prompts` nor `responses`, and its first two parameters are named like columns. A
+        column that is None in every record is not there.
+
+        Args: places: where each record stands.
         """
-        present = sorted(set().union(*records))
+        present = sorted({name for record in records for name, value in record.items() if value is not None})
         for name, usual in zip(self._first_names, _SINGULAR, strict=False):
             if name in present and name != usual:
                 raise UserError(
@@ -68,11 +71,11 @@ class Signature:
                     f"of {source}; write def {self.name}(prompts, responses, {name})"
                 )
         for name in self.required:
-            lacking = [number for number, record in enumerate(records, start=1) if name not in record]
+            lacking = [place for record, place in zip(records, places, strict=True) if name not in record]
             if lacking and name in present:
                 raise UserError(
                     f"reward {self.name} takes the column {name!r}, which {len(lacking)} of {len(records)} records of "
-                    f"{source} lack, number {lacking[0]} first; add it there, or give the parameter a default"
+                    f"{source} lack (the first: {lacking[0]}); add it there, or give the parameter a default"
                 )
             self._refuse_missing(name, present, source)
 
@@ -88,11 +91,12 @@ class Signature:
             name = parameter.name
             if name in self.required:
                 self._refuse_missing(name, batch.columns, "the data")
-            if name not in _OF_BATCH and name not in batch.columns:
-                continue  # its default
-            value = _OF_BATCH[name](batch) if name in _OF_BATCH else list(batch.columns[name])
+            if name in _OF_BATCH:
+                value = _OF_BATCH[name](batch)
+            else:
+                value = list(batch.columns[name]) if name in batch.columns else parameter.default
             if parameter.kind is parameter.POSITIONAL_ONLY:
-                by_position.append(value)
+                by_position.append(value)  # a default, too: others may follow
             else:
                 by_name[name] = value
         if self._takes_all:

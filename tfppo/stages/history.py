@@ -10,6 +10,7 @@ Both are written with the first checkpoint that was trained so: they never claim
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,8 +84,7 @@ class SettingsHistory:
 
     def _lines(self) -> list[dict[str, Any]]:
         path = self._folder / "config_history.jsonl"
-        lines = map(_parse, path.read_text().splitlines() if path.exists() else [])
-        return [line for line in lines if {"stage", "from", "settings"} <= line.keys()]
+        return [line for line in map(_parse, _text(path).splitlines()) if _is_whole(line)]
 
     def _keep(self, step: int) -> None:
         """Writes down that training up to `step` was done with the settings of now, if that is not known already."""
@@ -123,7 +123,7 @@ def content_of(name: str) -> str:
 
     A folder counts as the same wherever it is: it holds a model or many files, whose checkpoint knows them by digest.
     """
-    path = Path(name)
+    path = Path(os.path.expanduser(name))
     if name and path.is_dir():
         return "a folder"
     if not path.is_file():
@@ -142,7 +142,18 @@ def _parse(line):
 
 def _read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; an empty one where there is none that can be read."""
-    return _parse(path.read_text()) if path.exists() else {}
+    return _parse(_text(path))
+
+
+def _text(path):
+    """What a file holds, also where it is damaged; nothing where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _is_whole(line):
+    """Whether a line of the history is of the form that is written."""
+    forms = {"stage": str, "from": int, "settings": dict}
+    return all(isinstance(line.get(name), form) for name, form in forms.items())
 
 
 def _write(path: Path, text: str) -> None:

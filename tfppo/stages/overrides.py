@@ -80,10 +80,14 @@ def estimator_first(argv: Sequence[str]) -> list[str]:
 
     Whatever else is on the command line then stays, in any order.
     """
+    argv = list(argv)
+    for place in range(len(argv) - 2, -1, -1):
+        if re.fullmatch(r"--?config\.ppo\.estimator", argv[place]):  # its value is the next argument
+            argv[place : place + 2] = [f"{argv[place]}={argv[place + 1]}"]
     overrides = [place for place, argument in enumerate(argv) if _OVERRIDE.fullmatch(argument)]
     chosen = [place for place in overrides if re.match(r"--?config\.ppo\.estimator=", argv[place])]
     if not chosen:
-        return list(argv)
+        return argv
     rest = [argument for place, argument in enumerate(argv) if place not in chosen]
     return [*rest[: overrides[0]], *(argv[place] for place in chosen), *rest[overrides[0] :]]
 
@@ -91,7 +95,7 @@ def estimator_first(argv: Sequence[str]) -> list[str]:
 def take_nones(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Removes the arguments that set an optional field to none; returns the rest and their (section, field) pairs.
 
-    ml_collections has no syntax that sets a number to None.
+    ml_collections has no syntax that sets a number to None. A field that a later argument sets is not among the pairs.
     """
     optional = {
         f"{name}.{field.name}"
@@ -100,15 +104,16 @@ def take_nones(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         if type(None) in typing.get_args(field.type)
     }
     rest: list[str] = []
-    nones: list[tuple[str, str]] = []
+    nones: dict[str, None] = {}
     for argument in argv:
         match = re.fullmatch(r"--?config\.([^=]*)=none", argument, re.IGNORECASE)
         if match and match[1] in optional:
-            section, _, name = match[1].partition(".")
-            nones.append((section, name))
-        else:
-            rest.append(argument)
-    return rest, nones
+            nones[match[1]] = None
+            continue
+        rest.append(argument)
+        if other := _OVERRIDE.fullmatch(argument):
+            nones.pop(other[1], None)
+    return rest, [(section, field) for section, _, field in (name.partition(".") for name in nones)]
 
 
 def _nearest(name, fields):

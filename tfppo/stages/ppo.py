@@ -52,7 +52,7 @@ def check_ppo(config: Config, folder: Path) -> None:
         validate_trainable_blocks(config.ppo.trainable_blocks, sizes["num_layers"])
     validate_for_ppo(config)
     choose_computation(config.ppo, config.sampling, width=sizes["hidden_dim"], architecture=Transformer.architecture)
-    check_rewards(config, folder)
+    check_rewards(config, folder, "train", *["validation"] * bool(config.evaluation.every))
     critic_folder = config.ppo.critic_folder()
     if critic_folder:
         check_model(critic_folder, "tfppo train-reward-model")

@@ -6,13 +6,20 @@ from tfppo.training.metrics import read_metrics
 
 
 def ppo_result(folder: Path) -> str:
-    """Score before and after, and the distance that it took: of the first and the last iteration of WORKDIR/ppo.jsonl.
+    """Score before and after PPO, and the distance that it took: on held-out prompts, where these were looked at.
 
-    The first iteration samples from the policy as it starts, so its score is the one before PPO.
+    Else those of the first and the last iteration: the first one samples from the policy as it starts.
     """
     rows = read_metrics(folder / "ppo.jsonl")
     if not rows:
         return "no iteration is on record"
+    held_out = read_metrics(folder / "ppo_evaluation.jsonl")
+    if len(held_out) > 1:
+        first, last = held_out[0], held_out[-1]
+        return (
+            f"score on held-out prompts {first['evaluation/score']:.3f} before PPO, {last['evaluation/score']:.3f} "
+            f"after {last['step']} iterations; KL {last['evaluation/kl']:.1f} nats a response"
+        )
     first, last = rows[0], rows[-1]
     return (
         f"score {first['objective/score']:.3f} in iteration {first['step']}, {last['objective/score']:.3f} in "

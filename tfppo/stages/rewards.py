@@ -1,11 +1,13 @@
 """The reward functions that a configuration names."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from tfppo.computation.devices import resolve_jit_compile
 from tfppo.config import Config
 from tfppo.config.validation import validate_positions
 from tfppo.data.tokenizer import Tokenizer
+from tfppo.errors import UserError
 from tfppo.models.folder import check_model, load_chat_template
 from tfppo.rewards.calling import Patience
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
@@ -36,10 +38,12 @@ def load_rewards(config: Config, folder: Path, tokenizer: Tokenizer) -> list[Rew
     return rewards
 
 
-def check_rewards(config: Config, folder: Path, split: str = "train") -> None:
+def check_rewards(config: Config, folder: Path, *splits: str) -> None:
     """Raises UserError where a reward function or the model of one is missing, or the data lack a column it takes.
 
-    Nothing is loaded but the functions, and the texts of the split where a function takes columns.
+    Nothing is loaded but the functions, and the texts of the splits where a function takes columns.
+
+    Args: splits: of the data, whose texts are scored; all but the first may be missing.
     """
     for name in config.reward.functions:
         found = _model_reward(config, folder, name)
@@ -48,11 +52,20 @@ def check_rewards(config: Config, folder: Path, split: str = "train") -> None:
         elif found is None:
             signature = _text_reward(config, name).signature
             if signature.needs_check():
-                template = load_chat_template(language_model_folder(config, folder))
-                columns = [example.columns for example in load_texts(config.data, split, template)]
-                signature.check(columns, f"data.source {config.data.source!r}")
+                examples = _examples(config, folder, splits)
+                columns, places = [one.columns for one in examples], [one.place for one in examples]
+                signature.check(columns, places, f"data.source {config.data.source!r}")
         elif found[1] != folder / "lm":  # which the quickstart has yet to train
             check_model(found[1], found[0].made_by)
+
+
+def _examples(config, folder, splits):
+    template = load_chat_template(language_model_folder(config, folder))
+    examples = load_texts(config.data, splits[0], template)
+    for split in splits[1:]:
+        with suppress(UserError):  # there is none
+            examples = [*examples, *load_texts(config.data, split, template)]
+    return examples
 
 
 def _text_reward(config, name):

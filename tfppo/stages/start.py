@@ -39,10 +39,12 @@ def without_notes() -> Iterator[None]:
     real = os.dup(2)
     child = os.fork()
     if not child:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other one
-        os.close(writing)
-        _pass_on(reading, real)
-        os._exit(0)
+        try:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the other one
+            os.close(writing)
+            _pass_on(reading, real)
+        finally:  # whatever happens: or it would go on as a second copy of the program
+            os._exit(0)
     os.close(reading)
     os.dup2(writing, 2)
     os.close(writing)

@@ -4,6 +4,7 @@ from tfppo.config import Config, DataConfig
 from tfppo.data.chat import ChatTemplate, choose_template
 from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, padded_length
+from tfppo.data.report import tell
 from tfppo.data.shapes import Example
 from tfppo.data.sources import load_examples
 from tfppo.data.tokenizer import Tokenizer
@@ -77,7 +78,14 @@ def load_held_out_prompts(config: Config, tokenizer: Tokenizer, positions: int, 
     if not config.evaluation.every:
         return None
     try:
-        return load_prompts(config, "validation", tokenizer, positions).padded_to(length)
+        prompts = load_prompts(config, "validation", tokenizer, positions)
+        fitting = prompts.padded_to(length)
     except UserError as error:
         print(f"no evaluation during training: {error}", flush=True)
         return None
+    if left_out := len(prompts) - len(fitting):
+        tell(
+            f"data: {config.data.source}: left out of the evaluation during training: {left_out} of {len(prompts)} "
+            "held-out prompts, longer than any of training"
+        )
+    return fitting

@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from absl import logging
@@ -58,8 +59,7 @@ def claim(workdir: Path | str, command: str) -> Path:
         "command": command,
     }
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        locked = try_lock(descriptor)
+        descriptor, locked = _open_and_lock(path)
         if locked is not False:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
@@ -75,6 +75,18 @@ def claim(workdir: Path | str, command: str) -> Path:
     _held[folder] = descriptor
     sweep(folder, _LEFTOVER_FILES, _SWAPPED_FOLDERS)
     return folder
+
+
+def _open_and_lock(path):
+    """The open lock file, and whether it is locked: see `try_lock`."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        locked = try_lock(descriptor)
+        # A process that was refused may have removed it since: nobody else would see a lock on that.
+        with suppress(FileNotFoundError):
+            if locked is False or os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor, locked
+        os.close(descriptor)
 
 
 def release(folder: Path) -> None:

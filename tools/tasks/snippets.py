@@ -21,5 +21,4 @@ TASK = Task(
     ),
     lm=LmConfig(num_steps=300, batch_size=64, learning_rate=3e-3, eval_every=100),
     total_episodes=3072,
-    stops=False,
 )

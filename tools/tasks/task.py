@@ -24,7 +24,6 @@ class Task(NamedTuple):
     model: ModelConfig
     lm: LmConfig
     total_episodes: int
-    stops: bool = True
 
     def write_data(self, folder: Path) -> str:
         """The source of the data; demonstrations are written to a file of the folder, the same ones each time."""
@@ -45,7 +44,7 @@ class Task(NamedTuple):
             ),
             model=self.model,
             lm=self.lm,
-            sampling=SamplingConfig(response_length=self.response_length, stop_at_eos=self.stops),
+            sampling=SamplingConfig(response_length=self.response_length),
             reward=RewardConfig(functions=(self.reward,)),
             evaluation=EvaluationConfig(num_prompts=512, batch_size=128, samples_every=0),
             checkpoint_every=10**6,

@@ -1,0 +1,30 @@
+"""The line that a training run ends with."""
+
+import json
+
+from tfppo.stages.results import ppo_result
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def training_row(step, score):
+    return {"step": step, "objective/score": score, "objective/kl": 2.0}
+
+
+def held_out_row(step, score, kl):
+    return {"step": step, "evaluation/score": score, "evaluation/kl": kl}
+
+
+def test_scores_of_held_out_prompts_are_preferred(tmp_path):
+    assert ppo_result(tmp_path) == "no iteration is on record"
+    write(tmp_path / "ppo.jsonl", training_row(1, 0.25), training_row(2, 0.5), training_row(3, 0.75))
+    in_training = "score 0.250 in iteration 1, 0.750 in 3; KL 2.0 nats a response"
+    assert ppo_result(tmp_path) == in_training
+    write(tmp_path / "ppo_evaluation.jsonl", held_out_row(0, 0.125, 0.0))
+    assert ppo_result(tmp_path) == in_training  # nothing to compare with
+    write(tmp_path / "ppo_evaluation.jsonl", held_out_row(0, 0.125, 0.0), held_out_row(3, 0.5, 1.25))
+    assert ppo_result(tmp_path) == (
+        "score on held-out prompts 0.125 before PPO, 0.500 after 3 iterations; KL 1.2 nats a response"
+    )
