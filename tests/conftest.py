@@ -96,12 +96,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def graphs_as_traced(request):
     """Graphs run as they were traced: TensorFlow's rewriting of them (Grappler) takes a fifth of the suite's time.
 
-    Not so in `parity`, nor in the processes that tests start: these compute as a user's do.
+    Not so in `parity`, nor in the binaries that tests start: these compute as a user's do.
     """
     if "tensorflow" in sys.modules:
-        sys.modules["tensorflow"].config.optimizer.set_experimental_options(
-            {"disable_meta_optimizer": "parity" not in request.path.parts}
-        )
+        run_graphs_as_traced("parity" not in request.path.parts)
+
+
+def run_graphs_as_traced(chosen: bool) -> None:
+    """Whether TensorFlow, which is imported already, leaves graphs as they were traced."""
+    sys.modules["tensorflow"].config.optimizer.set_experimental_options({"disable_meta_optimizer": chosen})
 
 
 @pytest.fixture
