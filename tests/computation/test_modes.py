@@ -168,54 +168,54 @@ def mode_of(sampler):
     return None if sampler.engine is None else sampler.engine.compiled
 
 
+def assert_same_samples(first, second):
+    for part, expected in zip(first, second, strict=True):
+        np.testing.assert_array_equal(part, expected)
+
+
 def test_the_first_call_measures_and_later_ones_and_other_samplers_do_not(policy, clock, file):
-    sampler = make_sampler(policy)
+    sampler, told = make_sampler(policy), make_sampler(policy, jit_compile=PLAIN)
     assert mode_of(sampler) is None and sampler.state == {"sampling_compiled": -1.0}
-    sample(sampler)
+    samples = sample(sampler)
     assert mode_of(sampler) is PLAIN and sampler.engine.name == "graph" and sampler.state == {"sampling_compiled": 0.0}
     assert traces(sampler) == {XLA: 1, PLAIN: 1}
     assert clock.timed == [XLA, PLAIN] * 3
-    sample(sampler, number=1)
+    assert_same_samples(samples, sample(told))
+    assert_same_samples(sample(sampler, number=1), sample(told, number=1))
     assert len(json.loads(file.read_text())) == 1
     clock.seconds = FASTER_XLA
     other = make_sampler(policy)
     sample(other)
     assert mode_of(other) is PLAIN and traces(other) == {XLA: 0, PLAIN: 1}
     assert traces(sampler) == {XLA: 1, PLAIN: 1} and len(clock.timed) == 6
-    wider = make_sampler(policy)  # of another batch nothing is known
-    sample(wider, batch=2 * BATCH)
+    wider, told = make_sampler(policy), make_sampler(policy, jit_compile=XLA)  # of another batch nothing is known
+    assert_same_samples(sample(wider, batch=BATCH + 1), sample(told, batch=BATCH + 1))
     assert mode_of(wider) is XLA and len(clock.timed) == 12 and len(json.loads(file.read_text())) == 2
 
 
 @pytest.mark.parametrize("settings", [{"jit_compile": True}, {"jit_compile": False}, {"measures": False}])
-def test_who_says_what_to_do_or_calls_rarely_measures_nothing(policy, clock, file, settings):
+def test_who_says_what_to_do_or_calls_rarely_has_one_mode(policy, settings):
     sampler, expected = make_sampler(policy, **settings), settings.get("jit_compile", True)
     assert mode_of(sampler) is expected and sampler.engine.name == ("XLA" if expected else "graph")
     sampler.state = {"sampling_compiled": float(not expected)}  # of a run that measured
+    assert mode_of(sampler) is expected and sampler.state == {"sampling_compiled": -1.0}
+
+
+def test_who_calls_rarely_measures_nothing(policy, clock, file):
+    sampler = make_sampler(policy, measures=False)
     sample(sampler)
-    assert traces(sampler) == {expected: 1, not expected: 0}
-    assert sampler.state == {"sampling_compiled": -1.0}
+    assert traces(sampler) == {XLA: 1, PLAIN: 0}
     assert clock.timed == [] and not file.exists()
-
-
-@pytest.mark.parametrize("seconds", [FASTER_XLA, FASTER_PLAIN], ids=["xla", "plain"])
-def test_samples_are_those_of_the_mode_alone(policy, clock, seconds):
-    clock.seconds = seconds
-    measured, explicit = make_sampler(policy), make_sampler(policy, jit_compile=seconds is FASTER_XLA)
-    for number in range(2):
-        for part, expected in zip(sample(measured, number=number), sample(explicit, number=number), strict=True):
-            np.testing.assert_array_equal(part, expected)
-    assert mode_of(measured) is mode_of(explicit)
 
 
 def test_a_mode_that_comes_back_is_not_measured(policy, clock):
     sampler = make_sampler(policy)
     sampler.state = {"sampling_compiled": -1.0}
     assert mode_of(sampler) is None
-    sampler.state = {"sampling_compiled": 1.0}
+    sampler.state = {"sampling_compiled": 0.0}  # not what the rule says
     sample(sampler)
-    assert traces(sampler) == {XLA: 1, PLAIN: 0} and clock.timed == []
-    assert sampler.state == {"sampling_compiled": 1.0}
+    assert traces(sampler) == {XLA: 0, PLAIN: 1} and clock.timed == []
+    assert sampler.state == {"sampling_compiled": 0.0}
 
 
 def test_with_the_real_clock_the_file_has_what_the_sampler_took(policy, file):

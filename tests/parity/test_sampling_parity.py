@@ -49,13 +49,31 @@ def make_prompts(more_pads=0):
     return tuple(tf.constant(np.pad(part, [[0, 0], [more_pads, 0]])) for part in (ids, mask))
 
 
+def sampler(separate_critic=False, dtype="float32", **changes):
+    settings = dict(stop_id=STOP, pad_id=PAD, temperature=TEMPERATURE) | changes
+    engine, policy = GraphEngine(dtype, compiled=False), make_policy(separate_critic, dtype)
+    return lambda *rows: sample(policy, *rows, engine=engine, **settings)
+
+
+def make_rows(more_pads=0):
+    return *make_prompts(more_pads), draw_uniforms(SEED, BATCH, RESPONSE)
+
+
 @functools.cache
-def draw(separate_critic=False, dtype="float32", stop_id=STOP, more_pads=0, temperature=TEMPERATURE, value_after=False):
-    policy = make_policy(separate_critic, dtype)
-    settings = dict(stop_id=stop_id, pad_id=PAD, temperature=temperature, value_after_stop=value_after)
-    engine = GraphEngine(dtype, compiled=False)
-    sampler = tf.function(lambda *rows: sample(policy, *rows, engine=engine, **settings))
-    return sampler(*make_prompts(more_pads), draw_uniforms(SEED, BATCH, RESPONSE))
+def draw(separate_critic=False):
+    """Samples of a graph, as those of a run are."""
+    return tf.function(sampler(separate_critic))(*make_rows())
+
+
+@functools.cache
+def draw_with(separate_critic=False, more_pads=0, **changes):
+    """Samples at other settings, by one operation after the other: tracing a graph for one call takes longer."""
+    return sampler(separate_critic, **changes)(*make_rows(more_pads))
+
+
+@functools.cache
+def forward(policy):
+    return tf.function(lambda ids: policy(ids), input_signature=[tf.TensorSpec([None, None], tf.int32)])
 
 
 def text_of(samples, row, count):
@@ -68,7 +86,7 @@ def text_of(samples, row, count):
 def uncached(policy, samples, row):
     """Logits and values in the states of a row's sampled tokens: [:, prompt - 1:-1] of one plain forward."""
     text, size = text_of(samples, row, int(samples.response_mask.numpy()[row].sum()))
-    logits, values = policy(tf.constant(text[None]))
+    logits, values = forward(policy)(text[None].astype(np.int32))
     return logits.numpy()[0, size - 1 : -1].astype(np.float64), values.numpy()[0, size - 1 : -1]
 
 
@@ -92,12 +110,12 @@ def test_D3_C6_left_padding_changes_nothing(separate_critic):
 
 
 def test_D3_C6_left_padding_gives_the_same_samples():
-    for first, second in zip(draw(), draw(more_pads=5), strict=True):
+    for first, second in zip(draw(), draw_with(more_pads=5), strict=True):
         np.testing.assert_allclose(np.asarray(first, float), np.asarray(second, float), atol=1e-5)
 
 
 def test_D2_pad_is_never_sampled_and_has_no_probability():
-    samples = draw(stop_id=None)
+    samples = draw_with(stop_id=None)
     assert not np.any(samples.response_ids.numpy() == PAD)
     logits = make_policy()(tf.constant([[2, 3, 4]]))[0]
     assert np.all(tf.nn.softmax(logits)[..., PAD] == 0.0)
@@ -106,7 +124,7 @@ def test_D2_pad_is_never_sampled_and_has_no_probability():
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.4])
 def test_S2_temperature(temperature):
     """The log-probabilities while sampling, those of training, and where each token was drawn, all at temperature T."""
-    policy, samples = make_policy(), draw(temperature=temperature)
+    policy, samples = make_policy(), draw_with(temperature=temperature)
     logits, _ = policy.response_outputs(*make_prompts(), *samples[:2])
     analysed = token_logprobs(logits, samples.response_ids, temperature).numpy()
     uniforms, misses = draw_uniforms(SEED, BATCH, RESPONSE).numpy().astype(np.float64), 0
@@ -137,7 +155,7 @@ def test_S4_after_the_stop_comes_padding_and_the_stop_itself_counts():
 
 
 def test_S4_R12_without_a_stop_every_token_counts():
-    samples = draw(stop_id=None)
+    samples = draw_with(stop_id=None)
     assert np.any(samples.response_ids.numpy() == STOP) and not np.any(samples.stopped)
     np.testing.assert_array_equal(samples.response_mask, np.ones([BATCH, RESPONSE]))
 
@@ -156,7 +174,7 @@ def test_S5_C5_the_cache_gives_the_logprobs_and_values_of_a_full_forward(separat
 @pytest.mark.parametrize("separate_critic", ALL)
 def test_S6_value_slice(separate_critic):
     """Training reads logits and values in the state before each token: the token itself does not enter."""
-    policy, samples = make_policy(separate_critic), draw(separate_critic, stop_id=None)
+    policy, samples = make_policy(separate_critic), draw_with(separate_critic, stop_id=None)
     logits, values = policy.response_outputs(*make_prompts(), *samples[:2])
     for row in range(BATCH):
         expected_logits, expected_values = uncached(policy, samples, row)
@@ -173,7 +191,7 @@ def test_S6_value_slice(separate_critic):
 
 def test_S6_value_after_the_stop():
     """What TRL keeps with padding_mask_p1: the value of the state that the stop token leads to."""
-    samples, plain = draw(value_after=True), draw()
+    samples, plain = draw_with(value_after_stop=True), draw()
     mask, policy = samples.response_mask.numpy(), make_policy()
     for row in np.flatnonzero(samples.stopped.numpy()):
         size = int(mask[row].sum())
@@ -202,7 +220,7 @@ def test_S8_no_dropout():
 
 
 def test_S9_temperature_0_is_greedy():
-    samples = draw(temperature=0.0)
+    samples = draw_with(temperature=0.0)
     for row in range(BATCH):
         logits, _ = uncached(make_policy(), samples, row)
         count = len(logits)
@@ -211,7 +229,7 @@ def test_S9_temperature_0_is_greedy():
 
 def ratios(dtype):
     """Probability ratios of training's forward to sampling's cache, at the same weights, of all real tokens."""
-    samples = draw(dtype=dtype)
+    samples = draw_with(dtype=dtype)
     logits, _ = make_policy(dtype=dtype).response_outputs(*make_prompts(), *samples[:2])
     log_ratio = token_logprobs(logits, samples.response_ids, TEMPERATURE) - samples.logprobs
     return np.exp(log_ratio.numpy()[samples.response_mask.numpy() > 0])

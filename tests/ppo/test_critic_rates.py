@@ -30,9 +30,16 @@ def test_separate_critic_starts_at_zero_and_learns():
     assert largest_change(policy.critic.get_weights(), critic) > 1e-3
 
 
-@pytest.mark.parametrize("critic", ["shared", "separate"])
+WARMS_UP = {
+    # All that a step has beside its gradient; the critic is clipped apart, and so has no say in the policy's steps.
+    "separate": dict(optimizer="adamw", weight_decay=0.1, max_grad_norm=0.05, critic_learning_rate=1e-2),
+    "shared": dict(ppo_epochs=1, num_minibatches=1, max_grad_norm=0.0),  # later steps' values reach the trunk
+}
+
+
+@pytest.mark.parametrize("critic", WARMS_UP)
 def test_the_critic_alone_learns_while_it_warms_up(critic):
-    learner, rollout = make_learner(critic), make_rollout()
+    learner, rollout = make_learner(critic, **WARMS_UP[critic]), make_rollout()
     _, statistics = run(learner, rollout, num_updates=2, policy_coef=0.0)
     policy = learner.policy
     critics = [policy.value_kernel, policy.value_bias, *(policy.critic.variables if policy.critic else [])]
@@ -46,13 +53,6 @@ def test_the_critic_alone_learns_while_it_warms_up(critic):
         statistics["loss/total"], learner.config.value_coef * statistics["loss/value"], rtol=1e-5
     )
     assert statistics["policy/gradient_norm"] > 0
-
-
-WARMS_UP = {
-    # All that a step has beside its gradient; the critic is clipped apart, and so has no say in the policy's steps.
-    "separate": dict(optimizer="adamw", weight_decay=0.1, max_grad_norm=0.05, critic_learning_rate=1e-2),
-    "shared": dict(ppo_epochs=1, num_minibatches=1, max_grad_norm=0.0),  # later steps' values reach the trunk
-}
 
 
 @pytest.mark.parametrize("critic", WARMS_UP)
@@ -74,19 +74,34 @@ def test_a_policy_moves_after_a_warm_up_as_it_would_without_one(critic):
     assert moved > 10
 
 
-def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
-    """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
-    settings = dict(ppo_epochs=1, num_minibatches=1, value_coef=50.0, optimizer="adamw", adam_epsilon=10.0)
-    rates = dict(learning_rate=10.0, critic_learning_rate=20.0, max_grad_norm=0.05)
-    learner, rollout = make_learner("separate", **settings, **rates), make_rollout()
-    policy, config = learner.policy, learner.config
-    policy.set_weights(learner.start)
-    batch = targets_of(rollout, *naive_targets(rollout, config, 0.1))
-    _, gradients = naive_gradients(policy, batch, config)
+# One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient.
+ONE_STEP = dict(ppo_epochs=1, num_minibatches=1, optimizer="adamw", adam_epsilon=10.0, learning_rate=10.0)
+
+
+def gradients_at_the_start(learner, rollout):
+    learner.policy.set_weights(learner.start)
+    batch = targets_of(rollout, *naive_targets(rollout, learner.config, 0.1))
+    return naive_gradients(learner.policy, batch, learner.config)[1]
+
+
+def embeddings_of(policy):
+    trunk = policy.language_model.trunk
+    return [trunk.token_embedding, trunk.position_embedding]
+
+
+def is_among(variable, others):
+    return any(variable is other for other in others)
+
+
+def test_policy_critic_and_embeddings_learn_at_rates_of_their_own_and_policy_and_critic_are_clipped_apart():
+    rates = dict(critic_learning_rate=20.0, embedding_learning_rate=30.0)
+    learner = make_learner("separate", **ONE_STEP, **rates, value_coef=50.0, max_grad_norm=0.05)
+    policy, rollout = learner.policy, make_rollout()
+    gradients = gradients_at_the_start(learner, rollout)
     start = [variable.numpy() for variable in policy.trainable_variables]
     _, statistics = run(learner, rollout)
     critics = [policy.value_kernel, policy.value_bias, *policy.critic.variables]
-    is_critic = [any(variable is own for own in critics) for variable in policy.trainable_variables]
+    is_critic = [is_among(variable, critics) for variable in policy.trainable_variables]
     norms = [
         math.sqrt(sum((g**2).sum() for g, own in zip(gradients, is_critic, strict=True) if own == part))
         for part in (False, True)
@@ -95,26 +110,18 @@ def test_policy_and_critic_learn_at_rates_of_their_own_and_are_clipped_apart():
     np.testing.assert_allclose(statistics["policy/gradient_norm"], math.hypot(*norms), rtol=1e-4)
     for variable, before, gradient, own in zip(policy.trainable_variables, start, gradients, is_critic, strict=True):
         gradient = gradient * 0.05 / norms[own]
-        step = rates["critic_learning_rate" if own else "learning_rate"] * gradient / (np.abs(gradient) + 10.0)
+        rate = 20.0 if own else 30.0 if is_among(variable, embeddings_of(policy)) else 10.0
+        step = rate * gradient / (np.abs(gradient) + 10.0)
         np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)
 
 
-@pytest.mark.parametrize(("critic", "rate"), [("shared", 0.0), ("separate", 20.0)])
-def test_embeddings_learn_at_a_rate_of_their_own(critic, rate):
-    """One step of PyTorch's AdamW, with an epsilon so large that a step shows the size of its gradient."""
-    settings = dict(ppo_epochs=1, num_minibatches=1, optimizer="adamw", adam_epsilon=10.0, max_grad_norm=0.0)
-    if critic == "separate":
-        settings["critic_learning_rate"] = 10.0
-    learner = make_learner(critic, **settings, learning_rate=10.0, embedding_learning_rate=rate)
+def test_embeddings_at_a_rate_of_0_stay():
+    learner = make_learner(**ONE_STEP, embedding_learning_rate=0.0, max_grad_norm=0.0)
     policy, rollout = learner.policy, make_rollout()
-    policy.set_weights(learner.start)
-    _, gradients = naive_gradients(
-        policy, targets_of(rollout, *naive_targets(rollout, learner.config, 0.1)), learner.config
-    )
+    gradients = gradients_at_the_start(learner, rollout)
     start = [variable.numpy() for variable in policy.trainable_variables]
     run(learner, rollout)
-    trunk = policy.language_model.trunk
     for variable, before, gradient in zip(policy.trainable_variables, start, gradients, strict=True):
-        is_embedding = variable is trunk.token_embedding or variable is trunk.position_embedding
-        step = (rate if is_embedding else 10.0) * gradient / (np.abs(gradient) + 10.0)
+        rate = 0.0 if is_among(variable, embeddings_of(policy)) else 10.0
+        step = rate * gradient / (np.abs(gradient) + 10.0)
         np.testing.assert_allclose(before - variable.numpy(), step, rtol=1e-3, atol=3e-7, err_msg=variable.path)

@@ -12,12 +12,10 @@ from tfppo.ppo.types import Targets
 @pytest.mark.parametrize(
     "changes",
     [
-        {"accumulation_steps": 4},
-        {"jit_compile": True},
-        {"lengths_vary": True},
-        {"lengths_vary": True, "jit_compile": True, "accumulation_steps": 2},
+        {"lengths_vary": True, "accumulation_steps": 2},
+        {"lengths_vary": True, "jit_compile": True},
     ],
-    ids=["accumulation", "xla", "lengths", "lengths_and_accumulation_under_xla"],
+    ids=["accumulation", "xla"],
 )
 def test_parameters_do_not_depend_on_how_a_minibatch_is_computed(changes):
     whole = make_learner(max_grad_norm=0.05)
@@ -31,10 +29,9 @@ def test_parameters_do_not_depend_on_how_a_minibatch_is_computed(changes):
         np.testing.assert_allclose(same[name], value, rtol=1e-4, atol=2e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("changes", [{}, {"lengths_vary": True}], ids=["parts", "parts_by_length"])
-def test_a_ratio_that_is_off_is_seen_in_whichever_part_it_is(changes):
+def test_a_ratio_that_is_off_is_seen_in_whichever_part_it_is():
     """One token of one row was likelier when it was sampled, by half a nat: e^0.5 - 1 = 0.6487."""
-    learner = make_learner(accumulation_steps=4, num_minibatches=1, ppo_epochs=1, **changes)
+    learner = make_learner(accumulation_steps=4, num_minibatches=1, ppo_epochs=1)
     rollout = make_rollout()
     for row in range(BATCH_SIZE):
         logprobs = rollout.logprobs.numpy()
@@ -67,9 +64,8 @@ def test_places_are_those_of_a_mask_and_pads_that_fill_a_bucket(count):
     assert not (mask + other).ravel()[places[count:]].any()
 
 
-@pytest.mark.parametrize("critic", ["shared", "separate"])
-def test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_float32(critic):
-    exact, rough = make_learner(critic=critic), make_learner(critic=critic, dtype="mixed_bfloat16")
+def test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_float32():
+    exact, rough = make_learner(), make_learner(critic="shared", dtype="mixed_bfloat16")
     expected, statistics = run(exact, make_rollout())
     weights, rounded = run(rough, make_rollout())
     assert all(weight.dtype == np.float32 for weight in weights)
@@ -81,12 +77,9 @@ def test_update_in_bfloat16_is_near_the_one_in_float32_and_leaves_weights_in_flo
     np.testing.assert_allclose(rounded["policy/entropy"], statistics["policy/entropy"], rtol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("critic", "dtype", "jit_compile"),
-    [("shared", None, False), ("separate", None, True), ("shared", "mixed_bfloat16", False)],
-)
-def test_checkpointed_gradients_are_the_same(critic, dtype, jit_compile):
-    rollout, settings = make_rollout(), dict(critic=critic, dtype=dtype, ratio_tolerance=1.0, jit_compile=jit_compile)
+@pytest.mark.parametrize(("critic", "dtype"), [("separate", None), ("shared", "mixed_bfloat16")])
+def test_checkpointed_gradients_are_the_same(critic, dtype):
+    rollout, settings = make_rollout(), dict(critic=critic, dtype=dtype)
     learner = make_learner(**settings)
     expected, statistics = run(learner, rollout)
     weights, recomputed = run(make_learner(**settings, gradient_checkpointing=True), rollout)

@@ -8,18 +8,33 @@ import tensorflow as tf
 from native_support import OPS, needs_compiler
 
 from tfppo.computation.graph import GraphEngine
-from tfppo.computation.native.decoder import draw_natively
 from tfppo.computation.native.engine import NativeEngine
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.ppo.drawing import draw_uniforms, filter_logits, inverse_cdf_sample
+from tfppo.ppo.drawing import draw_tokens, draw_uniforms, filter_logits
 from tfppo.ppo.sampling import sample
 
 PAD, STOP = 0, 1
 VOCABULARY, PROMPT, RESPONSE, BATCH = 90, 5, 12, 6
 ALMOST_1 = 1.0 - 2.0**-23
 
+NATIVE = pytest.param("native", marks=needs_compiler)
 
+
+@functools.cache
+def make_engine(name):
+    if name == "native":
+        return NativeEngine(OPS, "float32", compiles_filters=False)
+    return GraphEngine("float32", compiled=name == "xla")
+
+
+@pytest.fixture(params=["graph", NATIVE])
+def engine(request):
+    """What computes: a test that takes it holds for plain graphs and for the operations for CPUs."""
+    return make_engine(request.param)
+
+
+@functools.cache
 def make_policy(separate_critic=False, mlp_value_head=False, positions=20, **biased):
     """A policy with weights that matter; `biased` are logits that hold in every state, by the token's number."""
     rng = np.random.default_rng(0)
@@ -36,26 +51,15 @@ def make_policy(separate_critic=False, mlp_value_head=False, positions=20, **bia
     return policy
 
 
-ENGINE = {"native": None}
+# Sampled without a stop at these temperatures, which the tests share: each is traced once for all of them.
+SHARED, SEPARATE, MLP = ((False, False), 0.7), ((True, False), 1.3), ((False, True), 0.7)
 
 
-@pytest.fixture(autouse=True, params=["graph", pytest.param("native", marks=needs_compiler)])
-def engine(request, monkeypatch):
-    """What `run` samples with: every test of this module holds for plain graphs and for the operations for CPUs."""
-    monkeypatch.setitem(ENGINE, "native", OPS if request.param == "native" else None)
-    return request.param
-
-
-@pytest.fixture(
-    scope="module", params=[(False, False), (True, False), (False, True)], ids=["shared", "separate", "mlp"]
-)
+@pytest.fixture(params=[SHARED, SEPARATE, MLP], ids=["shared", "separate", "mlp"])
 def any_policy(request):
-    return make_policy(*request.param)
-
-
-@pytest.fixture(scope="module")
-def policy(request):
-    return make_policy(getattr(request, "param", False))
+    """A policy and a temperature."""
+    critic, temperature = request.param
+    return make_policy(*critic), temperature
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +74,10 @@ def uniforms(seed=0, batch=BATCH, length=RESPONSE):
     return np.random.default_rng(seed).random([batch, length]).astype(np.float32) * np.float32(ALMOST_1)
 
 
-def engine_of(native, jit):
-    return NativeEngine(native, "float32", jit) if native else GraphEngine("float32", jit)
-
-
 @functools.cache
-def sampler(policy, length, native, jit=False, **arguments):
+def sampler(engine, policy, length, **arguments):
     signature = [tf.TensorSpec([None, None], tf.int32)] * 2 + [tf.TensorSpec([None, length], tf.float32)]
-    arguments = dict(stop_id=STOP, pad_id=PAD) | arguments
-    function = functools.partial(sample, policy, engine=engine_of(native, jit), **arguments)
+    function = functools.partial(sample, policy, engine=engine, pad_id=PAD, **arguments)
     return tf.function(function, input_signature=signature, autograph=False)
 
 
@@ -87,8 +86,19 @@ def forward(policy):
     return tf.function(lambda ids: policy(ids), input_signature=[tf.TensorSpec([None, None], tf.int32)])
 
 
-def run(policy, prompts, numbers, **arguments):
-    samples = sampler(policy, numbers.shape[1], **ENGINE, **arguments)(*map(tf.constant, prompts), tf.constant(numbers))
+def run(engine, policy, prompts, numbers, **arguments):
+    """Samples of a graph that is traced once for all tests with these arguments."""
+    function = sampler(engine, policy, numbers.shape[1], **arguments)
+    return as_arrays(function(*map(tf.constant, prompts), tf.constant(numbers)))
+
+
+def run_once(engine, policy, prompts, numbers, **arguments):
+    """The same by one operation after the other: tracing a graph takes longer than a single run."""
+    rows = *map(tf.constant, prompts), tf.constant(numbers)
+    return as_arrays(sample(policy, *rows, engine=engine, pad_id=PAD, **arguments))
+
+
+def as_arrays(samples):
     return type(samples)(*(np.asarray(part) for part in samples))
 
 
@@ -122,22 +132,23 @@ def filter_naively(logits, top_k, top_p):
     return sorted(kept)
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_logprobs_and_values_are_those_of_a_full_forward(any_policy, prompts, temperature):
-    samples = run(any_policy, prompts, uniforms(), stop_id=None, temperature=temperature)
+def test_logprobs_and_values_are_those_of_a_full_forward(engine, any_policy, prompts):
+    policy, temperature = any_policy
+    samples = run(engine, policy, prompts, uniforms(), stop_id=None, temperature=temperature)
     assert samples.response_mask.all() and not samples.stopped.any()
     for row in range(BATCH):
-        logits, values = uncached(any_policy, prompts, samples, row)
+        logits, values = uncached(policy, prompts, samples, row)
         expected = log_softmax(logits / temperature)[np.arange(RESPONSE), samples.response_ids[row]]
         np.testing.assert_allclose(samples.logprobs[row], expected, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(samples.values[row], values, rtol=1e-4, atol=1e-4)
     assert samples.logprobs.std() > 0.1 and samples.values.std() > 0.1
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.3])
-def test_every_token_is_where_its_uniform_says(policy, prompts, temperature):
+@pytest.mark.parametrize("any_policy", [SHARED, SEPARATE], ids=["0.7", "1.3"], indirect=True)
+def test_every_token_is_where_its_uniform_says(engine, any_policy, prompts):
+    policy, temperature = any_policy
     numbers = uniforms(3)
-    samples = run(policy, prompts, numbers, stop_id=None, temperature=temperature)
+    samples = run(engine, policy, prompts, numbers, stop_id=None, temperature=temperature)
     for row in range(BATCH):
         cdf = np.exp(log_softmax(uncached(policy, prompts, samples, row)[0] / temperature)).cumsum(-1)
         for step, token in enumerate(samples.response_ids[row]):
@@ -145,8 +156,9 @@ def test_every_token_is_where_its_uniform_says(policy, prompts, temperature):
             assert edges[token] - 1e-5 <= numbers[row, step] <= edges[token + 1] + 1e-5
 
 
-def test_the_logprobs_are_those_of_the_filtered_distribution(policy, prompts):
-    samples = run(policy, prompts, uniforms(4), stop_id=None, temperature=0.8, top_k=7, top_p=0.8)
+def test_the_logprobs_are_those_of_the_filtered_distribution(engine, prompts):
+    policy = make_policy()
+    samples = run_once(engine, policy, prompts, uniforms(4), stop_id=None, temperature=0.8, top_k=7, top_p=0.8)
     for row in range(BATCH):
         logits = uncached(policy, prompts, samples, row)[0] / 0.8
         for step, token in enumerate(samples.response_ids[row]):
@@ -156,42 +168,35 @@ def test_the_logprobs_are_those_of_the_filtered_distribution(policy, prompts):
             np.testing.assert_allclose(samples.logprobs[row, step], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_jit_gives_the_same_text(prompts):
-    policy = make_policy(separate_critic=True)
-    plain = run(policy, prompts, uniforms(5), temperature=0.9)
-    compiled = run(policy, prompts, uniforms(5), temperature=0.9, jit=True)
-    np.testing.assert_array_equal(plain.response_ids, compiled.response_ids)
-    np.testing.assert_array_equal(plain.response_mask, compiled.response_mask)
-    np.testing.assert_array_equal(plain.stopped, compiled.stopped)
-    np.testing.assert_allclose(plain.logprobs, compiled.logprobs, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(plain.values, compiled.values, rtol=1e-4, atol=1e-4)
+STOPPING = dict(stop_id=7, temperature=0.7)  # a token that some rows come to, and others do not
 
 
-def test_the_uniforms_decide_row_by_row(policy, prompts):
-    numbers = uniforms(6)
-    first, again = (run(policy, prompts, numbers) for _ in range(2))
-    other = run(policy, prompts, uniforms(7))
+def test_the_uniforms_decide_row_by_row(engine, prompts):
+    policy, numbers = make_policy(), uniforms(6)
+    first, again = (run(engine, policy, prompts, numbers, **STOPPING) for _ in range(2))
+    other = run(engine, policy, prompts, uniforms(7), **STOPPING)
     np.testing.assert_array_equal(first.response_ids, again.response_ids)
     assert np.mean(first.response_ids != other.response_ids) > 0.5
     # A row depends on nothing but itself: in another batch, its text is the same.
-    part = run(policy, [array[2:4] for array in prompts], numbers[2:4])
+    part = run(engine, policy, [array[2:4] for array in prompts], numbers[2:4], **STOPPING)
     np.testing.assert_array_equal(part.response_ids, first.response_ids[2:4])
     np.testing.assert_allclose(part.logprobs, first.logprobs[2:4], rtol=1e-4, atol=1e-5)
 
 
-def test_more_left_padding_changes_nothing(policy, prompts):
-    wide = [np.pad(array, [[0, 0], [3, 0]]) for array in prompts]
-    narrow_samples, wide_samples = run(policy, prompts, uniforms(8)), run(policy, wide, uniforms(8))
+def test_more_left_padding_changes_nothing(engine, prompts):
+    policy, wide = make_policy(), [np.pad(array, [[0, 0], [3, 0]]) for array in prompts]
+    narrow_samples = run(engine, policy, prompts, uniforms(8), **STOPPING)
+    wide_samples = run(engine, policy, wide, uniforms(8), **STOPPING)
     np.testing.assert_array_equal(narrow_samples.response_ids, wide_samples.response_ids)
     np.testing.assert_allclose(narrow_samples.logprobs, wide_samples.logprobs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(narrow_samples.values, wide_samples.values, rtol=1e-4, atol=1e-5)
 
 
-def test_the_stop_token_counts_and_nothing_after_it(policy, prompts):
-    free = run(policy, prompts, uniforms(9), stop_id=None, temperature=1.5)
-    stop_id = int(free.response_ids[0, 4])  # so that row 0 stops at step 4 or before
-    samples = run(policy, prompts, uniforms(9), stop_id=stop_id, temperature=1.5)
-    assert samples.stopped[0] and not samples.stopped.all()
+def test_the_stop_token_counts_and_nothing_after_it(engine, prompts):
+    policy, stop_id = make_policy(), STOPPING["stop_id"]
+    free = run(engine, policy, prompts, uniforms(9), stop_id=None, temperature=0.7)
+    samples = run(engine, policy, prompts, uniforms(9), **STOPPING)
+    assert 0 < samples.stopped.sum() < BATCH
     for row in range(BATCH):
         hits = np.flatnonzero(free.response_ids[row] == stop_id)
         assert samples.stopped[row] == (len(hits) > 0)
@@ -204,18 +209,24 @@ def test_the_stop_token_counts_and_nothing_after_it(policy, prompts):
         assert not samples.logprobs[row, count:].any() and not samples.values[row, count:].any()
 
 
-@pytest.mark.parametrize("policy", [False, True], ids=["shared", "separate"], indirect=True)
-def test_the_value_after_the_stop_token(policy, prompts):
+VALUED = dict(stop_id=61, temperature=1.3, value_after_stop=True)
+
+
+def test_the_value_after_the_stop_token(engine, prompts):
     """At the first padding position: the value of the state that a full forward over the whole text ends in."""
-    numbers, stop_id = uniforms(9), int(run(policy, prompts, uniforms(9), stop_id=None).response_ids[0, 4])
-    plain = run(policy, prompts, numbers, stop_id=stop_id)
-    samples = run(policy, prompts, numbers, stop_id=stop_id, value_after_stop=True)
-    for name in ("response_ids", "response_mask", "logprobs", "stopped"):
-        np.testing.assert_array_equal(getattr(samples, name), getattr(plain, name))
+    policy, numbers = make_policy(separate_critic=True), uniforms(9)
+    free = run(engine, policy, prompts, numbers, stop_id=None, temperature=1.3)
+    samples = run(engine, policy, prompts, numbers, **VALUED)
     lengths = samples.response_mask.sum(axis=1).astype(int)
     assert lengths.min() < RESPONSE == lengths.max()
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(samples.values[row, :length], plain.values[row, :length], rtol=1e-5, atol=1e-6)
+        stops = np.flatnonzero(free.response_ids[row] == VALUED["stop_id"])
+        assert samples.stopped[row] == (len(stops) > 0) and length == (stops[0] + 1 if len(stops) else RESPONSE)
+        np.testing.assert_array_equal(samples.response_ids[row, :length], free.response_ids[row, :length])
+        assert (samples.response_ids[row, length:] == PAD).all() and not samples.logprobs[row, length:].any()
+        for name in ("logprobs", "values"):
+            found, expected = getattr(samples, name)[row, :length], getattr(free, name)[row, :length]
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
         if length < RESPONSE:
             text = np.concatenate([prompts[0][row][prompts[1][row] > 0], samples.response_ids[row, :length]])
             expected = np.asarray(forward(policy)(text[None])[1])[0, -1]
@@ -224,67 +235,84 @@ def test_the_value_after_the_stop_token(policy, prompts):
         assert not samples.values[row, length + 1 :].any()
 
 
-def test_the_value_after_a_stop_that_every_row_takes_at_once(prompts):
+def test_jit_gives_the_same_text(prompts):
+    policy = make_policy(separate_critic=True)
+    plain, compiled = (run(make_engine(name), policy, prompts, uniforms(5), **VALUED) for name in ("graph", "xla"))
+    np.testing.assert_array_equal(plain.response_ids, compiled.response_ids)
+    np.testing.assert_array_equal(plain.response_mask, compiled.response_mask)
+    np.testing.assert_array_equal(plain.stopped, compiled.stopped)
+    np.testing.assert_allclose(plain.logprobs, compiled.logprobs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(plain.values, compiled.values, rtol=1e-4, atol=1e-4)
+
+
+def test_the_value_after_a_stop_that_every_row_takes_at_once(engine, prompts):
     policy = make_policy(positions=PROMPT + 1, **{str(STOP): 200.0})
-    samples = run(policy, prompts, uniforms(10), value_after_stop=True)
+    samples = run_once(engine, policy, prompts, uniforms(10), stop_id=STOP, value_after_stop=True)
     np.testing.assert_array_equal(samples.response_mask, [[1] + [0] * (RESPONSE - 1)] * BATCH)
     assert (np.abs(samples.values[:, :2]) > 1e-3).all() and not samples.values[:, 2:].any()
 
 
-def test_the_loop_ends_when_every_row_has_stopped(prompts):
+def test_the_loop_ends_when_every_row_has_stopped(engine, prompts):
     """The model has no position beyond the prompt, so that any step of the loop would fail."""
     policy = make_policy(positions=PROMPT, **{str(STOP): 200.0})
-    samples = run(policy, prompts, uniforms(10))
+    samples = run_once(engine, policy, prompts, uniforms(10), stop_id=STOP)
     assert samples.stopped.all()
     np.testing.assert_array_equal(samples.response_ids, [[STOP] + [PAD] * (RESPONSE - 1)] * BATCH)
     np.testing.assert_array_equal(samples.response_mask, [[1] + [0] * (RESPONSE - 1)] * BATCH)
     with pytest.raises(tf.errors.InvalidArgumentError):
-        run(policy, prompts, uniforms(10), stop_id=None)
+        run_once(engine, policy, prompts, uniforms(10), stop_id=None)
 
 
-def test_the_last_token_may_be_the_stop_token(policy, prompts):
-    free = run(policy, prompts, uniforms(11, length=1), stop_id=None)
-    samples = run(policy, prompts, uniforms(11, length=1), stop_id=int(free.response_ids[3, 0]))
+def test_the_last_token_may_be_the_stop_token(engine, prompts):
+    numbers = uniforms(11, length=1)
+    free = run_once(engine, make_policy(), prompts, numbers, stop_id=None)
+    samples = run_once(engine, make_policy(), prompts, numbers, stop_id=int(free.response_ids[3, 0]))
     np.testing.assert_array_equal(samples.response_ids, free.response_ids)
     np.testing.assert_array_equal(samples.stopped, free.response_ids[:, 0] == free.response_ids[3, 0])
     assert samples.response_mask.all()
 
 
 @pytest.mark.parametrize("arguments", [{}, {"temperature": 0.0}, {"temperature": 0.1}, {"top_k": 1}, {"top_p": 0.01}])
-def test_pad_is_never_sampled(prompts, arguments):
+def test_pad_is_never_sampled(engine, prompts, arguments):
     policy = make_policy(**{str(PAD): 480.0})
     numbers = uniforms(12)
     numbers[0], numbers[1] = 0.0, ALMOST_1
-    samples = run(policy, prompts, numbers, stop_id=None, **arguments)
+    samples = run_once(engine, policy, prompts, numbers, stop_id=None, **arguments)
     assert (samples.response_ids != PAD).all() and (samples.response_ids < VOCABULARY).all()
     assert samples.logprobs.min() > -30
 
 
-def test_temperature_0_is_greedy(any_policy, prompts):
-    samples = run(any_policy, prompts, uniforms(13), stop_id=None, temperature=0.0)
-    other = run(any_policy, prompts, uniforms(14), stop_id=None, temperature=0.0)
+def test_temperature_0_is_greedy(engine, prompts):
+    policy = make_policy()
+    samples = run_once(engine, policy, prompts, uniforms(13), stop_id=None, temperature=0.0)
+    other = run_once(engine, policy, prompts, uniforms(14), stop_id=None, temperature=0.0)
     np.testing.assert_array_equal(samples.response_ids, other.response_ids)
     for row in range(BATCH):
-        logits, _ = uncached(any_policy, prompts, samples, row)
+        logits, _ = uncached(policy, prompts, samples, row)
         np.testing.assert_array_equal(samples.response_ids[row], logits.argmax(-1))
         np.testing.assert_allclose(samples.logprobs[row], log_softmax(logits).max(-1), rtol=1e-4, atol=1e-4)
 
 
-def draw_of(logits, numbers):
+def draw_of(engine, logits, numbers):
     """The engine's tokens [B] of logits [B, V]."""
-    ops = ENGINE["native"]
-    return draw_natively(ops, 1.0, logits, numbers)[0] if ops else inverse_cdf_sample(logits, numbers)
+    draw = engine.piece(engine.drawer(draw_tokens, temperature=1.0, filtered=False))
+    return draw(tf.constant(logits), tf.constant(numbers))[0].numpy()
 
 
 class TestDraw:
     @pytest.mark.parametrize("size", [2, 7, 63, 64, 65, 128, 200, 1000])
-    @pytest.mark.parametrize("jit", [False, True])
-    def test_equals_searchsorted(self, size, jit):
+    def test_equals_searchsorted(self, engine, size):
+        self.check(engine, size)
+
+    @pytest.mark.parametrize("size", [64, 1000])
+    def test_equals_searchsorted_under_xla(self, size):
+        self.check(make_engine("xla"), size)
+
+    def check(self, engine, size):
         rng = np.random.default_rng(size)
         logits = rng.normal(0, 2, [500, size]).astype(np.float32)
         numbers = uniforms(size, 500, 1)[:, 0]
-        function = tf.function(draw_of, jit_compile=jit and not ENGINE["native"])
-        drawn = function(tf.constant(logits), tf.constant(numbers)).numpy()
+        drawn = draw_of(engine, logits, numbers)
         probabilities = np.exp(log_softmax(logits))
         cdf = probabilities.cumsum(-1)
         exact = [np.searchsorted(row, u * row[-1], side="right") for row, u in zip(cdf, numbers, strict=True)]
@@ -293,18 +321,18 @@ class TestDraw:
         assert drawn.dtype == np.int32
         np.testing.assert_array_equal(drawn[~near_an_edge], np.array(exact)[~near_an_edge])
 
-    def test_by_hand(self):
+    def test_by_hand(self, engine):
         logits = np.log(np.array([[0.25, 0.5, 0.25]] * 7, np.float32))
         numbers = np.array([0.0, 0.24, 0.26, 0.5, 0.74, 0.76, ALMOST_1], np.float32)
-        assert draw_of(logits, numbers).numpy().tolist() == [0, 0, 1, 1, 1, 2, 2]
+        assert draw_of(engine, logits, numbers).tolist() == [0, 0, 1, 1, 1, 2, 2]
 
     @pytest.mark.parametrize("size", [1, 50, 64, 100, 256])
-    def test_ends_of_the_interval(self, size):
-        drawn = draw_of(tf.zeros([2, size]), tf.constant([0.0, ALMOST_1]))
-        assert drawn.numpy().tolist() == [0, size - 1]
+    def test_ends_of_the_interval(self, engine, size):
+        drawn = draw_of(engine, np.zeros([2, size], np.float32), np.array([0.0, ALMOST_1], np.float32))
+        assert drawn.tolist() == [0, size - 1]
 
     @pytest.mark.parametrize("size", [70, 300])
-    def test_never_a_token_of_no_probability(self, size):
+    def test_never_a_token_of_no_probability(self, engine, size):
         """Only every third token is possible, and whole blocks of 64 have none at all."""
         rng = np.random.default_rng(size)
         logits = np.where(np.arange(size) % 3 == 2, rng.normal(0, 3, [4000, size]), -1e9).astype(np.float32)
@@ -313,19 +341,19 @@ class TestDraw:
         numbers = uniforms(1, 4000, 1)[:, 0]
         numbers[:1000], numbers[1000:2000] = 0.0, ALMOST_1
         numbers[2000:3000] = 1.0 - np.arange(1, 1001) * 2.0**-23
-        drawn = draw_of(logits, numbers).numpy()
+        drawn = draw_of(engine, logits, numbers)
         assert (logits[np.arange(4000), drawn] > -1e8).all()
         assert (drawn[:1000] == 2).all()
 
     @pytest.mark.parametrize("size", [40, 150])
-    def test_frequencies(self, size):
+    def test_frequencies(self, engine, size):
         """1e5 draws: every token within 4 sigma of its probability, and chi-square within 4 sigma of its mean."""
         draws = 100_000
         rng = np.random.default_rng(17)
         logits = rng.normal(0, 1.5, [1, size]).astype(np.float32)
         probabilities = np.exp(log_softmax(logits[0]))
         numbers = draw_uniforms(tf.constant([3, 4]), draws, 1)[:, 0]
-        counts = np.bincount(draw_of(np.repeat(logits, draws, 0), numbers), minlength=size)
+        counts = np.bincount(draw_of(engine, np.repeat(logits, draws, 0), numbers), minlength=size)
         sigma = np.sqrt(draws * probabilities * (1 - probabilities))
         assert (np.abs(counts - draws * probabilities) < 4 * sigma + 1).all()
         chi_square = ((counts - draws * probabilities) ** 2 / (draws * probabilities)).sum()
@@ -397,20 +425,23 @@ class TestDrawUniforms:
         np.testing.assert_array_equal(compiled(tf.constant([5, 6])), draw_uniforms(tf.constant([5, 6]), 7, 9))
 
 
-@pytest.mark.parametrize(("jit", "value_after_stop"), [(False, True), (True, False)])
-def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole(jit, value_after_stop):
-    """16 rows, of which most stop early: the loop goes on with 8 and with 4, and the rows keep their places."""
+@pytest.mark.parametrize(
+    ("engine", "size", "value_after_stop"),
+    [("graph", 16, True), ("xla", 8, False), pytest.param("native", 16, True, marks=needs_compiler)],
+    indirect=["engine"],
+)
+def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole(engine, size, value_after_stop):
+    """Of 16 rows most stop early: the loop goes on with 8 and with 4, and the rows keep their places."""
     policy = make_policy(**{str(STOP): 5.0})
     policy.value_bias.assign([0.25])
     rng = np.random.default_rng(5)
-    prompts = rng.integers(2, VOCABULARY, [16, PROMPT]).astype(np.int32), np.ones([16, PROMPT], np.int32)
-    numbers = uniforms(3, 16)
-    whole = run(policy, prompts, numbers, jit=jit, value_after_stop=value_after_stop)
+    prompts = rng.integers(2, VOCABULARY, [size, PROMPT]).astype(np.int32), np.ones([size, PROMPT], np.int32)
+    numbers, settings = uniforms(3, size), dict(stop_id=STOP, value_after_stop=value_after_stop)
+    plain = make_engine("graph") if engine.compiled else engine
+    whole = run(plain, policy, prompts, numbers, **settings)  # whose graph is of any number of rows
     lengths = whole.response_mask.sum(axis=1)
-    assert np.sort(lengths)[11] < lengths.max()  # the batch of 4 has a use
-    settings = dict(stop_id=STOP, pad_id=PAD, value_after_stop=value_after_stop)
-    static = tf.function(functools.partial(sample, policy, engine=engine_of(ENGINE["native"], jit), **settings))
-    shrunk = static(*map(tf.constant, prompts), tf.constant(numbers))
+    assert np.sort(lengths)[-5] < lengths.max()  # the batch of 4 has a use
+    shrunk = run_once(engine, policy, prompts, numbers, **settings)
     for name in ("response_ids", "response_mask", "stopped"):
         np.testing.assert_array_equal(getattr(shrunk, name), getattr(whole, name), err_msg=name)
     np.testing.assert_allclose(shrunk.logprobs, whole.logprobs, atol=1e-5)

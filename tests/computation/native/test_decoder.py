@@ -23,6 +23,8 @@ IN_BFLOAT16 = hasattr(OPS, "tfppo_pack")  # built for a processor that multiplie
 # that; then more columns and tokens than one task takes.
 SIZES = {"odd": (77, 2, 3, 21, 50), "even": (128, 2, 2, 32, 64), "wide": (200, 1, 2, 160, 1200)}
 
+BATCHES = [(1, 1, False), (5, 7, True), (19, 12, False), (70, 3, True)]  # of each kind of critic, small and large
+
 DTYPES = ["float32", *(["mixed_bfloat16"] if IN_BFLOAT16 else [])]
 
 
@@ -64,8 +66,7 @@ def states(reader, prompts, tokens):
     return [np.stack([np.asarray(part) for part in parts], axis=1) for parts in zip(*outputs, strict=True)]
 
 
-@pytest.mark.parametrize("separate_critic", [False, True])
-@pytest.mark.parametrize("batch, length", [(1, 1), (5, 7), (19, 12), (70, 3)])
+@pytest.mark.parametrize(("batch", "length", "separate_critic"), BATCHES)
 @pytest.mark.parametrize("name", SIZES)
 def test_logits_and_values_are_those_of_the_policy(name, batch, length, separate_critic):
     policy = make_policy(SIZES[name], separate_critic)
@@ -82,8 +83,7 @@ def rounded(array):
 
 
 @pytest.mark.skipif(not IN_BFLOAT16, reason="the processor does not multiply bfloat16 numbers")
-@pytest.mark.parametrize("separate_critic", [False, True])
-@pytest.mark.parametrize("batch, length", [(1, 1), (5, 7), (19, 12), (70, 3)])
+@pytest.mark.parametrize(("batch", "length", "separate_critic"), BATCHES)
 @pytest.mark.parametrize("name", SIZES)
 def test_in_bfloat16_they_are_those_of_the_update(name, batch, length, separate_critic):
     policy = make_policy(SIZES[name], separate_critic)
