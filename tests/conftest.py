@@ -77,11 +77,33 @@ SLOW: dict[str, set[str] | None] = {
 }
 
 
+# The slowest files, first: what begins last should end soon, or one worker waits for the other.
+FIRST = (
+    "stages/test_binaries.py",
+    "ppo/test_resume.py",
+    "training/test_replicas.py",
+    "ppo/test_learning.py",
+    "reward_model/test_reward_trainer.py",
+    "planning/test_benchmark.py",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        names = SLOW.get(item.path.relative_to(TESTS).as_posix(), set())
+        names = SLOW.get(file_of(item), set())
         if names is None or item.name.partition("[")[0] in names:
             item.add_marker(pytest.mark.slow)
+    items.sort(key=turn)
+
+
+def file_of(item: pytest.Item) -> str:
+    return item.path.relative_to(TESTS).as_posix()
+
+
+def turn(item: pytest.Item) -> tuple[int, bool]:
+    """Files of FIRST in its order, then those with slow tests, then the others; in each as they were."""
+    file = file_of(item)
+    return FIRST.index(file) if file in FIRST else len(FIRST), file not in SLOW
 
 
 @pytest.fixture(scope="module", autouse=True)
