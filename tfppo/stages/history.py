@@ -69,7 +69,7 @@ class SettingsHistory:
                 adapted = keeper.scalars[name]
                 note = "" if adapted == change.before else f" (it had come to {shown(adapted)})"
                 keeper.override(name, change.now)
-            say(f"{change} from {unit}{note}" if left else f"{change} has no effect: nothing is left to train")
+            say(f"{change} from {unit}{note}" if left else f"{change} has no effect on the training, which is over")
         keeper.on_save = self._keep
 
     def _before(self) -> tuple[dict[str, Any], dict[str, str]]:
