@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tfppo.config.choices import settings_to_let_go
 from tfppo.errors import UserError
 
 if TYPE_CHECKING:  # settings.py imports this module
@@ -178,12 +179,23 @@ def refuse_fixed(found: Collection[Change], run: str) -> None:
     refused = [change for change in found if change.kind is Kind.FIXED]
     if not refused:
         return
+    refused = [*_estimator_behind(refused, found), *refused]
     differences = "; ".join(f"{change.name} is {shown(change.now)}, not {shown(change.before)}" for change in refused)
     flags = " ".join(f"--config.{change.name}={_as_flag(change.before)}" for change in refused)
     raise UserError(
         f"{run} was started with other settings, which are fixed: {differences}; go on with {flags}, or use another "
         f"--workdir"
     )
+
+
+def _estimator_behind(refused, found):
+    """The change of estimator, where it brings a critic or group size that is refused: alone, they would not fit it."""
+    return [
+        change
+        for change in found
+        if change.name == "ppo.estimator"
+        and {one.name for one in refused} & {f"ppo.{name}" for name in settings_to_let_go(change.before, change.now)}
+    ]
 
 
 def shown(value: Any) -> str:
