@@ -28,6 +28,11 @@ REMEDIES = {
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 
+def user_path(name: str | os.PathLike) -> Path:
+    """The path that a user names: a leading ~ is the home directory, as a shell leaves it in --flag=~/name."""
+    return Path(os.path.expanduser(name))
+
+
 def sync(path: str | os.PathLike) -> None:
     """Waits until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -10,14 +10,13 @@ Both are written with the first checkpoint that was trained so: they never claim
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfppo.config import Config
 from tfppo.config.resuming import Change, Kind, Stage, changes, flat, marks, refuse_fixed, shown
-from tfppo.files import told, write_text
+from tfppo.files import told, user_path, write_text
 from tfppo.training.checkpoint import CheckpointKeeper, saved_steps
 
 
@@ -123,7 +122,7 @@ def content_of(name: str) -> str:
 
     A folder counts as the same wherever it is: it holds a model or many files, whose checkpoint knows them by digest.
     """
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     if name and path.is_dir():
         return "a folder"
     if not path.is_file():
