@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 
@@ -371,7 +372,10 @@ def test_steps_that_were_never_saved_are_run_again_and_that_is_said(tmp_path, wa
     assert warnings == [f"{log}: none of its 3 steps was saved; they are run again"]
 
 
-@pytest.mark.parametrize("left", [["ckpt-4.json"], ["ckpt-4.json.tmp"], ["ckpt-4.json", "ckpt-4_temp"]])
+@pytest.mark.parametrize(
+    "left",
+    [["ckpt-4.json"], ["ckpt-4.json", "ckpt-4.json.0a1b2c3d.tmp"], ["ckpt-4.json.tmp"], ["ckpt-4.json", "ckpt-4_temp"]],
+)
 def test_a_first_save_that_was_killed_is_run_again(tmp_path, warnings, left):
     log = write_log(tmp_path / "ppo.jsonl", 4)
     (tmp_path / "run").mkdir()
@@ -390,7 +394,7 @@ def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypa
     sync, unlink = os.fsync, os.unlink
 
     def noting_sync(descriptor):
-        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.add(re.sub(r"\.[0-9a-f]{8}\.tmp$", ".tmp", os.readlink(f"/proc/self/fd/{descriptor}")))
         sync(descriptor)
 
     def noting_unlink(path, *args, **kwargs):
@@ -441,6 +445,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(saved, monkeypat
     assert not (folder / "ckpt-6_temp").exists()
     again = State(folder)
     assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
+@pytest.mark.parametrize("of", ["tensors", "manifest"])
+def test_a_first_save_that_found_the_disk_full_is_run_again(tmp_path, monkeypatch, of):
+    log = write_log(tmp_path / "ppo.jsonl", 4)
+    state = State(tmp_path / "run", log=log, save_every=4)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        full(patch, of)
+        state.keeper.save(4, kl_coef=0.0)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["ckpt-4.json"]
+    assert State(tmp_path / "run", log=log, save_every=4).keeper.restore() == 0
 
 
 def test_a_save_is_told(tmp_path):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from absl import logging
 
 from tfppo.errors import UserError
-from tfppo.files import sweep, sync, told, write_text
+from tfppo.files import sweep, sync, temporary, told, write_text
 from tfppo.models.finite import require_finite
 from tfppo.training.metrics import read_metrics
 from tfppo.training.plain_path import plain_path
@@ -23,7 +23,7 @@ _STATE_FILE = "checkpoint"
 # What the checkpoint reader of TensorFlow raises for damaged files.
 _DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
 # What killed saves leave, of TensorFlow's and of ours.
-_LEFTOVERS = ("*_temp*", "checkpoint.tmp*", "*.json.tmp")
+_LEFTOVERS = ("*_temp*", *temporary("ckpt-*.json"), *temporary(_STATE_FILE), "checkpoint.tmp*")
 
 
 class CheckpointKeeper:
@@ -104,7 +104,9 @@ class CheckpointKeeper:
 
     def _write(self, step):
         self._folder.mkdir(parents=True, exist_ok=True)
-        # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
+        # The manifest comes first, and is renamed into place, so that no checkpoint lacks one. An empty one says that a
+        # first save was begun, should the disk be full already: see `_refuse_to_forget`.
+        self._manifest(step).touch()
         write_text(self._manifest(step), json.dumps(self._describe(), indent=1))
         # Without TensorFlow's CheckpointManager, which takes a folder's name for a pattern when it looks for files to
         # delete: of a[1] it deletes nothing, and of b*c what lies in other folders.
