@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
+from tfppo.training import checkpoint
 from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
 
 
@@ -426,6 +427,40 @@ def raising(error):
         raise error
 
     return function
+
+
+DENIED, NO_MEMORY = "Permission denied; let this user read it", "Cannot allocate memory; free some memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (tf.errors.OpError(None, None, "run/ckpt-4.index; Permission denied", tf.errors.UNKNOWN), DENIED),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), NO_MEMORY),
+        (MemoryError(), NO_MEMORY),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "ckpt-4.index; Too many open files [Op:RestoreV2]"),
+            "Too many open files; raise the limit on open files (ulimit -n)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_could_not_be_read_is_not_called_damaged(saved, monkeypatch, error, line):
+    """The texts are TensorFlow's own. Going on from the one before would remove it."""
+    folder, arrays = saved
+    with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
+        patch.setattr(tf.train.Checkpoint, "restore", raising(error))
+        State(folder).keeper.restore()
+    assert str(raised.value) == f"'{folder}/ckpt-4' cannot be read: {line}; it is as it was"
+    again = State(folder)
+    assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
+def test_a_manifest_that_could_not_be_read_is_not_called_damaged(saved, monkeypatch):
+    folder, _ = saved
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"ckpt-4' cannot be read: {DENIED}; it is as"):
+        patch.setattr(checkpoint, "_read_manifest", raising(PermissionError(errno.EACCES, "Permission denied")))
+        State(folder).keeper.restore()
 
 
 @pytest.mark.parametrize("of", ["tensors", "manifest"])

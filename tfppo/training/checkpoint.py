@@ -1,5 +1,6 @@
 """Checkpoints of a run, saved atomically; one that belongs to another model or dataset is refused."""
 
+import errno
 import hashlib
 import json
 import os
@@ -20,8 +21,19 @@ from tfppo.training.metrics import read_metrics
 from tfppo.training.plain_path import plain_path
 
 _STATE_FILE = "checkpoint"
-# What the checkpoint reader of TensorFlow raises for damaged files.
-_DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
+# What the checkpoint reader of TensorFlow raises for damaged files, and for others: see `_pass_over`.
+_DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError, MemoryError)
+# What says nothing about a checkpoint that could not be read for it, and what to do about that.
+_HINDRANCES = {
+    errno.EACCES: "let this user read it",
+    errno.EPERM: "let this user read it",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "look at that disk, or move this checkpoint away",
+}
+# Those whose text need not say which.
+_HINDERED = {MemoryError: errno.ENOMEM, tf.errors.ResourceExhaustedError: errno.ENOMEM}
 # What killed saves leave, of TensorFlow's and of ours.
 _LEFTOVERS = ("*_temp*", *temporary("ckpt-*.json"), *temporary(_STATE_FILE), "checkpoint.tmp*")
 
@@ -124,8 +136,8 @@ class CheckpointKeeper:
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read; returns the number of steps done, 0 where there is none.
 
-        Raises: UserError where the checkpoints are of another architecture, none of them can be read, or there are none
-        though there must have been.
+        Raises: UserError where the checkpoints are of another architecture, none of them can be read, one cannot for a
+            reason that is not its own, as too little memory, or there are none though there must have been.
         """
         began = any(self._folder.glob("ckpt-*"))
         sweep(self._folder, _LEFTOVERS, ())
@@ -135,7 +147,7 @@ class CheckpointKeeper:
             try:
                 saved = _read_manifest(self._manifest(step))
             except (OSError, ValueError) as error:
-                _warn(path, error)
+                _pass_over(path, error)
                 continue
             self._compare(saved)
             with plain_path(self._folder) as plain:
@@ -143,7 +155,7 @@ class CheckpointKeeper:
                     self._saved_in(plain / path.name).restore(str(plain / path.name)).assert_consumed()
                 except _DAMAGE as error:
                     self._compare_names(plain / path.name)
-                    _warn(path, error)
+                    _pass_over(path, error)
                     continue
             if step != steps[0]:
                 logging.warning("going on from %s", path)
@@ -276,6 +288,10 @@ def weights_digest(model: keras.Layer) -> str:
     return digest(*(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
 
 
-def _warn(path, error):
+def _pass_over(path, error):
+    """Says that a checkpoint is damaged. Raises: UserError where it may well be good: later saves would remove it."""
+    number = next((number for number in _HINDRANCES if os.strerror(number) in str(error)), _HINDERED.get(type(error)))
+    if number:
+        raise UserError(f"{str(path)!r} cannot be read: {os.strerror(number)}; {_HINDRANCES[number]}; it is as it was")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     logging.warning("%s cannot be read (%s); trying the one before", path, reason)
