@@ -62,31 +62,40 @@ def marks(config: type) -> dict[str, _Mark]:
     return found
 
 
-@dataclass(frozen=True)
-class Stage:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a run.
+
+    Args:
+        uses: the settings and sections that it depends on.
+        without: those among them that it does not depend on.
+    """
+
+    uses: Collection[str]
+    without: Collection[str] = ()
+
+    def settings(self, config: "Config") -> dict[str, Any]:
+        """The settings {section.field: value} that it depends on, as JSON holds them."""
+        values = flat(json.loads(config.to_json()))
+        without = {*self.without, *(("model",) if config.language_model else ())}  # whose sizes it takes then
+        return {
+            name: value for name, value in values.items() if _is_among(name, self.uses) and not _is_among(name, without)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Part):
     """A training stage of a run.
 
     Args:
         name: as messages say it.
         checkpoints: their folder in WORKDIR.
         unit: what it counts.
-        uses: the settings and sections that its training depends on.
-        without: those among them that it does not depend on.
     """
 
     name: str
     checkpoints: str
     unit: str
-    uses: Collection[str]
-    without: Collection[str] = ()
-
-    def settings(self, config: "Config") -> dict[str, Any]:
-        """The settings {section.field: value} that this stage depends on, as JSON holds them."""
-        values = flat(json.loads(config.to_json()))
-        without = {*self.without, *(("model",) if config.language_model else ())}  # whose sizes it takes then
-        return {
-            name: value for name, value in values.items() if _is_among(name, self.uses) and not _is_among(name, without)
-        }
 
 
 _RUN = ("seed", "language_model", "num_replicas")
@@ -109,12 +118,13 @@ REWARD_MODEL = Stage(
     uses=(*_RUN, "reward_model"),
     without=("reward_model.normalize", "reward_model.normalize_samples"),
 )
-NORMALIZATION = Stage(  # of the reward model, which comes after its training
-    name="normalisation",
-    checkpoints="reward_checkpoints",
-    unit="step",
-    uses=("reward_model.normalize", "reward_model.normalize_samples", "sampling"),
-)
+_NORMALIZE = "reward_model.normalize"
+# Of the reward model, which comes after its training: by the way that it is done.
+NORMALIZATIONS = {
+    "none": Part(uses=(_NORMALIZE,)),
+    "demonstrations": Part(uses=(_NORMALIZE,)),
+    "samples": Part(uses=(_NORMALIZE, "reward_model.normalize_samples", "sampling")),
+}
 PPO = Stage(
     name="PPO",
     checkpoints="checkpoints",
