@@ -3,6 +3,7 @@
 import errno
 import multiprocessing
 import os
+import re
 import signal
 
 import pytest
@@ -34,7 +35,9 @@ def test_a_text_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     path = tmp_path / "a.json"
     files.write_text(path, "né")
     assert path.read_bytes() == b"n\xc3\xa9" and names(tmp_path) == ["a.json"]
-    assert steps == [("sync", f"{path}.tmp"), ("replace", str(path)), ("sync", str(tmp_path))]
+    (first, written), *rest = steps
+    assert first == "sync" and re.fullmatch(rf"{re.escape(str(path))}\.[0-9a-f]{{8}}\.tmp", written)
+    assert rest == [("replace", str(path)), ("sync", str(tmp_path))]
 
 
 def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
@@ -47,7 +50,50 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError):
         files.write_text(path, "new")
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and names(tmp_path) == ["a.json"]
+
+
+def sweep_texts(folder):
+    files.sweep(folder, files.temporary("a.json"), ())
+
+
+@pytest.mark.parametrize("beside", [lambda folder: files.write_text(folder / "a.json", "other"), sweep_texts])
+def test_another_process_beside_a_write_does_not_disturb_it(tmp_path, monkeypatch, beside):
+    """A second evaluation, or the start of a training."""
+    sync = os.fsync
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(os, "fsync", sync)
+        process = CONTEXT.Process(target=beside, args=(tmp_path,))
+        process.start()
+        process.join(30)
+        assert process.exitcode == 0
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    files.write_text(tmp_path / "a.json", "mine")
+    assert (tmp_path / "a.json").read_text() == "mine" and names(tmp_path) == ["a.json"]
+
+
+def test_a_text_that_is_swept_before_it_is_locked_is_written_all_the_same(tmp_path, monkeypatch):
+    real, swept = files.try_lock, []
+
+    def late(descriptor):
+        if not swept:
+            swept.append(descriptor)
+            sweep_texts(tmp_path)
+        return real(descriptor)
+
+    monkeypatch.setattr(files, "try_lock", late)
+    files.write_text(tmp_path / "a.json", "mine")
+    assert swept and (tmp_path / "a.json").read_text() == "mine" and names(tmp_path) == ["a.json"]
+
+
+def test_texts_of_killed_processes_are_swept_and_those_of_others_stay(tmp_path):
+    for name in ("a.json.0123abcd.tmp", "a.json.tmp", "a.json.mine.tmp", "b.json.tmp", "a.json"):
+        (tmp_path / name).write_text("x")
+    sweep_texts(tmp_path)
+    assert names(tmp_path) == ["a.json", "a.json.mine.tmp", "b.json.tmp"]
 
 
 class Foreign(Exception):

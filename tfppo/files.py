@@ -6,6 +6,7 @@ It starts no TensorFlow, so that a mistake about folders is told at once.
 import errno
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,14 @@ REMEDIES = {
     errno.EPERM: "make that folder writable",
     errno.EIO: "look at that disk, which reports errors",
 }
+_TOKEN = 8  # hexadecimal digits in the name of a temporary file
 # What flock raises where a file system has no locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+def user_path(name: str | os.PathLike) -> Path:
+    """The path that a user names: a leading ~ is the home directory, as a shell leaves it in --flag=~/name."""
+    return Path(os.path.expanduser(name))
 
 
 def sync(path: str | os.PathLike) -> None:
@@ -47,14 +54,37 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file: whoever reads it, also after a crash, finds the old text or the new one. UTF-8."""
-    fresh = path.with_name(path.name + ".tmp")
-    with open(fresh, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    """Replaces a file: whoever reads it, also after a crash, finds the old text or the new one. UTF-8.
+
+    Several processes may do it at once, and `sweep` beside them; the last one's text stays. Of a write that fails
+    nothing is left.
+    """
+    fresh, file = _claimed_file(path)
+    with file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            fresh.replace(path)
+        except BaseException:
+            fresh.unlink(missing_ok=True)  # it may be what filled the disk
+            raise
     sync(path.parent)
+
+
+def temporary(name: str) -> tuple[str, ...]:
+    """Patterns of what a killed `write_text` of a file of this name may leave."""
+    return f"{name}.{'[0-9a-f]' * _TOKEN}.tmp", f"{name}.tmp"  # the latter of earlier versions
+
+
+def _claimed_file(path):
+    """A new file beside a path, named as `temporary` says, open and locked: `sweep` leaves it to its process."""
+    while True:
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(_TOKEN // 2)}.tmp")
+        file = open(fresh, "x", encoding="utf-8")  # noqa: SIM115
+        if try_lock(file.fileno()) is not False and fresh.exists():
+            return fresh, file
+        file.close()  # another process has swept it before it was locked
 
 
 @contextmanager
@@ -151,10 +181,10 @@ def beside(folder: Path) -> tuple[Path, Path]:
 
 
 def sweep(folder: Path, files: Sequence[str], swapped: Sequence[str]) -> None:
-    """Removes what killed writes left in a folder. Only for the one process that writes there.
+    """Removes what killed writes left in a folder. Only for the one process that writes there by other means.
 
     Args:
-        files: patterns of temporary files and folders.
+        files: patterns of temporary files and folders; a file that `write_text` of a living process has is left alone.
         swapped: names of folders that are replaced as a whole; one whose swap is still to be finished is left alone.
     """
     for pattern in files:
@@ -172,6 +202,7 @@ def sweep(folder: Path, files: Sequence[str], swapped: Sequence[str]) -> None:
 def _remove(path):
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(OSError):
+        return
+    with suppress(OSError), open(path, "r+b") as file:
+        if try_lock(file.fileno()) is not False:
             path.unlink(missing_ok=True)

@@ -122,3 +122,39 @@ def test_a_fixed_one_is_refused_with_both_values_and_the_way_on():
         "another --workdir"
     )
     refuse_fixed([change for change in found if change.kind is Kind.FREE], "")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "differences", "flags"),
+    [
+        (
+            "grpo",
+            "ppo.estimator is grpo, not gae; ppo.group_size is 8, not 1; ppo.critic is shared, not separate",
+            "--config.ppo.estimator=gae --config.ppo.group_size=1 --config.ppo.critic=separate",
+        ),
+        (
+            "reinforce_pp",
+            "ppo.estimator is reinforce_pp, not gae; ppo.critic is shared, not separate",
+            "--config.ppo.estimator=gae --config.ppo.critic=separate",
+        ),
+    ],
+)
+def test_an_estimator_that_brings_what_is_fixed_is_refused_by_its_name(estimator, differences, flags):
+    before, now = (PPO.settings(configured(**settings)) for settings in ({}, dict(ppo__estimator=estimator)))
+    with pytest.raises(UserError) as error:
+        refuse_fixed(changes(Config, before, now), "PPO in 'runs/a'")
+    assert str(error.value) == (
+        f"PPO in 'runs/a' was started with other settings, which are fixed: {differences}; go on with {flags}, or use "
+        "another --workdir"
+    )
+    # The flags fit one another, in the order in which they are assigned.
+    given = [flag.removeprefix("--config.").split("=") for flag in flags.split()]
+    values = {name.replace(".", "__"): int(value) if value.isdigit() else value for name, value in given}
+    configured(**values).validate()
+
+
+def test_an_estimator_that_brings_nothing_fixed_is_free():
+    assert compare(PPO, {}, dict(ppo__estimator="monte_carlo")) == {"ppo.estimator": Kind.FREE}
+    before, now = (PPO.settings(configured(ppo__estimator=name)) for name in ("gae", "monte_carlo"))
+    with pytest.raises(UserError, match="which are fixed: seed is 1, not 0; go on"):
+        refuse_fixed(changes(Config, before, {**now, "seed": 1}), "a")

@@ -103,6 +103,13 @@ def test_records_of_no_known_shape(record, message):
         taken(record)
 
 
+@pytest.mark.parametrize("record", [{"q": None, "solution": "r"}, {"solution": "r"}])
+def test_a_named_prompt_that_is_empty_is_not_there(record):
+    """Its response alone would be learnt as a whole text."""
+    with pytest.raises(UserError, match=r"^f, line 1: no field 'q'; the fields are \['solution'\]\.$"):
+        taken(record, ("solution", "q"))
+
+
 def load(tmp_path, records, **options):
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))

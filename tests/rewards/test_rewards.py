@@ -1,6 +1,7 @@
 """Rewards: the default one, finding one by name, and what a bad one is told."""
 
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -98,3 +99,33 @@ def test_a_class_is_no_function(tmp_path):
     path.write_text("class Judge: pass\n")
     with pytest.raises(UserError, match="which is a class; name a function"):
         load_reward(f"{path}:Judge")
+
+
+def test_two_files_of_one_name_are_two_modules(tmp_path):
+    functions = []
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+        path = tmp_path / folder / "judge.py"
+        path.write_text(f"class Judge: where = '{folder}'\ndef f(prompts, responses): return Judge()\n")
+        functions.append(load_reward(f"{path}:f"))
+    for folder, function in zip(("first", "second"), functions, strict=True):
+        module = sys.modules[function.__module__]
+        assert module.Judge.where == folder and module.f is function
+
+
+def test_a_module_of_the_current_folder_is_found_as_python_m_would(tmp_path, monkeypatch):
+    (tmp_path / "judges").mkdir()
+    (tmp_path / "judges" / "of_length.py").write_text("def f(prompts, responses): return [1.0]\n")
+    (tmp_path / "json.py").write_text("def f(prompts, responses): return [2.0]\n")
+    monkeypatch.chdir(tmp_path)
+    # As an installed command has it: the folder of the command itself in place of the current one.
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert load_reward("judges.of_length:f")([], []) == [1.0]
+    with pytest.raises(UserError, match="'json' has no function 'f'"):  # which is installed
+        load_reward("json:f")
+
+
+def test_a_reward_file_of_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.py").write_text("def f(prompts, responses): return [1.0]\n")
+    assert load_reward("~/mine.py:f")([], []) == [1.0]

@@ -93,6 +93,10 @@ PLACES = ["line 4", "line 5", "line 7"]
             lambda prompts, responses, level: 0,
             r"column 'level', which 2 of 3 records of d.jsonl lack \(the first: line 4\)",
         ),
+        (  # null, or an empty cell of a table
+            lambda prompts, responses, answer: 0,
+            r"column 'answer', which 1 of 3 records of d.jsonl lack \(the first: line 7\)",
+        ),
         (
             lambda answer, responses_of_model: 0,
             "'answer' is a column of d.jsonl; write def f.prompts, responses",
@@ -116,8 +120,8 @@ def test_a_column_that_is_empty_in_every_record_is_not_there():
 @pytest.mark.parametrize(
     "function",
     [
-        lambda prompts, responses, answer, prompt: 0,
-        lambda prompts, responses, tokens, label=1: 0,
+        lambda prompts, responses, prompt: 0,
+        lambda prompts, responses, tokens, answer=0, label=1: 0,
         lambda prompt, response: 0,
         lambda x, y, **columns: 0,
     ],

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 
@@ -14,6 +15,7 @@ import tensorflow as tf
 
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
+from tfppo.training import checkpoint
 from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
 
 
@@ -371,7 +373,10 @@ def test_steps_that_were_never_saved_are_run_again_and_that_is_said(tmp_path, wa
     assert warnings == [f"{log}: none of its 3 steps was saved; they are run again"]
 
 
-@pytest.mark.parametrize("left", [["ckpt-4.json"], ["ckpt-4.json.tmp"], ["ckpt-4.json", "ckpt-4_temp"]])
+@pytest.mark.parametrize(
+    "left",
+    [["ckpt-4.json"], ["ckpt-4.json", "ckpt-4.json.0a1b2c3d.tmp"], ["ckpt-4.json.tmp"], ["ckpt-4.json", "ckpt-4_temp"]],
+)
 def test_a_first_save_that_was_killed_is_run_again(tmp_path, warnings, left):
     log = write_log(tmp_path / "ppo.jsonl", 4)
     (tmp_path / "run").mkdir()
@@ -390,7 +395,7 @@ def test_a_checkpoint_is_on_the_disk_before_an_older_one_goes(tmp_path, monkeypa
     sync, unlink = os.fsync, os.unlink
 
     def noting_sync(descriptor):
-        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.add(re.sub(r"\.[0-9a-f]{8}\.tmp$", ".tmp", os.readlink(f"/proc/self/fd/{descriptor}")))
         sync(descriptor)
 
     def noting_unlink(path, *args, **kwargs):
@@ -424,6 +429,40 @@ def raising(error):
     return function
 
 
+DENIED, NO_MEMORY = "Permission denied; let this user read it", "Cannot allocate memory; free some memory"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (tf.errors.OpError(None, None, "run/ckpt-4.index; Permission denied", tf.errors.UNKNOWN), DENIED),
+        (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor"), NO_MEMORY),
+        (MemoryError(), NO_MEMORY),
+        (
+            tf.errors.ResourceExhaustedError(None, None, "ckpt-4.index; Too many open files [Op:RestoreV2]"),
+            "Too many open files; raise the limit on open files (ulimit -n)",
+        ),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_could_not_be_read_is_not_called_damaged(saved, monkeypatch, error, line):
+    """The texts are TensorFlow's own. Going on from the one before would remove it."""
+    folder, arrays = saved
+    with monkeypatch.context() as patch, pytest.raises(UserError) as raised:
+        patch.setattr(tf.train.Checkpoint, "restore", raising(error))
+        State(folder).keeper.restore()
+    assert str(raised.value) == f"'{folder}/ckpt-4' cannot be read: {line}; it is as it was"
+    again = State(folder)
+    assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
+def test_a_manifest_that_could_not_be_read_is_not_called_damaged(saved, monkeypatch):
+    folder, _ = saved
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"ckpt-4' cannot be read: {DENIED}; it is as"):
+        patch.setattr(checkpoint, "_read_manifest", raising(PermissionError(errno.EACCES, "Permission denied")))
+        State(folder).keeper.restore()
+
+
 @pytest.mark.parametrize("of", ["tensors", "manifest"])
 def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(saved, monkeypatch, of):
     folder, arrays = saved
@@ -441,6 +480,17 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint(saved, monkeypat
     assert not (folder / "ckpt-6_temp").exists()
     again = State(folder)
     assert again.keeper.restore() == 4 and same(again.arrays(), arrays[4])
+
+
+@pytest.mark.parametrize("of", ["tensors", "manifest"])
+def test_a_first_save_that_found_the_disk_full_is_run_again(tmp_path, monkeypatch, of):
+    log = write_log(tmp_path / "ppo.jsonl", 4)
+    state = State(tmp_path / "run", log=log, save_every=4)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left on device"):
+        full(patch, of)
+        state.keeper.save(4, kl_coef=0.0)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["ckpt-4.json"]
+    assert State(tmp_path / "run", log=log, save_every=4).keeper.restore() == 0
 
 
 def test_a_save_is_told(tmp_path):

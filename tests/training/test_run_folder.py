@@ -114,7 +114,7 @@ def test_a_file_system_without_locks_is_said_and_taken(tmp_path, monkeypatch, fr
 
 
 def test_who_claims_a_folder_sweeps_it(tmp_path, free):
-    for name in ("config.json.tmp", "ppo.jsonl.tmp", "mine.tmp"):
+    for name in ("config.json.0123abcd.tmp", "config.json.tmp", "ppo.jsonl.fedcba98.tmp", "mine.tmp"):
         (tmp_path / name).write_text("x")
     for name in ("lm", "lm.old", "policy.saving", "notes.old"):
         (tmp_path / name).mkdir()

@@ -14,6 +14,7 @@ from absl import flags
 
 from tfppo.config import Config, EvaluationConfig, PpoConfig, SamplingConfig
 from tfppo.config.validation import require
+from tfppo.files import user_path
 from tfppo.planning.costs import MODEL_SIZES, model_of_sizes
 from tfppo.stages.cli import one_line_errors, run_without_config
 from tfppo.stages.start import start_tensorflow
@@ -126,7 +127,7 @@ def main(argv: Sequence[str]) -> None:
     line = json.dumps(record)
     print(line)
     if OUTPUT.value:
-        with open(OUTPUT.value, "a") as file:
+        with open(user_path(OUTPUT.value), "a") as file:
             file.write(line + "\n")
     print(table(record))
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tfppo.config.choices import settings_to_let_go
 from tfppo.errors import UserError
 
 if TYPE_CHECKING:  # settings.py imports this module
@@ -61,31 +62,40 @@ def marks(config: type) -> dict[str, _Mark]:
     return found
 
 
-@dataclass(frozen=True)
-class Stage:
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A part of a run.
+
+    Args:
+        uses: the settings and sections that it depends on.
+        without: those among them that it does not depend on.
+    """
+
+    uses: Collection[str]
+    without: Collection[str] = ()
+
+    def settings(self, config: "Config") -> dict[str, Any]:
+        """The settings {section.field: value} that it depends on, as JSON holds them."""
+        values = flat(json.loads(config.to_json()))
+        without = {*self.without, *(("model",) if config.language_model else ())}  # whose sizes it takes then
+        return {
+            name: value for name, value in values.items() if _is_among(name, self.uses) and not _is_among(name, without)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Part):
     """A training stage of a run.
 
     Args:
         name: as messages say it.
         checkpoints: their folder in WORKDIR.
         unit: what it counts.
-        uses: the settings and sections that its training depends on.
-        without: those among them that it does not depend on.
     """
 
     name: str
     checkpoints: str
     unit: str
-    uses: Collection[str]
-    without: Collection[str] = ()
-
-    def settings(self, config: "Config") -> dict[str, Any]:
-        """The settings {section.field: value} that this stage depends on, as JSON holds them."""
-        values = flat(json.loads(config.to_json()))
-        without = {*self.without, *(("model",) if config.language_model else ())}  # whose sizes it takes then
-        return {
-            name: value for name, value in values.items() if _is_among(name, self.uses) and not _is_among(name, without)
-        }
 
 
 _RUN = ("seed", "language_model", "num_replicas")
@@ -108,12 +118,13 @@ REWARD_MODEL = Stage(
     uses=(*_RUN, "reward_model"),
     without=("reward_model.normalize", "reward_model.normalize_samples"),
 )
-NORMALIZATION = Stage(  # of the reward model, which comes after its training
-    name="normalisation",
-    checkpoints="reward_checkpoints",
-    unit="step",
-    uses=("reward_model.normalize", "reward_model.normalize_samples", "sampling"),
-)
+_NORMALIZE = "reward_model.normalize"
+# Of the reward model, which comes after its training: by the way that it is done.
+NORMALIZATIONS = {
+    "none": Part(uses=(_NORMALIZE,)),
+    "demonstrations": Part(uses=(_NORMALIZE,)),
+    "samples": Part(uses=(_NORMALIZE, "reward_model.normalize_samples", "sampling")),
+}
 PPO = Stage(
     name="PPO",
     checkpoints="checkpoints",
@@ -178,12 +189,23 @@ def refuse_fixed(found: Collection[Change], run: str) -> None:
     refused = [change for change in found if change.kind is Kind.FIXED]
     if not refused:
         return
+    refused = [*_estimator_behind(refused, found), *refused]
     differences = "; ".join(f"{change.name} is {shown(change.now)}, not {shown(change.before)}" for change in refused)
     flags = " ".join(f"--config.{change.name}={_as_flag(change.before)}" for change in refused)
     raise UserError(
         f"{run} was started with other settings, which are fixed: {differences}; go on with {flags}, or use another "
         f"--workdir"
     )
+
+
+def _estimator_behind(refused, found):
+    """The change of estimator, where it brings a critic or group size that is refused: alone, they would not fit it."""
+    return [
+        change
+        for change in found
+        if change.name == "ppo.estimator"
+        and {one.name for one in refused} & {f"ppo.{name}" for name in settings_to_let_go(change.before, change.now)}
+    ]
 
 
 def shown(value: Any) -> str:

@@ -45,15 +45,17 @@ def recognise(record: Mapping[str, object], where: str, names: Sequence[str], te
 
     Args:
         where: the place of the record, for messages.
-        names: text_feature and prompt_feature. One that is no default must be there, and is taken alone.
+        names: text_feature and prompt_feature. One that is no default must be there, and is taken alone. A text may be
+            None.
         template: writes chats as text.
 
     Raises: UserError where nothing fits, or a field does not hold what it must.
     """
-    for name, default in zip(names, DEFAULT_FIELDS, strict=True):
-        if name not in record and name != default:
-            raise UserError(f"{where}: no field {name!r}; the fields are {sorted(record)}.")
     shape = _Shape(record, where, names, template)
+    # An empty text counts as blank; without its prompt, a response would be taken for a whole text.
+    for name, default, there in zip(names, DEFAULT_FIELDS, (record.keys(), shape.present), strict=True):
+        if name not in there and name != default:
+            raise UserError(f"{where}: no field {name!r}; the fields are {sorted(there)}.")
     if shape.prompt and shape.response:
         return shape.pair()
     if tuple(names) == DEFAULT_FIELDS and shape.chat:

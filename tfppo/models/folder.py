@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfppo.data.chat import ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.files import beside, sync, sync_tree, told
+from tfppo.files import beside, sync, sync_tree, told, user_path
 from tfppo.models.finite import require_finite
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
@@ -36,7 +36,7 @@ def save_model(
     Args: about: what to know about the model, kept beside it as JSON; `read_about` reads it.
     Raises: UserError where a weight is not finite; an existing model stays.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     require_finite(model, f"the model {str(folder)!r}")
     _finish_swap(folder)
     fresh, old = beside(folder)
@@ -64,31 +64,31 @@ def save_model(
 
 def read_about(folder: str | os.PathLike) -> dict:
     """What was said of the model in a folder when it was saved; empty where nothing was, or there is no model."""
-    _finish_swap(Path(folder))
+    _finish_swap(user_path(folder))
     try:
-        return json.loads((Path(folder) / _ABOUT_FILE).read_text())
+        return json.loads((user_path(folder) / _ABOUT_FILE).read_text())
     except (OSError, ValueError):
         return {}
 
 
 def model_exists(folder: str | os.PathLike) -> bool:
     """Whether there is a model in a folder. Raises: UserError where an interrupted save cannot be finished."""
-    _finish_swap(Path(folder))
-    return (Path(folder) / _MODEL_FILE).is_file()
+    _finish_swap(user_path(folder))
+    return (user_path(folder) / _MODEL_FILE).is_file()
 
 
 def check_model(folder: str | os.PathLike, made_by: str) -> None:
     """Raises UserError where there is no model in a folder; `made_by` is the command that makes one."""
-    _finish_swap(Path(folder))
-    if not (Path(folder) / _MODEL_FILE).is_file():
+    _finish_swap(user_path(folder))
+    if not (user_path(folder) / _MODEL_FILE).is_file():
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
 
 
 def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
     """The sizes of the language model in a folder, without its weights; None where there is none that can be read."""
-    _finish_swap(Path(folder))
+    _finish_swap(user_path(folder))
     try:
-        with zipfile.ZipFile(Path(folder) / _MODEL_FILE) as archive:
+        with zipfile.ZipFile(user_path(folder) / _MODEL_FILE) as archive:
             config = json.loads(archive.read("config.json"))["config"]
         config = config["language_model"]["config"] if "language_model" in config else config
         return config if "hidden_dim" in config else None  # a reward model, or none of tfppo's
@@ -98,8 +98,8 @@ def language_model_sizes(folder: str | os.PathLike) -> dict[str, int] | None:
 
 def load_chat_template(folder: str | os.PathLike) -> ChatTemplate | None:
     """The chat template that is kept with the model in a folder; None where there is none. Raises: UserError."""
-    _finish_swap(Path(folder))
-    return Tokenizer.load_chat_template(Path(folder) / _TOKENIZER)
+    _finish_swap(user_path(folder))
+    return Tokenizer.load_chat_template(user_path(folder) / _TOKENIZER)
 
 
 def _finish_swap(folder: Path) -> None:
@@ -131,7 +131,7 @@ def _take_name(fresh: Path, folder: Path) -> None:
 
 def _load(folder, made_by="tfppo train-lm"):
     check_model(folder, made_by)
-    path = Path(folder) / _MODEL_FILE
+    path = user_path(folder) / _MODEL_FILE
     try:
         model = keras.saving.load_model(path, compile=False)
     except (ValueError, TypeError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -139,7 +139,7 @@ def _load(folder, made_by="tfppo train-lm"):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: {reason}") from error
     if not isinstance(model, LanguageModel | Policy | RewardModel):
         raise UserError(f"{str(path)!r} cannot be read as a tfppo model: it holds a {type(model).__name__}")
-    tokenizer = Tokenizer.load(Path(folder) / _TOKENIZER)
+    tokenizer = Tokenizer.load(user_path(folder) / _TOKENIZER)
     trunk = model.language_model.trunk if isinstance(model, Policy) else model.trunk
     if trunk.sizes["vocabulary_size"] != tokenizer.vocabulary_size:
         raise UserError(

@@ -22,6 +22,7 @@ from tfppo.ppo.held_out import HeldOut
 from tfppo.ppo.learner import Learner
 from tfppo.ppo.rollout import Collected, RolloutCollector
 from tfppo.ppo.types import Rollout
+from tfppo.rewards.failures import told
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, read_metrics
@@ -155,8 +156,9 @@ class PpoTrainer:
         except BaseException as error:
             self.collector.shaper.state = moments
             if done > self.saved:
-                metrics.flush()
-                self.save(done, kl_coef, finished)
+                with _told_after(error):
+                    metrics.flush()
+                    self.save(done, kl_coef, finished)
             if not isinstance(error, UserError) or not done:
                 raise
             raise UserError(
@@ -321,6 +323,16 @@ class PpoTrainer:
             kl=f"{scalars['objective/kl']:.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )
+
+
+@contextmanager
+def _told_after(error: BaseException) -> Iterator[None]:
+    """A context for a save after an error: where that fails too, both are told."""
+    try:
+        yield
+    except UserError as failure:
+        first = str(error) if isinstance(error, UserError) else told(error)
+        raise UserError(f"{first}; after that, {failure}") from error
 
 
 def response_lengths(collected: Collected) -> np.ndarray:

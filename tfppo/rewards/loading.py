@@ -1,6 +1,7 @@
 """Finds a reward function by its name: a Python function, or a model that scores tokens."""
 
 import functools
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.files import user_path
 from tfppo.models.folder import load_language_model, load_reward_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
@@ -44,9 +46,7 @@ def load_reward(name: str) -> RewardFunction:
     if not where or where.startswith(".") and not where.endswith(".py"):
         raise UserError(f"reward.functions has {name!r}; write module:function or path/file.py:function")
     try:
-        module = (
-            _load_file(where, os.stat(where).st_mtime_ns) if where.endswith(".py") else importlib.import_module(where)
-        )
+        module = _import_file(where) if where.endswith(".py") else _import_module(where)
     except (Exception, SystemExit) as error:  # a module is Python: it can raise anything
         raise UserError(f"reward.functions has {name!r}, but {where!r} cannot be imported: {told(error)}") from error
     function = getattr(module, attribute, None)
@@ -59,11 +59,25 @@ def load_reward(name: str) -> RewardFunction:
     return function
 
 
+def _import_module(name):
+    # `python -m` finds what is in the current folder, an installed command does not. Last, so that nothing there hides
+    # an installed module; for good, as a function may import more when it is called.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(name)
+
+
+def _import_file(name):
+    path = os.path.abspath(user_path(name))
+    return _load_file(path, os.stat(path).st_mtime_ns)
+
+
 @functools.cache  # as an import would be: a file may load a model
 def _load_file(path: str, modified: int) -> ModuleType:
-    # Dataclasses, for example, look their module up in sys.modules. The prefix keeps a file called json.py from hiding
-    # another module.
-    spec = importlib.util.spec_from_file_location(f"tfppo_reward_{Path(path).stem}", path)
+    # Dataclasses, for example, look their module up in sys.modules. The name keeps a file called json.py from hiding
+    # another module, also one of that name in another folder.
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"tfppo_reward_{Path(path).stem}_{digest}", path)
     assert spec and spec.loader  # always there for a name that ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

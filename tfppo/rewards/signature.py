@@ -59,7 +59,7 @@ class Signature:
         """Raises UserError where records of the data lack a column that it needs, naming those that there are.
 
         So too where it has neither `prompts` nor `responses`, and its first two parameters are named like columns. A
-        column that is None in every record is not there.
+        column that is None in a record is not there.
 
         Args: places: where each record stands.
         """
@@ -71,7 +71,7 @@ class Signature:
                     f"of {source}; write def {self.name}(prompts, responses, {name})"
                 )
         for name in self.required:
-            lacking = [place for record, place in zip(records, places, strict=True) if name not in record]
+            lacking = [place for record, place in zip(records, places, strict=True) if record.get(name) is None]
             if lacking and name in present:
                 raise UserError(
                     f"reward {self.name} takes the column {name!r}, which {len(lacking)} of {len(records)} records of "

@@ -10,14 +10,13 @@ Both are written with the first checkpoint that was trained so: they never claim
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tfppo.config import Config
 from tfppo.config.resuming import Change, Kind, Stage, changes, flat, marks, refuse_fixed, shown
-from tfppo.files import told, write_text
+from tfppo.files import told, user_path, write_text
 from tfppo.training.checkpoint import CheckpointKeeper, saved_steps
 
 
@@ -69,7 +68,7 @@ class SettingsHistory:
                 adapted = keeper.scalars[name]
                 note = "" if adapted == change.before else f" (it had come to {shown(adapted)})"
                 keeper.override(name, change.now)
-            say(f"{change} from {unit}{note}" if left else f"{change} has no effect: nothing is left to train")
+            say(f"{change} from {unit}{note}" if left else f"{change} has no effect on the training, which is over")
         keeper.on_save = self._keep
 
     def _before(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -123,7 +122,7 @@ def content_of(name: str) -> str:
 
     A folder counts as the same wherever it is: it holds a model or many files, whose checkpoint knows them by digest.
     """
-    path = Path(os.path.expanduser(name))
+    path = user_path(name)
     if name and path.is_dir():
         return "a folder"
     if not path.is_file():

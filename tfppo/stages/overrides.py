@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import os
 import re
 import typing
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from tfppo.config import Config
 from tfppo.errors import UserError
+from tfppo.files import user_path
 
 _CONFIG_FLAG = re.compile(r"(--?config)(?:=(.*))?", re.DOTALL)
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]*)(?:=.*)?", re.DOTALL)
@@ -45,8 +45,8 @@ def _config_file(name):
     shipped = shipped_configs()
     if name in shipped:
         return str(shipped[name])
-    if os.path.isfile(name):
-        return name
+    if user_path(name).is_file():
+        return str(user_path(name))
     nearest = difflib.get_close_matches(Path(name).stem, shipped, n=1)
     hint = f"; did you mean --config={nearest[0]}?" if nearest else ""
     raise UserError(f"--config names no file: {name!r}; the configs that come along are {', '.join(shipped)}{hint}")

@@ -5,11 +5,11 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.config import Config
-from tfppo.config.resuming import NORMALIZATION, REWARD_MODEL
+from tfppo.config.resuming import NORMALIZATIONS, REWARD_MODEL, changes
 from tfppo.config.validation import validate_positions
 from tfppo.data.chat import choose_template
 from tfppo.data.preferences import encode_preferences, load_preferences
-from tfppo.models.folder import load_chat_template, load_language_model, save_model
+from tfppo.models.folder import load_chat_template, load_language_model, read_about, save_model
 from tfppo.models.reward_model import RewardModel
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer
@@ -48,6 +48,18 @@ def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Str
     history.resume(trainer.keeper, trainer.done, left=trainer.done < trainer.num_steps)
     trainer.train()
     engines = engines_that_sample(config.sampling, language_model) if settings.normalize == "samples" else ()
+    say_anew(config, folder)
     normalize(model, language_model, train, tokenizer, config, engines)
-    save_model(model, tokenizer, folder / "reward_model")
-    write_settings(folder, NORMALIZATION.settings(config))
+    save_model(model, tokenizer, folder / "reward_model", about=normalization_settings(config))
+    write_settings(folder, normalization_settings(config))
+
+
+def normalization_settings(config: Config) -> dict[str, object]:
+    """The settings {section.field: value} that the normalisation depends on. They are kept with the model."""
+    return NORMALIZATIONS[config.reward_model.normalize].settings(config)
+
+
+def say_anew(config: Config, folder: Path) -> None:
+    """Says what differs from the settings that the run's reward model was normalised with, if there is one."""
+    for change in changes(Config, read_about(folder / "reward_model"), normalization_settings(config)):
+        print(f"{change}: the reward model is normalised anew", flush=True)

@@ -8,6 +8,7 @@ from tfppo.config import Config
 from tfppo.config.validation import validate_positions
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.files import user_path
 from tfppo.models.folder import check_model, load_chat_template
 from tfppo.rewards.calling import Patience
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
@@ -83,4 +84,4 @@ def _model_reward(config, folder, name) -> tuple[ModelReward, Path] | None:
     if kind not in MODEL_REWARDS:
         return None
     defaults = {"likelihood": language_model_folder(config, folder), "reward_model": folder / "reward_model"}
-    return MODEL_REWARDS[kind], Path(its_folder) if its_folder else defaults[kind]
+    return MODEL_REWARDS[kind], user_path(its_folder) if its_folder else defaults[kind]

@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfppo.config import Config
+from tfppo.files import user_path
 from tfppo.training.replicas import make_strategy
 from tfppo.training.run_folder import open_folder
 
@@ -39,11 +40,12 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
 
 def language_model_folder(config: Config, folder: Path) -> Path:
     """The folder of the model that PPO and a reward model start from; it also is PPO's reference."""
-    return Path(config.language_model) if config.language_model else folder / "lm"
+    return user_path(config.language_model) if config.language_model else folder / "lm"
 
 
 def model_folder(folder: Path, name: Path | str | None) -> Path:
     """The model that a user names: a folder, or the name of one in WORKDIR; WORKDIR/policy where none is named."""
     if name is None:
         return folder / "policy"
-    return Path(name) if Path(name).exists() or not (folder / name).exists() else folder / name
+    named = user_path(name)
+    return named if named.exists() or not (folder / named).exists() else folder / named

@@ -1,5 +1,6 @@
 """Checkpoints of a run, saved atomically; one that belongs to another model or dataset is refused."""
 
+import errno
 import hashlib
 import json
 import os
@@ -14,16 +15,27 @@ import tensorflow as tf
 from absl import logging
 
 from tfppo.errors import UserError
-from tfppo.files import sweep, sync, told, write_text
+from tfppo.files import sweep, sync, temporary, told, write_text
 from tfppo.models.finite import require_finite
 from tfppo.training.metrics import read_metrics
 from tfppo.training.plain_path import plain_path
 
 _STATE_FILE = "checkpoint"
-# What the checkpoint reader of TensorFlow raises for damaged files.
-_DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError)
+# What the checkpoint reader of TensorFlow raises for damaged files, and for others: see `_pass_over`.
+_DAMAGE = (tf.errors.OpError, IndexError, ValueError, AssertionError, MemoryError)
+# What says nothing about a checkpoint that could not be read for it, and what to do about that.
+_HINDRANCES = {
+    errno.EACCES: "let this user read it",
+    errno.EPERM: "let this user read it",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some files",
+    errno.ENOMEM: "free some memory",
+    errno.EIO: "look at that disk, or move this checkpoint away",
+}
+# Those whose text need not say which.
+_HINDERED = {MemoryError: errno.ENOMEM, tf.errors.ResourceExhaustedError: errno.ENOMEM}
 # What killed saves leave, of TensorFlow's and of ours.
-_LEFTOVERS = ("*_temp*", "checkpoint.tmp*", "*.json.tmp")
+_LEFTOVERS = ("*_temp*", *temporary("ckpt-*.json"), *temporary(_STATE_FILE), "checkpoint.tmp*")
 
 
 class CheckpointKeeper:
@@ -104,7 +116,9 @@ class CheckpointKeeper:
 
     def _write(self, step):
         self._folder.mkdir(parents=True, exist_ok=True)
-        # The manifest comes first, and is renamed into place, so that no checkpoint lacks one.
+        # The manifest comes first, and is renamed into place, so that no checkpoint lacks one. An empty one says that a
+        # first save was begun, should the disk be full already: see `_refuse_to_forget`.
+        self._manifest(step).touch()
         write_text(self._manifest(step), json.dumps(self._describe(), indent=1))
         # Without TensorFlow's CheckpointManager, which takes a folder's name for a pattern when it looks for files to
         # delete: of a[1] it deletes nothing, and of b*c what lies in other folders.
@@ -122,8 +136,8 @@ class CheckpointKeeper:
     def restore(self) -> int:
         """Restores the newest checkpoint that can be read; returns the number of steps done, 0 where there is none.
 
-        Raises: UserError where the checkpoints are of another architecture, none of them can be read, or there are none
-        though there must have been.
+        Raises: UserError where the checkpoints are of another architecture, none of them can be read, one cannot for a
+            reason that is not its own, as too little memory, or there are none though there must have been.
         """
         began = any(self._folder.glob("ckpt-*"))
         sweep(self._folder, _LEFTOVERS, ())
@@ -133,7 +147,7 @@ class CheckpointKeeper:
             try:
                 saved = _read_manifest(self._manifest(step))
             except (OSError, ValueError) as error:
-                _warn(path, error)
+                _pass_over(path, error)
                 continue
             self._compare(saved)
             with plain_path(self._folder) as plain:
@@ -141,7 +155,7 @@ class CheckpointKeeper:
                     self._saved_in(plain / path.name).restore(str(plain / path.name)).assert_consumed()
                 except _DAMAGE as error:
                     self._compare_names(plain / path.name)
-                    _warn(path, error)
+                    _pass_over(path, error)
                     continue
             if step != steps[0]:
                 logging.warning("going on from %s", path)
@@ -274,6 +288,10 @@ def weights_digest(model: keras.Layer) -> str:
     return digest(*(np.ascontiguousarray(weight).tobytes() for weight in model.get_weights()))
 
 
-def _warn(path, error):
+def _pass_over(path, error):
+    """Says that a checkpoint is damaged. Raises: UserError where it may well be good: later saves would remove it."""
+    number = next((number for number in _HINDRANCES if os.strerror(number) in str(error)), _HINDERED.get(type(error)))
+    if number:
+        raise UserError(f"{str(path)!r} cannot be read: {os.strerror(number)}; {_HINDRANCES[number]}; it is as it was")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     logging.warning("%s cannot be read (%s); trying the one before", path, reason)

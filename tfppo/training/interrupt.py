@@ -165,7 +165,8 @@ class Program:
         _stop_listening(self._listener)
 
     def _hear(self):
-        if not (self.requests and self.requests[-1].ask()):
+        # A slice, as the main thread may take the last one away in between.
+        if not any(request.ask() for request in self.requests[-1:]):
             self._end()
 
     def _end(self):

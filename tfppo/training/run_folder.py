@@ -14,13 +14,13 @@ from pathlib import Path
 from absl import logging
 
 from tfppo.errors import UserError
-from tfppo.files import sweep, try_lock
+from tfppo.files import sweep, temporary, try_lock
 
 LOCK_FILE = "run.lock"
 # What a killed process may leave; each name is one that is written here, as the folder may hold files of the user's.
-_LEFTOVER_FILES = (
-    *(f"{name}.tmp" for name in ("config.json", "evaluation.json", "samples.md")),
-    *(f"{name}.jsonl.tmp" for name in ("ppo", "ppo_evaluation", "lm_training", "reward_training", "config_history")),
+_WRITTEN_FILES = (
+    *("config.json", "config_history.jsonl", "evaluation.json", "samples.md"),
+    *(f"{name}.jsonl" for name in ("ppo", "ppo_evaluation", "lm_training", "reward_training")),
 )
 _SWAPPED_FOLDERS = ("lm", "policy", "policy_average", "policy_best", "reward_model")
 _SHOWN_COMMAND = 200  # characters
@@ -73,7 +73,7 @@ def claim(workdir: Path | str, command: str) -> Path:
     if locked is None:
         logging.warning("%s has no locks: nothing keeps a second process from training there as well", folder)
     _held[folder] = descriptor
-    sweep(folder, _LEFTOVER_FILES, _SWAPPED_FOLDERS)
+    sweep(folder, [pattern for name in _WRITTEN_FILES for pattern in temporary(name)], _SWAPPED_FOLDERS)
     return folder
 
 

@@ -119,6 +119,12 @@ def test_a_folder_above_may_be_writable_where_that_is_harmless(
     assert list(cache.folders()) == [elsewhere]
 
 
+def test_a_link_is_followed_once_so_that_what_was_checked_is_used(folder, tmp_path):
+    (tmp_path / "real").mkdir()
+    folder.parent.symlink_to(tmp_path / "real")
+    assert next(cache.folders()) == tmp_path.resolve() / "real" / "tfppo"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 @pytest.mark.parametrize("what", ["folder", "library", "above"])
 def test_what_belongs_to_another_user_is_not_loaded(folder, elsewhere, warnings, what):

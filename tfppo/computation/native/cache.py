@@ -46,7 +46,8 @@ def folders() -> Iterator[Path]:
     """
     for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"tfppo-{os.geteuid()}"):
         try:
-            make_cache_folder(folder)
+            # What is checked is what is used, whatever becomes of a symbolic link meanwhile.
+            folder = make_cache_folder(folder).resolve()
         except OSError as error:
             logging.info("nothing can be built in %s: %s", folder, error)
             continue
