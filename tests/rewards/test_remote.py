@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import requests
 from reward_cases import make_batch
 
 from tfppo.config import RewardConfig
@@ -204,6 +205,16 @@ def test_a_server_that_is_silent_or_drips_is_left_behind(serve):
         remote(server, timeout=0.1, retries=1)(make_batch())
     assert time.monotonic() - started < 5
     release.set()
+
+
+def test_who_counts_the_seconds_of_a_silent_server_makes_no_difference(monkeypatch):
+    def late(*arguments, **named):
+        raise requests.exceptions.ReadTimeout("Read timed out. (read timeout=5)")
+
+    monkeypatch.setattr(requests.Session, "post", late)
+    reward = RemoteReward("http://localhost:1/score", RewardConfig(timeout=5, retries=1))
+    with pytest.raises(UserError, match="gave no answer within 5 s after 2 tries.*raise reward.timeout"):
+        reward(make_batch())
 
 
 def test_where_nothing_listens(serve):

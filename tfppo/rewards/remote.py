@@ -131,7 +131,7 @@ class RemoteReward:
             raise _Refused(start, tries, failure) from failure
 
     def _answer(self, body, rows):
-        """The scores of one POST. Raises: _Failure."""
+        """The scores of one POST. Raises: _Failure; Overdue."""
         try:
             reply = self._session.post(
                 self._url,
@@ -140,6 +140,8 @@ class RemoteReward:
                 timeout=self._patience.timeout,
                 allow_redirects=False,  # a POST that is led elsewhere becomes a GET
             )
+        except requests.exceptions.ReadTimeout as error:  # the same seconds, counted by the connection
+            raise Overdue from error
         except requests.exceptions.RequestException as error:
             raise _connection_failure(error) from error
         if reply.is_redirect:
