@@ -1,8 +1,8 @@
 """Marks the slow tests: `pytest -m "not slow"` is the part that fits before a commit.
 
 A test is slow when it takes about three seconds or more on two cores, all its parameters together, or when its file's
-tests share something that does (`pytest --durations=0` shows it). The parity of a whole update and of its first step is not:
-it is what a change of the mathematics breaks first.
+tests share something that does (`pytest --durations=0` shows it). The parity of a whole update and of its first step is
+not: it is what a change of the mathematics breaks first.
 """
 
 import sys
