@@ -28,6 +28,7 @@ def get_config():
             total_episodes=4096,
             rollout_batch_size=64,
             ppo_epochs=2,
+            learning_rate=1e-4,
             kl_coef=0.038,
             embedding_learning_rate=4e-4,
         ),

@@ -30,7 +30,12 @@ ADDED = flags.DEFINE_multi_string("set", [], "NAME: section.field=value ..., a f
 HELD_OUT = flags.DEFINE_bool("held_out", False, "Also evaluate on held-out prompts.")
 
 # By name, what is not at its default.
-QUICKSTART: dict[str, object] = {"ppo.ppo_epochs": 2, "ppo.kl_coef": 0.038, "ppo.embedding_learning_rate": 4e-4}
+QUICKSTART: dict[str, object] = {
+    "ppo.ppo_epochs": 2,
+    "ppo.learning_rate": 1e-4,
+    "ppo.embedding_learning_rate": 4e-4,
+    "ppo.kl_coef": 0.038,
+}
 SETTINGS: dict[str, dict[str, object]] = {
     "defaults": {},
     "quickstart": QUICKSTART,

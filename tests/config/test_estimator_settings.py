@@ -49,7 +49,7 @@ def test_whoever_gives_a_kl_coefficient_has_said_where_the_kl_acts(kl_coef, expe
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, ("separate", 1.0, 1e-3)),
+        ({}, ("separate", 1.0, 2e-3)),
         ({"learning_rate": 1e-5}, ("separate", 1.0, 1e-4)),
         ({"critic": "shared"}, ("shared", 0.1, None)),
         ({"critic_learning_rate": 1e-4, "value_coef": 0.5}, ("separate", 0.5, 1e-4)),
@@ -60,6 +60,15 @@ def test_weight_and_rate_of_the_critic_follow_from_its_kind(given, expected):
     ppo = PpoConfig(**given)
     ppo.validate()
     assert (ppo.critic, ppo.value_coef, ppo.critic_learning_rate) == (*expected[:2], pytest.approx(expected[2]))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_learning_rate_follows_the_critic_and_one_that_is_given_stays(estimator):
+    expected = 2e-4 if DEFAULTS[estimator][-1] == "separate" else 1e-4
+    assert PpoConfig(estimator=estimator).learning_rate == expected
+    ppo = PpoConfig(learning_rate=3e-6)
+    ppo.estimator = estimator
+    assert ppo.learning_rate == 3e-6
 
 
 def test_an_estimator_without_a_critic_lets_go_of_the_critic():

@@ -42,6 +42,7 @@ ESTIMATOR_SETTINGS: dict[str, dict[str, Any]] = {
 }
 # value_coef by critic: a trunk that the policy shares must not be pulled much by the critic's error.
 _VALUE_COEFS = {"separate": 1.0, "shared": 0.1}
+_LEARNING_RATE, _LEARNING_RATE_WITHOUT_CRITIC = 2e-4, 1e-4
 # In multiples of ppo.learning_rate.
 _CRITIC_RATE = 10.0
 # Settings of a critic, which an estimator without one has no use for.
@@ -70,6 +71,10 @@ def _kl_loss_coef(ppo, name):
     return of_estimator(ppo, name) if ppo.given("kl_coef") is None else 0.0
 
 
+def _learning_rate(ppo, name):
+    return _LEARNING_RATE_WITHOUT_CRITIC if ppo.estimator in CRITIC_FREE else _LEARNING_RATE
+
+
 def _critic_learning_rate(ppo, name):
     return _CRITIC_RATE * ppo.learning_rate if ppo.critic == "separate" else None
 
@@ -79,6 +84,7 @@ DEPENDENT: dict[str, Callable[[Any, str], Any]] = {
     **dict.fromkeys(_WITH_CRITIC, of_estimator),
     "value_coef": _value_coef,
     "kl_loss_coef": _kl_loss_coef,
+    "learning_rate": _learning_rate,
     "critic_learning_rate": _critic_learning_rate,
 }
 

@@ -249,7 +249,7 @@ class PpoConfig:
     target_kl: float | None = None  # the update stops early when approx_kl exceeds it; None: never
     # Optimizer
     optimizer: str = fixed("adamw")  # the PyTorch form of Adam; or "adam": the TensorFlow form, as in the original
-    learning_rate: float = 1e-4  # at its peak
+    learning_rate: float = DEPENDS  # at its peak: 2e-4; without a critic 1e-4
     critic_learning_rate: float | None = None  # of a separate critic, clipped by itself; None: 10 times learning_rate
     embedding_learning_rate: float | None = None  # of the policy's token and position embeddings; None: the same
     trainable_blocks: int | None = fixed(None)  # train so many top blocks, final norm and value head; None: all
