@@ -2,7 +2,7 @@
 
     python tools/mutation_check.py [--only=NAME,NAME] [--jobs=2] [--timeout=600]
 
-The mutations are those of tools/mutations. Each gets a copy of tfppo/ and tests/ in a temporary folder, a cache of its
+The mutations are those of tools/mutations. Each gets a copy of what the tests need in a temporary folder, a cache of its
 own, and a run of the few tests that guard it. Prints killed, timed out (which counts as killed) or survived, and the
 first failing test of each. Exit code 1 if any survived, 2 if a mutation does not fit the source or the tests fail
 without one. Takes about half an hour with one job on two cores.
@@ -28,7 +28,7 @@ JOBS = flags.DEFINE_integer("jobs", 2, "Runs of pytest at a time.", lower_bound=
 TIMEOUT = flags.DEFINE_integer("timeout", 600, "Seconds that a mutation's tests may take.", lower_bound=1)
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("tfppo", "tests", "pyproject.toml")
+COPIED = ("tfppo", "tools", "configs", "tests", "pyproject.toml")
 PYTEST = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", "--tb=no", "--color=no"]
 KILLED = {"killed", "timed out"}
 RUNNING: set[subprocess.Popen] = set()  # processes of pytest
