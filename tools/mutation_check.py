@@ -2,8 +2,8 @@
 
     python tools/mutation_check.py [--only=NAME,NAME] [--jobs=2] [--timeout=600]
 
-The mutations are those of tools/mutations. Each gets a copy of what the tests need in a temporary folder, a cache of its
-own, and a run of the few tests that guard it. Prints killed, timed out (which counts as killed) or survived, and the
+The mutations are those of tools/mutations. Each gets a copy of what the tests need in a temporary folder, a cache,
+and a run of the few tests that guard it. Prints killed, timed out (which counts as killed) or survived, and the
 first failing test of each. Exit code 1 if any survived, 2 if a mutation does not fit the source or the tests fail
 without one. Takes about half an hour with one job on two cores.
 """
