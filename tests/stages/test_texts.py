@@ -6,13 +6,14 @@ import pytest
 
 from tfppo.config import Config
 from tfppo.data.chat import BUILT_IN, ChatTemplate
+from tfppo.data.splits import split_of
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
 from tfppo.stages.rewards import check_rewards
 from tfppo.stages.texts import (
     check_responses,
-    load_held_out_prompts,
     load_prompts,
+    load_prompts_of_training,
     load_texts,
     load_written,
     template_of,
@@ -85,25 +86,30 @@ def test_prompts_alone_teach_a_language_model_nothing(config_of):
 def test_held_out_prompts_have_the_length_of_training_and_none_are_needed(config_of, capsys):
     tokenizer = Tokenizer([])
     config = config_of([{"prompt": f"{number}?"} for number in range(40)])
-    held_out = load_held_out_prompts(config, tokenizer, 99, 17)
-    train = load_prompts(config, "train", tokenizer, 99)
-    assert held_out.length == 17 and 1 <= len(held_out) < len(train)
+    train, held_out = load_prompts_of_training(config, tokenizer, 99)
+    assert train.length == held_out.length == 4 and 1 <= len(held_out) < len(train)  # a start token and 3 bytes
     capsys.readouterr()
     config.evaluation.every = 0
-    assert load_held_out_prompts(config, tokenizer, 99, 17) is None and capsys.readouterr().out == ""
+    train, held_out = load_prompts_of_training(config, tokenizer, 99)
+    assert train.length == 4 and held_out is None and "evaluation" not in capsys.readouterr().out
     alone = config_of([{"prompt": "One?"}])
-    assert load_held_out_prompts(alone, tokenizer, 99, 17) is None
+    train, held_out = load_prompts_of_training(alone, tokenizer, 99)
+    assert len(train) == 1 and held_out is None
     assert capsys.readouterr().out.splitlines()[-1].startswith("no evaluation during training: source ")
 
 
-def test_held_out_prompts_that_are_too_long_for_training_are_counted(config_of, capsys):
-    config = config_of([{"prompt": "p" * (1 + number)} for number in range(40)])
-    whole = load_prompts(config, "validation", Tokenizer([]), 99)
-    length = whole.length - 1
+def test_held_out_prompts_that_are_longer_than_those_of_training_are_kept(config_of, capsys):
+    short = [f"{number}?" for number in range(40)]
+    long = [f"{number}, and this is longer than all of training?" for number in range(200)]
+    held_out = next(prompt for prompt in long if split_of(prompt) == "validation")
+    others = [prompt for prompt in short if split_of(prompt) != "validation"]
+    config = config_of([{"prompt": prompt} for prompt in (*others, held_out)])
     capsys.readouterr()
-    held_out = load_held_out_prompts(config, Tokenizer([]), 99, length)
-    line = f"left out of the evaluation during training: 1 of {len(whole)} held-out prompts, longer than"
-    assert len(held_out) == len(whole) - 1 and line in capsys.readouterr().out
+    train, kept = load_prompts_of_training(config, Tokenizer([]), 99)
+    assert train.length == kept.length == 1 + len(held_out)
+    ((batch, _),) = kept.batches(99)
+    assert Tokenizer([]).decode(batch.prompt_ids.numpy()[0]) == held_out
+    assert "evaluation" not in capsys.readouterr().out
 
 
 def test_perplexity_is_of_texts_that_are_there(config_of):

@@ -4,7 +4,6 @@ from tfppo.config import Config, DataConfig
 from tfppo.data.chat import ChatTemplate, choose_template
 from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, padded_length
-from tfppo.data.report import tell
 from tfppo.data.shapes import Example
 from tfppo.data.sources import load_examples
 from tfppo.data.tokenizer import Tokenizer
@@ -70,22 +69,30 @@ def load_prompts(config: Config, split: str, tokenizer: Tokenizer, positions: in
     return PromptSet(trajectories, tokenizer.pad_id, padded_length(trajectories, examples, data), config.seed)
 
 
-def load_held_out_prompts(config: Config, tokenizer: Tokenizer, positions: int, length: int) -> PromptSet | None:
-    """The prompts of the validation split for the evaluation in training, padded to the length that training has.
+def load_prompts_of_training(
+    config: Config, tokenizer: Tokenizer, positions: int
+) -> tuple[PromptSet, PromptSet | None]:
+    """The prompts that PPO trains on, and those of the validation split for the evaluation in training.
 
-    None where it is off, and, said in a line, where there are no such prompts: a run needs none to train.
+    Both are padded to one length, that of the longer ones: sampling is compiled once for both. Instead of the second
+    there is None where the evaluation is off, and, said in a line, where there are no such prompts: a run needs none to
+    train.
+
+    Raises: UserError as `load_prompts` does for the training split.
     """
+    train = load_prompts(config, "train", tokenizer, positions)
+    held_out = _load_held_out_prompts(config, tokenizer, positions)
+    if held_out is None:
+        return train, None
+    length = max(train.length, held_out.length)
+    return train.padded_to(length), held_out.padded_to(length)
+
+
+def _load_held_out_prompts(config, tokenizer, positions):
     if not config.evaluation.every:
         return None
     try:
-        prompts = load_prompts(config, "validation", tokenizer, positions)
-        fitting = prompts.padded_to(length)
+        return load_prompts(config, "validation", tokenizer, positions)
     except UserError as error:
         print(f"no evaluation during training: {error}", flush=True)
         return None
-    if left_out := len(prompts) - len(fitting):
-        tell(
-            f"data: {config.data.source}: left out of the evaluation during training: {left_out} of {len(prompts)} "
-            "held-out prompts, longer than any of training"
-        )
-    return fitting
