@@ -16,9 +16,11 @@ def ppo_result(folder: Path) -> str:
     held_out = read_metrics(folder / "ppo_evaluation.jsonl")
     if len(held_out) > 1:
         first, last = held_out[0], held_out[-1]
+        count = f"{last['evaluation/prompts']:.0f} " if "evaluation/prompts" in last else ""  # of an older version
         return (
-            f"score on held-out prompts {first['evaluation/score']:.3f} before PPO, {last['evaluation/score']:.3f} "
-            f"after {last['step']} iterations; KL {last['evaluation/kl']:.1f} nats a response"
+            f"score on {count}held-out prompts {first['evaluation/score']:.3f} before PPO, "
+            f"{last['evaluation/score']:.3f} after {last['step']} iterations; "
+            f"KL {last['evaluation/kl']:.1f} nats a response"
         )
     first, last = rows[0], rows[-1]
     return (
