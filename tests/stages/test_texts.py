@@ -5,11 +5,12 @@ import json
 import pytest
 
 from tfppo.config import Config
+from tfppo.data import report
 from tfppo.data.chat import BUILT_IN, ChatTemplate
 from tfppo.data.splits import split_of
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.stages.rewards import check_rewards
+from tfppo.stages.rewards import _examples, check_rewards
 from tfppo.stages.texts import (
     check_responses,
     load_prompts,
@@ -115,8 +116,9 @@ def test_held_out_prompts_that_are_longer_than_those_of_training_are_kept(config
 def test_perplexity_is_of_texts_that_are_there(config_of):
     tokenizer = Tokenizer([])
     prompts = [{"prompt": f"{number}?"} for number in range(40)]
-    assert load_written(config_of(prompts).data, "test", tokenizer, 16) is None
-    packed, num_words = load_written(config_of([{"text": f"word {n}"} for n in range(40)]).data, "test", tokenizer, 16)
+    assert load_written(config_of(prompts), "test", tokenizer, 16) is None
+    texts = config_of([{"text": f"word {n}"} for n in range(40)])
+    packed, num_words = load_written(texts, "test", tokenizer, 16)
     assert num_words > 0 and packed.weights.sum() > 0
 
 
@@ -152,3 +154,32 @@ def test_a_split_for_evaluation_in_training_may_be_missing(config_of, tmp_path):
     check_rewards(config, tmp_path, "train", "validation")
     with pytest.raises(UserError, match="no examples for split 'validation'"):
         check_rewards(config, tmp_path, "validation")
+
+
+def test_a_field_that_goes_to_the_reward_is_not_called_unused(config_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "_told", set())
+    (tmp_path / "toy.py").write_text(
+        "def one(prompts, responses, topic): return [0.0] * len(responses)\n"
+        "def two(prompts, responses, tokens, level=1): return [0.0] * len(responses)\n"
+        "def rest(prompts, responses, **columns): return [0.0] * len(responses)\n"
+    )
+    records = [{"prompt": f"{n}?", "topic": "a", "level": n, "tokens": 1} for n in range(40)]
+    toy, begin = f"{tmp_path / 'toy.py'}:", f"data: {tmp_path / 'records.jsonl'}: 40 records; prompt from 'prompt'; "
+    expected = {
+        (f"{toy}one",): "'topic' goes to the reward; unused fields: 'level', 'tokens'",
+        (f"{toy}one", "likelihood:", f"{toy}two"): "'topic', 'level' go to the reward; unused fields: 'tokens'",
+        (f"{toy}rest",): "'topic', 'level' go to the reward; unused fields: 'tokens'",
+        ("https://host/score",): "'topic', 'level', 'tokens' go to the reward",
+        ("likelihood:",): "unused fields: 'topic', 'level', 'tokens'",
+    }
+    for functions, fields in expected.items():
+        report._told.clear()
+        config = config_of(records)
+        config.reward.functions = functions
+        _examples(config, tmp_path, ["train", "validation"])  # of the check of the columns
+        load_prompts_of_training(config, Tokenizer([]), 99)
+        load_written(config, "test", Tokenizer([]), 16)
+        assert capsys.readouterr().out == f"{begin}{fields}; no responses\n"
+    report._told.clear()
+    load_texts(config.data, "train")  # for a language model
+    assert capsys.readouterr().out == f"{begin}unused fields: 'topic', 'level', 'tokens'; no responses\n"

@@ -52,7 +52,7 @@ def evaluate_model(
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
     )
-    texts = load_written(config.data, "test", tokenizer, ref_model.max_sequence_length)
+    texts = load_written(config, "test", tokenizer, ref_model.max_sequence_length)
     if texts is not None:
         held_out = HeldOutLoss(policy.language_model, *texts, config.evaluation.batch_size)()
         evaluation.figures["held_out_perplexity"] = held_out["perplexity"]

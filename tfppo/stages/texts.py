@@ -1,18 +1,25 @@
 """The texts of a run: packed for a language model, or cut into prompts."""
 
+from collections.abc import Callable
+
 from tfppo.config import Config, DataConfig
 from tfppo.data.chat import ChatTemplate, choose_template
 from tfppo.data.packing import PackedSequences, encode_documents, pack
 from tfppo.data.prompts import PromptSet, encode_trajectories, padded_length
+from tfppo.data.report import no_field
 from tfppo.data.shapes import Example
 from tfppo.data.sources import load_examples
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
+from tfppo.rewards.columns import takes_column
 
 
-def load_texts(data: DataConfig, split: str, kept: ChatTemplate | None = None) -> list[Example]:
+def load_texts(
+    data: DataConfig, split: str, kept: ChatTemplate | None = None, rewarded: Callable[[str], bool] = no_field
+) -> list[Example]:
     """The texts of a split; chats are written by the template that is kept with the model, if there is one.
 
+    Args: rewarded: whether a reward function takes a field, for what is printed.
     Raises: UserError where there is none, or data.chat_template names another template.
     """
     return load_examples(
@@ -22,6 +29,7 @@ def load_texts(data: DataConfig, split: str, kept: ChatTemplate | None = None) -
         prompt_feature=data.prompt_feature,
         data_dir=data.data_dir,
         template=choose_template(data.chat_template, kept),
+        rewarded=rewarded,
     )
 
 
@@ -45,10 +53,15 @@ def load_packed(data: DataConfig, split: str, tokenizer: Tokenizer, length: int)
     return pack_examples(load_texts(data, split, tokenizer.chat_template), tokenizer, length)
 
 
-def load_written(data: DataConfig, split: str, tokenizer: Tokenizer, length: int) -> tuple[PackedSequences, int] | None:
-    """As `load_packed`, of those examples that have a text; None where there are prompts alone."""
-    examples = [example for example in load_texts(data, split, tokenizer.chat_template) if example.text.strip()]
-    return pack_examples(examples, tokenizer, length) if examples else None
+def load_written(config: Config, split: str, tokenizer: Tokenizer, length: int) -> tuple[PackedSequences, int] | None:
+    """As `load_packed`, of those examples that have a text; None where there are prompts alone.
+
+    It is for a stage with rewards.
+    """
+    rewarded = takes_column(config.reward.functions)
+    examples = load_texts(config.data, split, tokenizer.chat_template, rewarded)
+    written = [example for example in examples if example.text.strip()]
+    return pack_examples(written, tokenizer, length) if written else None
 
 
 def pack_examples(examples: list[Example], tokenizer: Tokenizer, length: int) -> tuple[PackedSequences, int]:
@@ -62,7 +75,7 @@ def load_prompts(config: Config, split: str, tokenizer: Tokenizer, positions: in
     Raises: UserError where there is none, or one is too long and data.long_prompts refuses it.
     """
     data = config.data
-    examples = load_texts(data, split, tokenizer.chat_template)
+    examples = load_texts(data, split, tokenizer.chat_template, takes_column(config.reward.functions))
     tokenizer.chat_template = template_of(data, examples, tokenizer.chat_template)
     room = positions - config.sampling.response_length - 1  # a start token comes before each prompt
     trajectories = encode_trajectories(examples, tokenizer, data, config.seed, room)
