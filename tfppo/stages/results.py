@@ -1,5 +1,6 @@
 """What a training run came to, in a line, from the metrics that it has written."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tfppo.training.metrics import read_metrics
@@ -27,6 +28,11 @@ def ppo_result(folder: Path) -> str:
         f"score {first['objective/score']:.3f} in iteration {first['step']}, {last['objective/score']:.3f} in "
         f"{last['step']}; KL {last['objective/kl']:.1f} nats a response"
     )
+
+
+def evaluation_result(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What two columns of figures on the same prompts say: the scores, and the distance between the models."""
+    return f"score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL {after['kl']:.1f} nats a response"
 
 
 def language_model_result(folder: Path) -> str:
