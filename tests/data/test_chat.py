@@ -68,7 +68,8 @@ def test_messages_by_role_and_content_or_as_sharegpt_writes_them():
     [
         ("Hi", "f, line 2: field 'messages' is 'Hi': it must be a list of messages"),
         ([{"content": "Hi"}], "f, line 2: field 'messages' has a message without role"),
-        ([{"role": "user"}], "f, line 2: field 'messages' is None: it must be a string"),
+        ([{"role": "user"}], "f, line 2: field 'messages' has a message without content, {'role': 'user'}"),
+        ([{"role": "user", "content": None}], "f, line 2: field 'messages' has a message without content"),
         ([{"role": "user", "content": 3}], "field 'messages' is 3: it must be a string"),
     ],
 )

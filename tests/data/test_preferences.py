@@ -57,7 +57,7 @@ def test_a_prompt_is_in_one_split_by_its_hash(tmp_path):
         ({"prompt": "a", "rejected": "c"}, "line 2: no field 'chosen'"),
         ({**GOOD, "prompt": None}, "line 2: no field 'prompt', and chosen and rejected have no common beginning"),
         ({**GOOD, "prompt": 3}, "line 2: field 'prompt' is 3: it must be a string"),
-        ({**GOOD, "chosen": None}, "line 2: no field 'chosen'"),
+        ({**GOOD, "chosen": None}, r"line 2: no field 'chosen'; the fields are \['prompt', 'rejected'\]: write"),
         ({**GOOD, "chosen": ["b"]}, r"line 2: field 'chosen' is \['b'\]: it must be a string"),
         ({**GOOD, "rejected": 3}, "line 2: field 'rejected' is 3: it must be a string"),
         ({**GOOD, "rejected": ["c", 3]}, "line 2: field 'rejected' is 3: it must be a string"),

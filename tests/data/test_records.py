@@ -99,6 +99,21 @@ def test_malformed_files(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([1, 2], pyarrow.timestamp("ns")),  # Python's times have microseconds
+        pyarrow.array([2**60, 0], pyarrow.timestamp("us")),
+    ],
+)
+def test_a_parquet_column_that_python_has_no_value_for_is_named(tmp_path, column):
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"], "when": column}), sink)
+    with pytest.raises(UserError, match=r"a.parquet': column 'when' of type timestamp\S* cannot be read") as error:
+        list(read_records(write(tmp_path / "a.parquet", sink.getvalue().to_pybytes())))
+    assert "\n" not in str(error.value)
+
+
 def test_a_damaged_gzip_file(tmp_path):
     whole = gzip.compress(b"some text\n" * 100)
     for content in (whole[:-10], b"no gzip at all"):

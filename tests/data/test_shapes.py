@@ -30,6 +30,8 @@ def taken(record, names=("text", "prompt")):
         ({"prompt": "p", "completion": "r", "text": "pr"}, "p", "r", {"text"}),
         ({"prompt": "p", "output": "r"}, "p", "r", set()),
         ({"prompt": "p", "answer": "r"}, "p", "r", set()),
+        ({"prompt": "1+1=", "answer": 2}, "1+1=", "2", set()),  # the column stays the number
+        ({"prompt": ASKED, "answer": 0.5}, CHAT[0], " 0.5", set()),
         ({"prompt": "p", "response": "r", "completion": "c"}, "p", "r", {"completion"}),
         ({"prompt": "p", "response": None, "completion": "c"}, "p", "c", {"response"}),
         ({"prompt": "p", "text": "r"}, "p", "r", set()),
@@ -94,7 +96,8 @@ def test_configured_names_are_taken_alone(record, names, prompt, text):
     [
         ({"messages": "Why?"}, "f, line 1: field 'messages' is 'Why.': it must be a list of messages"),
         ({"messages": [{"role": "tool", "content": "42"}]}, "f, line 1: chat template 'hh' has no role 'tool'"),
-        ({"prompt": "p", "completion": 3}, "f, line 1: field 'completion' is 3: it must be a string"),
+        ({"prompt": "p", "completion": True}, "f, line 1: field 'completion' is True: it must be a string"),
+        ({"prompt": 3, "completion": "r"}, "f, line 1: field 'prompt' is 3: it must be a string"),
         ({"prompt": None, "response": "r"}, r"neither 'text' nor 'prompt' is there; the fields are \['response'\]"),
     ],
 )

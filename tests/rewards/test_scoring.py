@@ -174,6 +174,44 @@ def test_of_equal_responses_which_may_be_one_object_none_is_named():
         TextReward("judge", Judge())(make_batch(("p", "q", "r"), ("a 1", same, same)))
 
 
+def test_a_function_that_changes_what_it_gets_changes_nothing_else():
+    def spoils(prompts, responses, tokens):
+        scores = [len(response) for response in responses]
+        prompts[:], tokens[0][:] = [], ["?"]
+        tokens.clear()
+        responses.clear()
+        return scores
+
+    batch, untouched = make_batch(), make_batch()
+    assert TextReward("f", spoils)(batch).tolist() == [3.0, 9.0]
+    assert (batch.texts, batch.responses) == (untouched.texts, untouched.responses)
+    assert batch.tokens == untouched.tokens
+
+
+def test_a_function_that_is_called_again_gets_the_same_again(monkeypatch):
+    monkeypatch.setattr(calling, "FIRST_WAIT", 0.001)
+    calls = []
+
+    def spoils(prompts, responses):
+        calls.append(list(responses))
+        responses.clear()
+        return [len(response) / (len(calls) - 1) for response in calls[-1]]
+
+    assert TextReward("f", spoils, Patience(retries=1))(make_batch()).tolist() == [3.0, 9.0]
+
+
+def test_an_error_that_cannot_be_told_is_told_by_its_type():
+    class Mute(Exception):
+        def __str__(self):
+            raise ValueError
+
+    def breaks(prompts, responses):
+        raise Mute
+
+    with pytest.raises(UserError, match="reward f raised Mute at"):
+        TextReward("f", breaks)(make_batch())
+
+
 @pytest.mark.parametrize("end", [sys.exit, lambda: sys.exit(3), lambda: exec("assert 0")])
 def test_a_function_that_ends_the_program_does_not(end):
     with pytest.raises(UserError, match="raised (SystemExit|AssertionError)"):

@@ -174,7 +174,11 @@ def test_a_line_that_is_no_text_or_of_another_form_is_left_out_too(tmp_path, lin
     with (tmp_path / "config_history.jsonl").open("ab") as file:
         file.write(line + b"\n")
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    assert go_on(tmp_path, 16, 32, ppo__gamma=0.9)[0] == ["ppo.gamma 1.0 -> 0.9 from iteration 17"]
+    damage, change = go_on(tmp_path, 16, 32, ppo__gamma=0.9)[0]
+    assert (
+        damage == f"{tmp_path / 'config_history.jsonl'} has damaged lines (2): settings that they held are not compared"
+    )
+    assert change == "ppo.gamma 1.0 -> 0.9 from iteration 17"
     assert config(tmp_path)["ppo"]["gamma"] == 0.9 and [line["from"] for line in lines(tmp_path)] == [1, 17]
 
 
@@ -184,3 +188,11 @@ def test_a_file_of_the_home_directory_is_known_by_either_name(tmp_path, monkeypa
     run = tmp_path / "run"
     go_on(run, 0, 16, data__source="~/a.txt")
     assert go_on(run, 16, data__source=str(tmp_path / "a.txt"))[0] != []
+
+
+def test_a_history_that_was_emptied_is_said(tmp_path):
+    go_on(tmp_path, 0, 16)
+    (tmp_path / "config_history.jsonl").write_text("")
+    (damage,) = go_on(tmp_path, 16, 32)[0]
+    assert damage == f"{tmp_path / 'config_history.jsonl'} is empty: settings that it held are not compared"
+    assert go_on(tmp_path, 32)[0] == []

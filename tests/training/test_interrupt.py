@@ -181,3 +181,31 @@ def test_in_another_thread_signals_are_left_alone():
         "print('ready', flush=True)\n"
     )
     assert end_of(start(body))[0] == 0
+
+
+def test_a_terminal_that_closes_is_a_request_and_what_is_written_afterwards_ends_nothing(tmp_path):
+    saved = tmp_path / "saved"
+    work = (
+        "    print('ready', flush=True)\n    while not stop.requested:\n        time.sleep(0.01)\n"
+        f"    print('more', flush=True)\n    open({str(saved)!r}, 'w').close()\n"
+    )
+    ours, its = os.openpty()
+    body = f"with Program(), suppress(Interrupted), StopRequest() as stop:\n{work}"
+    code = PROGRAM.format(body=f"from contextlib import suppress\n{body}")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment(), stdout=its, stderr=its)
+    os.close(its)
+    while b"ready" not in os.read(ours, 1000):
+        pass
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(20) == 0 and saved.exists()
+
+
+def test_under_nohup_a_terminal_that_closes_is_not_heard_of():
+    process = start(
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with Program(), StopRequest() as stop:\n    print('ready', flush=True)\n    time.sleep(0.5)\n"
+        "    os._exit(7 if stop.requested else 0)"
+    )
+    process.send_signal(signal.SIGHUP)
+    assert end_of(process)[0] == 0

@@ -1,6 +1,8 @@
 """What settings of rewards must hold: of functions and scores, and of how they are called, also at a URL."""
 
+import math
 import re
+from numbers import Real
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -31,10 +33,23 @@ def validate_reward(reward: "RewardConfig") -> None:
         reward.weights,
         f"give one weight for each of the {len(reward.functions)} functions",
     )
+    require(
+        all(isinstance(weight, Real) and math.isfinite(weight) for weight in reward.weights),
+        "reward.weights",
+        reward.weights,
+        "each must be a finite number",
+    )
     require_one_of("reward.placement", reward.placement, PLACEMENTS)
     require_one_of("reward.missing_stop_mode", reward.missing_stop_mode, ("subtract", "replace"))
     require(reward.clip is None or reward.clip > 0, "reward.clip", reward.clip, "it must be above 0, or None for off")
-    require(reward.scale > 0, "reward.scale", reward.scale, "it must be above 0")
+    require_positive("reward", reward, "scale")
+    penalty = reward.missing_stop_penalty
+    require(
+        penalty is None or math.isfinite(penalty),
+        "reward.missing_stop_penalty",
+        penalty,
+        "it must be finite, or None for off",
+    )
     require(reward.truncate_after >= 0, "reward.truncate_after", reward.truncate_after, "it must not be negative")
     require(
         reward.truncate_after == 0 or reward.truncate_at_eos,

@@ -9,6 +9,7 @@ far it has come since, until the setting is changed. docs/runs.md says more.
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -136,7 +137,12 @@ class SamplingConfig:
     def validate(self) -> None:
         """Raises UserError for values that do not fit."""
         require_positive("sampling", self, "response_length")
-        require(self.temperature >= 0, "sampling.temperature", self.temperature, "it must not be negative")
+        require(
+            0 <= self.temperature < math.inf,
+            "sampling.temperature",
+            self.temperature,
+            "it must be finite and not negative",
+        )
         require(self.top_k >= 0, "sampling.top_k", self.top_k, "use 0 for off or a positive number")
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "it must be above 0 and at most 1")
 

@@ -147,6 +147,8 @@ def read_messages(value: object, name: str, where: str) -> list[Message]:
         )
         if not isinstance(role, str):
             raise UserError(f"{where}: field {name!r} has a message without role, {message!r:.60}.")
+        if content is None:
+            raise UserError(f"{where}: field {name!r} has a message without content, {message!r:.60}.")
         role = _ROLES.get(role.lower(), role.lower())
         messages.append(Message(role, checked_text(content, name, where)))
     return messages

@@ -94,11 +94,10 @@ class _Comparison:
 
     def __init__(self, record: Mapping[str, object], where: str, template: ChatTemplate):
         self.where, self.template = where, template
+        present = sorted(name for name, value in record.items() if value is not None)
         for name in _FIELDS[1:]:
             if record.get(name) is None:
-                raise UserError(
-                    f"{where}: no field {name!r}; the fields are {sorted(record)}: write {', '.join(_FIELDS)}."
-                )
+                raise UserError(f"{where}: no field {name!r}; the fields are {present}: write {', '.join(_FIELDS)}.")
         self.prompt, chosen, rejected = (record.get(name) for name in _FIELDS)
         if rejected == []:
             raise UserError(f"{where}: field 'rejected' is []: give at least one text.")

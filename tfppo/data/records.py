@@ -180,13 +180,28 @@ def _read_parquet(path):
     except ImportError as error:
         raise UserError(f"source {path!r}: Parquet needs pyarrow: pip install 'tfppo[parquet]'.") from error
     try:
-        batches = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_content(path))).iter_batches()
-        records = [record for batch in batches for record in batch.to_pylist()]
+        batches = list(pyarrow.parquet.ParquetFile(pyarrow.BufferReader(_content(path))).iter_batches())
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"source {path!r} is no whole Parquet file ({reason}): copy it again.") from error
-    for number, record in enumerate(records, start=1):
+    rows = (row for batch in batches for row in _parquet_rows(path, batch))
+    for number, record in enumerate(rows, start=1):
         yield f"{path}, row {number}", record
+
+
+def _parquet_rows(path, batch):
+    """The rows of a batch as objects. Raises: UserError for a column whose values have no form in Python."""
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns.append(column.to_pylist())
+        except (ValueError, OverflowError, LookupError) as error:  # times out of reach, unknown time zones
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"source {path!r}: column {name!r} of type {column.type} cannot be read ({reason}): write it as text, "
+                "or leave it out."
+            ) from error
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 READERS = {

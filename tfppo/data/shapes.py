@@ -88,13 +88,14 @@ class _Shape:
     def pair(self):
         value = self.record[self.response]
         if self.prompt != INSTRUCTION and not is_chat(self.record[self.prompt]) and not is_chat(value):
-            text, prompt = (checked_text(self.record[name], name, self.where) for name in (self.response, self.prompt))
+            text = checked_text(_written(value), self.response, self.where)
+            prompt = checked_text(self.record[self.prompt], self.prompt, self.where)
             return self._reading(text, prompt, [(PROMPT, self.prompt), ("response", self.response)])
         messages, taken = self._asked()
         answer = (
             read_messages(value, self.response, self.where)
             if is_chat(value)
-            else [Message(ASSISTANT, checked_text(value, self.response, self.where))]
+            else [Message(ASSISTANT, checked_text(_written(value), self.response, self.where))]
         )
         taken.append(("response", self.response))
         return self._split([*messages, *answer], len(messages), taken)
@@ -151,3 +152,8 @@ class _Shape:
     def _reading(self, text, prompt, taken, has_response=True, is_chat=False):
         example = Example(text, prompt, self.record, self.where, is_chat)
         return Reading(example, tuple(taken), has_response)
+
+
+def _written(value):
+    """A response that is a number, as the answers of sums are, as a text; a reward still gets the number."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value

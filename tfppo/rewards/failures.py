@@ -11,7 +11,10 @@ from tfppo.rewards.batch import Batch
 
 def told(error: BaseException) -> str:
     """Type and message of an exception, on one line."""
-    message = " ".join(str(error).split())
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a class of the user's may fail here, too
+        message = ""
     return f"{type(error).__name__}: {message:.400}" if message else type(error).__name__
 
 

@@ -61,9 +61,10 @@ class TextReward:
         Raises: UserError where the function raises, takes too long or does not return one finite number a response, or
             one a token; it names the prompt and the response.
         """
-        by_position, by_name = self.signature.arguments(batch)
+        self.signature.arguments(batch)  # a column that is missing is not the function's failure
 
         def call():
+            by_position, by_name = self.signature.arguments(batch)  # anew: it may have changed those of an earlier try
             scores: Any = self._function(*by_position, **by_name)
             if inspect.iscoroutine(scores):
                 scores = asyncio.run(scores)

@@ -12,9 +12,10 @@ _RESPONSES = ("responses", "completions")  # the second one is TRL's name
 _SINGULAR = ("prompt", "response")  # what the first two may be named, columns or not
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _OF_BATCH: dict[str, Callable[[Batch], object]] = {
-    _PROMPTS: lambda batch: batch.texts,
-    **dict.fromkeys(_RESPONSES, lambda batch: batch.responses),
-    _TOKENS: lambda batch: batch.tokens,
+    # Lists of its own, as it may change them: other rewards and the record of the run are to see what was sampled.
+    _PROMPTS: lambda batch: list(batch.texts),
+    **dict.fromkeys(_RESPONSES, lambda batch: list(batch.responses)),
+    _TOKENS: lambda batch: [list(tokens) for tokens in batch.tokens],
 }
 
 
@@ -90,7 +91,7 @@ class Signature:
 
     def arguments(self, batch: Batch) -> tuple[list[object], dict[str, object]]:
         """What to call the function with: by position, and by name. Raises: UserError where a column is missing."""
-        by_position: list[object] = [*(batch.texts, batch.responses)[: self._num_first]]
+        by_position: list[object] = [_OF_BATCH[name](batch) for name in (_PROMPTS, _RESPONSES[0])[: self._num_first]]
         by_name: dict[str, object] = {}
         for parameter in self._others:
             name = parameter.name

@@ -32,6 +32,7 @@ class SettingsHistory:
 
     def __init__(self, config: Config, folder: Path, stage: Stage):
         self._folder, self._stage = folder, stage
+        self._path = folder / "config_history.jsonl"
         self._now = stage.settings(config)
         self._done = max(saved_steps(folder / stage.checkpoints), default=0)
         refuse_fixed(self.changes(), f"{stage.name} training in {str(folder)!r}")
@@ -59,6 +60,8 @@ class SettingsHistory:
             left: whether there is anything left to train.
         """
         self._done = done  # a damaged checkpoint was left out, where this is not the newest one
+        if done and (damage := self._damage()):
+            say(damage)
         found = self.changes()
         unit = f"{self._stage.unit} {done + 1}"
         for change in found:
@@ -82,8 +85,16 @@ class SettingsHistory:
         return settings, contents
 
     def _lines(self) -> list[dict[str, Any]]:
-        path = self._folder / "config_history.jsonl"
-        return [line for line in map(_parse, _text(path).splitlines()) if _is_whole(line)]
+        return [line for line in map(_parse, _text(self._path).splitlines()) if _is_whole(line)]
+
+    def _damage(self) -> str:
+        """What is wrong with the file, as what it lacks is not refused; empty where there is none, or it is whole."""
+        lines = _text(self._path).splitlines()
+        if not lines:
+            return f"{self._path} is empty: settings that it held are not compared" if self._path.exists() else ""
+        damaged = [str(number) for number, line in enumerate(lines, start=1) if not _is_whole(_parse(line))]
+        shown = ", ".join(damaged)
+        return f"{self._path} has damaged lines ({shown}): settings that they held are not compared" if damaged else ""
 
     def _keep(self, step: int) -> None:
         """Writes down that training up to `step` was done with the settings of now, if that is not known already."""
@@ -99,7 +110,7 @@ class SettingsHistory:
             contents = {name: content_of(new[name]) for name in named}
             lines.append({"stage": name, "from": done + 1, "settings": new, "contents": contents})
             text = "".join(json.dumps(line) + "\n" for line in lines)
-            _write(self._folder / "config_history.jsonl", text)
+            _write(self._path, text)
         write_settings(self._folder, self._now)
         self._done = step
 

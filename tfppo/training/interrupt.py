@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one asks training to save and end, the next one ends the process at once.
+"""Ctrl-C, SIGTERM and SIGHUP: the first one asks training to save and end, the next one ends the process at once.
 
 Python runs a signal's handler in the main thread, between two of its own instructions: not while an operation of
 TensorFlow computes for a minute. So a thread listens as well; the interpreter writes each signal's number into a pipe
@@ -9,6 +9,7 @@ import math
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Self
 
 EXIT_INTERRUPTED = 130
 AT_ONCE = "stopped at once; run the same command again to go on from what was saved"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_TO_FLUSH = 1.0
 # What comes sooner after a signal is the same one again: `timeout`, job systems and wrappers send theirs to a process
 # and to its group.
@@ -45,7 +46,9 @@ class _Listener:
         os.set_blocking(self._writer, False)
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
-        self._previous = {number: signal.signal(number, self._in_main_thread) for number in _SIGNALS}
+        # Under nohup, a terminal that closes is nothing to hear of.
+        heard = [n for n in _SIGNALS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+        self._previous = {number: signal.signal(number, self._in_main_thread) for number in heard}
         self._previous_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
     def close(self) -> None:
@@ -82,13 +85,15 @@ class _Listener:
             except BlockingIOError:  # the other thread was first
                 return True
             for number in numbers:
+                if number == signal.SIGHUP:
+                    _leave_terminal()
                 if number in _SIGNALS:
                     self._hear()
             return 0 not in numbers
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `requested`, and says at once what is waited for.
+    """Context in which the first signal only sets `requested`, and says at once what is waited for.
 
     The next one ends the process at once in a binary (`Program`), and raises KeyboardInterrupt elsewhere. In a thread
     other than the main one, signals do what they did before. Raises: Interrupted at its end, where a request came too
@@ -208,6 +213,16 @@ def _flush():
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
+
+
+def _leave_terminal():
+    """Writes to a terminal that has closed fail: they would end the run before it has saved."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
 
 def _say(line):
