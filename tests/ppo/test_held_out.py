@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from computations import build_collector
 
 from tfppo.config import EvaluationConfig, RewardConfig, SamplingConfig
+from tfppo.data import report
 from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
@@ -132,6 +134,7 @@ def test_the_figures_are_those_of_plain_loops_over_the_samples(tmp_path):
     np.testing.assert_allclose(figures["evaluation/kl"], np.mean(kls), rtol=1e-4)
     np.testing.assert_allclose(figures["evaluation/length"], np.mean(lengths), rtol=1e-6)
     np.testing.assert_allclose(figures["evaluation/stopped"], np.mean(stops), rtol=1e-6)
+    assert figures["evaluation/prompts"] == PROMPTS
     expected = np.mean(scores) - KL_COEF * np.mean(kls)
     np.testing.assert_allclose(figures["evaluation/rlhf_reward"], expected, rtol=1e-4)
     assert table[0] == ("prompt", "response", "score") and len(table) == 1 + 4
@@ -155,6 +158,23 @@ def test_it_is_due_at_the_start_at_every_second_iteration_and_at_the_end(tmp_pat
         (5, 3.0),
     ]
     assert lines[5] == ["held-out prompts after 5 iterations: score 3.000, KL 0.00; policy_best is this one"]
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "warning"),
+    [
+        (31, None, "held-out prompts: 31, fewer than 32: .*; give more data\n"),
+        (40, 31, "held-out prompts: 31, fewer than 32: .*; raise evaluation.num_prompts_in_training\n"),
+        (40, 32, ""),
+    ],
+)
+def test_few_prompts_are_warned_of_once_with_the_remedy(tmp_path, capsys, monkeypatch, given, wanted, warning):
+    monkeypatch.setattr(report, "_told", set())
+    config = EvaluationConfig(num_prompts_in_training=wanted)
+    prompts = PromptSet([Trajectory([EOS, 5 + n], [EOS]) for n in range(given)], 0, 2, seed=0)
+    for _ in range(2):
+        fresh(HeldOut(config, make_collector()[0], prompts, tmp_path, batch_size=64, kl_coef=KL_COEF, seed=5)).close()
+    assert re.fullmatch(warning, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("off", [{"every": 0}, {"prompts": None}])

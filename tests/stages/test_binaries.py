@@ -231,12 +231,29 @@ def test_evaluate_works_on_prompts_alone(others, workdir):
 def test_evaluate_agrees_with_the_quickstart(others, evaluation):
     table = succeed(others["evaluate"]).out
     assert others["evaluated"] == evaluation
+    assert table.startswith("reward functions measured: tfppo.rewards.vader:vader_sentiment\n")
+    assert "the run was trained with other" not in table
     assert all(f"| {name} | " in table for name in FIGURES)
 
 
+def test_evaluate_ends_with_its_files_its_result_and_the_next_commands(others, evaluation, workdir):
+    files, result, done, *commands = others["evaluate"].out.splitlines()[-6:]
+    assert all(f": {workdir / name}" in files for name in ("samples.md", "evaluation.json", "evaluation"))
+    before, after = evaluation["before PPO"], evaluation["after PPO"]
+    assert result.startswith(f"result: score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL ")
+    names = [line.split(":", 1)[0].strip() for line in commands]
+    assert done.endswith("what next:") and names == ["try it", "serve it", "look at the curves"]
+    assert not any("--model" in command for command in commands)
+    of_another = others["prompts alone"].out.splitlines()[-3:-1]
+    assert all(f"--model={workdir / 'policy_best'}" in command for command in of_another)
+
+
 def test_export_writes_the_next_version(others, workdir):
-    assert succeed(others["export"]).out == f"SavedModel: {workdir / 'export' / '2'}\n"
-    assert (workdir / "export" / "2" / "saved_model.pb").is_file()
+    path = workdir / "export" / "2"
+    written, how, *snippet = succeed(others["export"]).out.splitlines()
+    assert written == f"SavedModel: {path}" and how.endswith(":")
+    assert f'    model = tf.saved_model.load("{path}")' in snippet
+    assert (path / "saved_model.pb").is_file()
 
 
 def test_quickstart_on_a_finished_workdir_does_not_train_again(others, workdir, evaluation):

@@ -28,3 +28,10 @@ def test_scores_of_held_out_prompts_are_preferred(tmp_path):
     assert ppo_result(tmp_path) == (
         "score on held-out prompts 0.125 before PPO, 0.500 after 3 iterations; KL 1.2 nats a response"
     )
+
+
+def test_it_says_on_how_many_held_out_prompts(tmp_path):
+    write(tmp_path / "ppo.jsonl", training_row(1, 0.25))
+    held_out = [{**held_out_row(step, score, 1.0), "evaluation/prompts": 7.0} for step, score in ((0, 0.125), (1, 0.5))]
+    write(tmp_path / "ppo_evaluation.jsonl", *held_out)
+    assert ppo_result(tmp_path).startswith("score on 7 held-out prompts 0.125 before PPO, 0.500 after 1 iterations; ")

@@ -5,14 +5,16 @@ import json
 import pytest
 
 from tfppo.config import Config
+from tfppo.data import report
 from tfppo.data.chat import BUILT_IN, ChatTemplate
+from tfppo.data.splits import split_of
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
-from tfppo.stages.rewards import check_rewards
+from tfppo.stages.rewards import _examples, check_rewards
 from tfppo.stages.texts import (
     check_responses,
-    load_held_out_prompts,
     load_prompts,
+    load_prompts_of_training,
     load_texts,
     load_written,
     template_of,
@@ -85,32 +87,38 @@ def test_prompts_alone_teach_a_language_model_nothing(config_of):
 def test_held_out_prompts_have_the_length_of_training_and_none_are_needed(config_of, capsys):
     tokenizer = Tokenizer([])
     config = config_of([{"prompt": f"{number}?"} for number in range(40)])
-    held_out = load_held_out_prompts(config, tokenizer, 99, 17)
-    train = load_prompts(config, "train", tokenizer, 99)
-    assert held_out.length == 17 and 1 <= len(held_out) < len(train)
+    train, held_out = load_prompts_of_training(config, tokenizer, 99)
+    assert train.length == held_out.length == 4 and 1 <= len(held_out) < len(train)  # a start token and 3 bytes
     capsys.readouterr()
     config.evaluation.every = 0
-    assert load_held_out_prompts(config, tokenizer, 99, 17) is None and capsys.readouterr().out == ""
+    train, held_out = load_prompts_of_training(config, tokenizer, 99)
+    assert train.length == 4 and held_out is None and "evaluation" not in capsys.readouterr().out
     alone = config_of([{"prompt": "One?"}])
-    assert load_held_out_prompts(alone, tokenizer, 99, 17) is None
+    train, held_out = load_prompts_of_training(alone, tokenizer, 99)
+    assert len(train) == 1 and held_out is None
     assert capsys.readouterr().out.splitlines()[-1].startswith("no evaluation during training: source ")
 
 
-def test_held_out_prompts_that_are_too_long_for_training_are_counted(config_of, capsys):
-    config = config_of([{"prompt": "p" * (1 + number)} for number in range(40)])
-    whole = load_prompts(config, "validation", Tokenizer([]), 99)
-    length = whole.length - 1
+def test_held_out_prompts_that_are_longer_than_those_of_training_are_kept(config_of, capsys):
+    short = [f"{number}?" for number in range(40)]
+    long = [f"{number}, and this is longer than all of training?" for number in range(200)]
+    held_out = next(prompt for prompt in long if split_of(prompt) == "validation")
+    others = [prompt for prompt in short if split_of(prompt) != "validation"]
+    config = config_of([{"prompt": prompt} for prompt in (*others, held_out)])
     capsys.readouterr()
-    held_out = load_held_out_prompts(config, Tokenizer([]), 99, length)
-    line = f"left out of the evaluation during training: 1 of {len(whole)} held-out prompts, longer than"
-    assert len(held_out) == len(whole) - 1 and line in capsys.readouterr().out
+    train, kept = load_prompts_of_training(config, Tokenizer([]), 99)
+    assert train.length == kept.length == 1 + len(held_out)
+    ((batch, _),) = kept.batches(99)
+    assert Tokenizer([]).decode(batch.prompt_ids.numpy()[0]) == held_out
+    assert "evaluation" not in capsys.readouterr().out
 
 
 def test_perplexity_is_of_texts_that_are_there(config_of):
     tokenizer = Tokenizer([])
     prompts = [{"prompt": f"{number}?"} for number in range(40)]
-    assert load_written(config_of(prompts).data, "test", tokenizer, 16) is None
-    packed, num_words = load_written(config_of([{"text": f"word {n}"} for n in range(40)]).data, "test", tokenizer, 16)
+    assert load_written(config_of(prompts), "test", tokenizer, 16) is None
+    texts = config_of([{"text": f"word {n}"} for n in range(40)])
+    packed, num_words = load_written(texts, "test", tokenizer, 16)
     assert num_words > 0 and packed.weights.sum() > 0
 
 
@@ -146,3 +154,32 @@ def test_a_split_for_evaluation_in_training_may_be_missing(config_of, tmp_path):
     check_rewards(config, tmp_path, "train", "validation")
     with pytest.raises(UserError, match="no examples for split 'validation'"):
         check_rewards(config, tmp_path, "validation")
+
+
+def test_a_field_that_goes_to_the_reward_is_not_called_unused(config_of, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "_told", set())
+    (tmp_path / "toy.py").write_text(
+        "def one(prompts, responses, topic): return [0.0] * len(responses)\n"
+        "def two(prompts, responses, tokens, level=1): return [0.0] * len(responses)\n"
+        "def rest(prompts, responses, **columns): return [0.0] * len(responses)\n"
+    )
+    records = [{"prompt": f"{n}?", "topic": "a", "level": n, "tokens": 1} for n in range(40)]
+    toy, begin = f"{tmp_path / 'toy.py'}:", f"data: {tmp_path / 'records.jsonl'}: 40 records; prompt from 'prompt'; "
+    expected = {
+        (f"{toy}one",): "'topic' goes to the reward; unused fields: 'level', 'tokens'",
+        (f"{toy}one", "likelihood:", f"{toy}two"): "'topic', 'level' go to the reward; unused fields: 'tokens'",
+        (f"{toy}rest",): "'topic', 'level' go to the reward; unused fields: 'tokens'",
+        ("https://host/score",): "'topic', 'level', 'tokens' go to the reward",
+        ("likelihood:",): "unused fields: 'topic', 'level', 'tokens'",
+    }
+    for functions, fields in expected.items():
+        report._told.clear()
+        config = config_of(records)
+        config.reward.functions = functions
+        _examples(config, tmp_path, ["train", "validation"])  # of the check of the columns
+        load_prompts_of_training(config, Tokenizer([]), 99)
+        load_written(config, "test", Tokenizer([]), 16)
+        assert capsys.readouterr().out == f"{begin}{fields}; no responses\n"
+    report._told.clear()
+    load_texts(config.data, "train")  # for a language model
+    assert capsys.readouterr().out == f"{begin}unused fields: 'topic', 'level', 'tokens'; no responses\n"

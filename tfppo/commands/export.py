@@ -15,11 +15,12 @@ from tfppo.stages import cli
 
 def main(config: Config, workdir: str, flags: FlagValues) -> None:
     """Exports the policy of a run."""
-    from tfppo.stages.export import export_model
+    from tfppo.stages.export import export_model, loading_snippet
     from tfppo.stages.workdir import model_folder, open_run
 
     folder, _ = open_run(config, workdir)
-    print(f"SavedModel: {export_model(config, folder, model_folder(folder, flags.model))}")
+    path = export_model(config, folder, model_folder(folder, flags.model))
+    print(f"SavedModel: {path}\nload it where TensorFlow is:\n{loading_snippet(path)}")
 
 
 def define_flags(flags: ModuleType) -> None:

@@ -23,6 +23,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.export import export_model
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
+    from tfppo.stages.results import evaluation_result
     from tfppo.stages.workdir import language_model_folder, open_run
     from tfppo.training.plain_path import plain_path
 
@@ -50,11 +51,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     print(f"{prompt}|{completion}")
     stage("done")
     print(f"tables: {workdir}/samples.md, picture: {workdir}/reward_over_kl.png, SavedModel: {exported}")
-    first, last = before.figures, after.figures
-    print(
-        f"result: score {first['reward']:.3f} before PPO, {last['reward']:.3f} after; "
-        f"KL {last['kl']:.1f} nats a response"
-    )
+    print(f"result: {evaluation_result(before.figures, after.figures)}")
 
 
 def run() -> None:

@@ -192,11 +192,8 @@ class PromptSet:
         return PromptSet([self._trajectories[i] for i in chosen], self._pad_id, self.length, self._seed)
 
     def padded_to(self, length: int) -> "PromptSet":
-        """These prompts, padded to another length, without those that are longer. Raises: UserError where all are."""
-        fitting = [trajectory for trajectory in self._trajectories if len(trajectory.prompt) <= length]
-        if not fitting:
-            raise UserError(f"each of the {len(self)} held-out prompts is longer than any prompt of training")
-        return PromptSet(fitting, self._pad_id, length, self._seed)
+        """These prompts, padded to another length, which must be that of the longest one or more."""
+        return PromptSet(self._trajectories, self._pad_id, length, self._seed)
 
     def batches(self, size: int) -> Iterator[tuple[Prompts, Columns]]:
         """All prompts in order, as Prompts of at most `size` rows, each with its columns."""

@@ -1,7 +1,7 @@
 """What a load took from a source, in one line: nothing is left out, and no field ignored, in silence."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _told: set[str] = set()
 
@@ -19,11 +19,19 @@ def counted(places: list[str], what: str) -> str:
     return f"{what}: {len(places)} (the first: {places[0]})"
 
 
-class LoadReport:
-    """Counts the records of a source, the fields that they have and those that are used, and what is left out."""
+def no_field(name: str) -> bool:
+    """That no reward function takes a field, as in stages without rewards."""
+    return False
 
-    def __init__(self, source: str):
-        self.source = source
+
+class LoadReport:
+    """Counts the records of a source, the fields that they have and those that are used, and what is left out.
+
+    Args: rewarded: whether a reward function takes a field, by its name.
+    """
+
+    def __init__(self, source: str, rewarded: Callable[[str], bool] = no_field):
+        self.source, self._rewarded = source, rewarded
         self.num_records = 0
         self._fields: dict[str, None] = {}  # in the order in which they came
         self._taken: Counter[tuple[str, str]] = Counter()
@@ -56,8 +64,12 @@ class LoadReport:
     def line(self) -> str:
         """The line."""
         used = {name for _, name in self._taken}
-        unused = [name for name in self._fields if name not in used]
+        others = [name for name in self._fields if name not in used]
+        rewarded = [name for name in others if self._rewarded(name)]
+        unused = [name for name in others if name not in rewarded]
         parts = [f"data: {self.source}: {self.num_records} records", *self._sources()]
+        goes = "goes" if len(rewarded) == 1 else "go"
+        parts += [f"{', '.join(map(repr, rewarded))} {goes} to the reward"] if rewarded else []
         parts += [f"unused fields: {', '.join(map(repr, unused))}"] if unused else []
         parts += ["left out: " + ", ".join(counted(p, why) for why, p in self._left_out.items())] * self.has_left_out()
         parts += [counted(places, what) for what, places in self._notes.items()]

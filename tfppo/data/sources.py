@@ -1,10 +1,10 @@
 """Loads examples from a source: files of records, or a TFDS dataset."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from tfppo.data.chat import CHATML, ChatTemplate
 from tfppo.data.records import find_files, read_records
-from tfppo.data.report import LoadReport, tell
+from tfppo.data.report import LoadReport, no_field, tell
 from tfppo.data.shapes import Example, recognise
 from tfppo.data.splits import SPLITS, cut_splits
 from tfppo.errors import UserError
@@ -20,6 +20,7 @@ def load_examples(
     prompt_feature: str = "prompt",
     data_dir: str | None = None,
     template: ChatTemplate = CHATML,
+    rewarded: Callable[[str], bool] = no_field,
 ) -> list[Example]:
     """Loads the examples of one split, always in the same order, and prints what it took, once a source.
 
@@ -30,6 +31,7 @@ def load_examples(
         Otherwise `tfppo/data/shapes.py` says what a record is taken for.
     data_dir: the TFDS folder; None is the TFDS default.
     template: writes chats as text.
+    rewarded: whether a reward function takes a field, for what is printed.
 
     Blank texts without a prompt are left out. Raises UserError for an unknown source or split, for
     unreadable or malformed data, for a prompt without a response where others have one, and for a
@@ -39,17 +41,17 @@ def load_examples(
         raise UserError(f"split {split!r} is unknown: use one of {', '.join(SPLITS)}.")
     names = (text_feature, prompt_feature)
     if source.startswith(TFDS):
-        examples = _load_tfds(source, split, names, data_dir, template)
+        examples = _load_tfds(source, split, names, data_dir, template, rewarded)
     else:
-        examples = _cut(_load_files(source, names, template), split, SPLITS[1:])
+        examples = _cut(_load_files(source, names, template, rewarded), split, SPLITS[1:])
     if not examples:
         raise UserError(f"source {source!r} has no examples for split {split!r}: give it at least 3 different texts.")
     return examples
 
 
-def _load_files(source, names, template):
+def _load_files(source, names, template, rewarded):
     files = find_files(source)
-    report = LoadReport(source)
+    report = LoadReport(source, rewarded)
     records = (record for path in files.known for record in read_records(path))
     examples = take(records, report, names, template)
     if len(files.known) > 1:
@@ -102,14 +104,14 @@ def _cut(examples, split, held_out):
     return [example for example, key in zip(examples, keys, strict=True) if split_by_key[key] == split]
 
 
-def _load_tfds(source, split, names, data_dir, template):
+def _load_tfds(source, split, names, data_dir, template, rewarded):
     from tfppo.data.prepared import open_builder, read_split
 
     builder = open_builder(source, data_dir)
     present = set(builder.info.splits)
 
     def read(name):
-        report = LoadReport(f"{source}, split {name}")
+        report = LoadReport(f"{source}, split {name}", rewarded)
         examples = take(read_split(builder, name, names, source), report, names, template)
         # What holds for one split holds for the others, but for what is left out.
         tell(report.line(), once_for=None if report.has_left_out() else source)

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfppo.config import EvaluationConfig
 from tfppo.data.prompts import PromptSet
+from tfppo.data.report import tell
 from tfppo.models.folder import read_about, save_model
 from tfppo.ops.seeds import seed_for
 from tfppo.ops.shapes import repeat_rows
@@ -22,6 +23,8 @@ from tfppo.ppo.dashboard import OVERVIEW_OF_EVALUATION
 from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.types import Samples
 from tfppo.training.metrics import MetricsWriter, read_metrics
+
+FEW_PROMPTS = 32  # fewer give a rough mean score
 
 
 class Best(NamedTuple):
@@ -58,6 +61,7 @@ class HeldOut:
         self.prompts = (
             prompts.sample(config.num_prompts_in_training or batch_size) if prompts and config.every else None
         )
+        self._num_given = len(prompts) if prompts else 0
         self.best = Best()
         self._metrics: MetricsWriter | None = None
         self._measured = -1  # after so many iterations
@@ -73,6 +77,7 @@ class HeldOut:
         self.best = Best(int(iteration), score, kl)
         if self.prompts is None:
             return
+        self._warn_of_few(len(self.prompts))
         # What a fresh run measures before its first iteration is step 0.
         record = self.folder / "ppo_evaluation"
         self._metrics = MetricsWriter(record, resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION, sparse=True)
@@ -135,6 +140,7 @@ class HeldOut:
             samples += zip(scored.texts, scored.responses, totals.tolist(), strict=True)
         score, kl, length, stopped = (float(np.concatenate(parts).mean()) for parts in zip(*measured, strict=True))
         figures = {
+            "evaluation/prompts": float(len(self.prompts)),
             "evaluation/score": score,
             "evaluation/rlhf_reward": score - self.kl_coef * kl,
             "evaluation/kl": kl,
@@ -147,6 +153,14 @@ class HeldOut:
         """Closes the record."""
         if self._metrics is not None:
             self._metrics.close()
+
+    def _warn_of_few(self, count):
+        if count < FEW_PROMPTS:
+            more = "give more data" if count == self._num_given else "raise evaluation.num_prompts_in_training"
+            tell(
+                f"held-out prompts: {count}, fewer than {FEW_PROMPTS}: their mean score, and by it the choice of "
+                f"policy_best, depends much on chance; {more}"
+            )
 
     @property
     def _best_folder(self):

@@ -56,6 +56,11 @@ class Signature:
         """The columns that it cannot do without."""
         return [p.name for p in self._others if p.name not in _OF_BATCH and p.default is p.empty]
 
+    def takes(self, column: str) -> bool:
+        """Whether it is given this column where the data have it."""
+        asked = {p.name for p in self._others}
+        return column not in _OF_BATCH and (column in asked or self._takes_all and column not in self._all_names)
+
     def check(self, records: Sequence[Mapping[str, object]], places: Sequence[str], source: str) -> None:
         """Raises UserError where records of the data lack a column that it needs, naming those that there are.
 

@@ -39,6 +39,7 @@ class Next(NamedTuple):
     command: str
     arguments: tuple[str, ...] = ()
     without: tuple[str, ...] = ()  # starts of settings that it is not to have
+    keeps: tuple[str, ...] = ()  # flags of the command before, which it is to have where they were given
 
 
 AFTER_PPO = (
@@ -122,7 +123,7 @@ def _run(main, doc, define_flags, then, trains):
                 main(config_flag.value, folder, flags.FLAGS)
             if then:
                 print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)
-                print(what_next(invocation, then, folder), flush=True)
+                print(what_next(invocation, then, folder, flags.FLAGS), flush=True)
             return 0
         except Interrupted as interrupted:
             print(f"{interrupted}; run the same command again to go on", file=sys.stderr)
@@ -131,9 +132,12 @@ def _run(main, doc, define_flags, then, trains):
     app.run(checked_main, flags_parser=parse)
 
 
-def what_next(invocation: Invocation, then: Sequence[Next], workdir: str) -> str:
+def what_next(invocation: Invocation, then: Sequence[Next], workdir: str, flags: "FlagValues") -> str:
     """Commands to type next, as they work in this place, one a line."""
-    commands = {next.purpose: invocation.next(next.command, *next.arguments, without=next.without) for next in then}
+    commands = {}
+    for next in then:
+        kept = [f"--{name}={flags[name].value}" for name in next.keeps if flags[name].value is not None]
+        commands[next.purpose] = invocation.next(next.command, *kept, *next.arguments, without=next.without)
     commands["look at the curves"] = f"tensorboard {quote(f'--logdir={workdir}')}"
     return "\n".join(f"  {purpose + ':':20}{command}" for purpose, command in commands.items())
 

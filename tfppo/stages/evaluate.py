@@ -19,10 +19,23 @@ from tfppo.ppo.evaluation import (
     write_evaluation,
 )
 from tfppo.stages.engines import engines_that_sample
+from tfppo.stages.history import trained_settings
+from tfppo.stages.invocation import quote
 from tfppo.stages.rewards import check_rewards, load_rewards
 from tfppo.stages.texts import load_prompts, load_written
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.tensorboard import replace_summaries, table_values
+
+
+def measured_rewards(config: Config, folder: Path) -> list[str]:
+    """Lines that name the reward functions of an evaluation, and those that the run was trained with, if others."""
+    measured = config.reward.functions
+    trained = tuple(trained_settings(folder).get("reward.functions", measured))
+    lines = [f"reward functions measured: {', '.join(measured)}"]
+    if trained != tuple(measured):
+        flag = quote(f"--config.reward.functions={trained}")
+        lines.append(f"the run was trained with other reward functions: {', '.join(trained)}; to measure those, {flag}")
+    return lines
 
 
 def evaluate_model(
@@ -52,7 +65,7 @@ def evaluate_model(
         seed=config.seed,
         batch_size=config.evaluation.batch_size,
     )
-    texts = load_written(config.data, "test", tokenizer, ref_model.max_sequence_length)
+    texts = load_written(config, "test", tokenizer, ref_model.max_sequence_length)
     if texts is not None:
         held_out = HeldOutLoss(policy.language_model, *texts, config.evaluation.batch_size)()
         evaluation.figures["held_out_perplexity"] = held_out["perplexity"]

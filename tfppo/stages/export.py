@@ -1,5 +1,6 @@
 """The stage that exports a model for serving."""
 
+import json
 from pathlib import Path
 
 from absl import logging
@@ -15,3 +16,11 @@ def export_model(config: Config, folder: Path, model_folder: Path | str) -> Path
     path = export_policy(policy, tokenizer, config.sampling.for_readers(), folder / "export")
     logging.info("exported to %s", path)
     return path
+
+
+def loading_snippet(path: Path) -> str:
+    """Lines of Python that load a SavedModel and continue a prompt, indented."""
+    return f"""\
+    import tensorflow as tf
+    model = tf.saved_model.load({json.dumps(str(path))})
+    model.signatures["generate"](prompt=tf.constant(["The film is"]))["completion"]"""

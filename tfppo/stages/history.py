@@ -43,7 +43,7 @@ class SettingsHistory:
         if not self._done:
             return []
         if not before:  # of a version without a history: what it was started with is not known for sure
-            known = flat(_read_json(self._folder / "config.json"))
+            known = trained_settings(self._folder)
             return [change for change in changes(Config, known, self._now) if change.kind is not Kind.FIXED]
 
         def same_content(name):
@@ -118,7 +118,7 @@ class SettingsHistory:
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes settings {section.field: value} into WORKDIR/config.json, beside those that it has."""
     path = folder / "config.json"
-    values = {**flat(_read_json(path)), **settings}
+    values = {**trained_settings(folder), **settings}
     order = {name: place for place, name in enumerate(marks(Config))}
     config: dict[str, Any] = {}
     for name in sorted(values, key=lambda name: order.get(name, len(order))):
@@ -126,6 +126,11 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
         holder = config.setdefault(section[0], {}) if section else config
         holder[field] = values[name]
     _write(path, json.dumps(config, indent=2) + "\n")
+
+
+def trained_settings(folder: Path) -> dict[str, Any]:
+    """The settings {section.field: value} of WORKDIR/config.json; none where no stage has trained there."""
+    return flat(_read_json(folder / "config.json"))
 
 
 def content_of(name: str) -> str:

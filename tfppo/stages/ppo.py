@@ -31,7 +31,7 @@ from tfppo.ppo.trainer import PpoTrainer
 from tfppo.stages.checks import check_tokenizer
 from tfppo.stages.history import SettingsHistory
 from tfppo.stages.rewards import check_rewards, load_rewards
-from tfppo.stages.texts import load_held_out_prompts, load_prompts
+from tfppo.stages.texts import load_prompts_of_training
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
@@ -82,7 +82,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         rewards=load_rewards(config, folder, tokenizer),
         strategy=strategy,
     )
-    prompts = load_prompts(config, "train", tokenizer, ref_model.max_sequence_length)
+    prompts, held_out_prompts = load_prompts_of_training(config, tokenizer, ref_model.max_sequence_length)
     trainer = PpoTrainer(
         config,
         collector,
@@ -91,7 +91,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         folder,
         ratio_tolerance=ppo.ratio_tolerance or computation.ratio_tolerance,
         ema=average,
-        held_out_prompts=load_held_out_prompts(config, tokenizer, ref_model.max_sequence_length, prompts.length),
+        held_out_prompts=held_out_prompts,
     )
     history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     print(computation.describe(collector.sampler.engine), flush=True)

@@ -1,5 +1,6 @@
 """What a training run came to, in a line, from the metrics that it has written."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from tfppo.training.metrics import read_metrics
@@ -16,15 +17,22 @@ def ppo_result(folder: Path) -> str:
     held_out = read_metrics(folder / "ppo_evaluation.jsonl")
     if len(held_out) > 1:
         first, last = held_out[0], held_out[-1]
+        count = f"{last['evaluation/prompts']:.0f} " if "evaluation/prompts" in last else ""  # of an older version
         return (
-            f"score on held-out prompts {first['evaluation/score']:.3f} before PPO, {last['evaluation/score']:.3f} "
-            f"after {last['step']} iterations; KL {last['evaluation/kl']:.1f} nats a response"
+            f"score on {count}held-out prompts {first['evaluation/score']:.3f} before PPO, "
+            f"{last['evaluation/score']:.3f} after {last['step']} iterations; "
+            f"KL {last['evaluation/kl']:.1f} nats a response"
         )
     first, last = rows[0], rows[-1]
     return (
         f"score {first['objective/score']:.3f} in iteration {first['step']}, {last['objective/score']:.3f} in "
         f"{last['step']}; KL {last['objective/kl']:.1f} nats a response"
     )
+
+
+def evaluation_result(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """What two columns of figures on the same prompts say: the scores, and the distance between the models."""
+    return f"score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL {after['kl']:.1f} nats a response"
 
 
 def language_model_result(folder: Path) -> str:

@@ -11,6 +11,7 @@ from tfppo.errors import UserError
 from tfppo.files import user_path
 from tfppo.models.folder import check_model, load_chat_template
 from tfppo.rewards.calling import Patience
+from tfppo.rewards.columns import takes_column
 from tfppo.rewards.loading import MODEL_REWARDS, ModelReward, load_reward
 from tfppo.rewards.remote import RemoteReward, is_url, read_token
 from tfppo.rewards.scoring import Reward, TextReward, name_apart
@@ -62,10 +63,11 @@ def check_rewards(config: Config, folder: Path, *splits: str) -> None:
 
 def _examples(config, folder, splits):
     template = load_chat_template(language_model_folder(config, folder))
-    examples = load_texts(config.data, splits[0], template)
+    rewarded = takes_column(config.reward.functions)
+    examples = load_texts(config.data, splits[0], template, rewarded)
     for split in splits[1:]:
         with suppress(UserError):  # there is none
-            examples = [*examples, *load_texts(config.data, split, template)]
+            examples = [*examples, *load_texts(config.data, split, template, rewarded)]
     return examples
 
 

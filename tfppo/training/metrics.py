@@ -30,6 +30,7 @@ TAGS = {
     "objective/shaped_score": "the same after shaping: normalised, scaled, clipped, penalised",
     "objective/rlhf_reward": "shaped score minus the KL penalty, mean over the batch: what PPO maximises",
     "objective/largest_advantage": "largest |advantage| before whitening, over the rollout",
+    "evaluation/prompts": "number of held-out prompts that the figures of the evaluation are means over",
     "evaluation/score": "weighted sum of the reward functions on held-out prompts, mean, before any shaping",
     "evaluation/kl": "KL of policy to reference on held-out prompts, nats a response: the mean summed log-ratio",
     "evaluation/rlhf_reward": "evaluation/score minus evaluation/kl times ppo.kl_coef and ppo.kl_loss_coef",
