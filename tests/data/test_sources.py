@@ -166,7 +166,7 @@ def test_responses_to_one_prompt_stay_in_one_split(tmp_path):
         ("a.jsonl", b'"a"', r"line 1: got .* not a JSON object"),
         ("a.jsonl", b'{"txt": "a", "id": 1}', r"line 1: neither 'text' nor 'prompt'.*'id', 'txt'"),
         ("a.jsonl", b'{"text": 3}', r"line 1: field 'text' is 3: it must be a string"),
-        ("a.jsonl", b'{"prompt": "a", "response": 3}', "field 'response' is 3"),
+        ("a.jsonl", b'{"prompt": "a", "response": [3]}', r"field 'response' is \[3\]"),
         ("a.jsonl", b'{"text": "\\ud800"}', "field 'text' has half of a surrogate pair"),
         ("a.doc", b"a,b", "is of no known kind: use 'tfds:NAME"),
     ],

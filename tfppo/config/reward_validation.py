@@ -34,7 +34,7 @@ def validate_reward(reward: "RewardConfig") -> None:
         f"give one weight for each of the {len(reward.functions)} functions",
     )
     require(
-        all(isinstance(weight, Real) and math.isfinite(weight) for weight in reward.weights),
+        all(map(_is_finite, reward.weights)),
         "reward.weights",
         reward.weights,
         "each must be a finite number",
@@ -96,3 +96,7 @@ def _validate_url(url, variable):
         url,
         "a token (reward.url_token_variable) is sent over https only",
     )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
