@@ -95,6 +95,10 @@ def test_missing_workdir():
     assert_one_line(run(command("train_ppo")), "--workdir is missing; name the folder of the run")
 
 
+def test_missing_prompt():
+    assert_one_line(run(command("generate", NOWHERE)), "--prompt is missing; write --prompt=TEXT, .*")
+
+
 def test_the_command_line_is_read_before_tensorflow_is_imported():
     imports = run(command("train_lm", NOWHERE, "--config.model.num_heads=3", python=("-X", "importtime"))).raw
     modules = {line.rpartition("|")[2].strip() for line in imports.splitlines()}
@@ -187,7 +191,7 @@ def failures(tmp_path_factory):
             "reward in evaluation": command(
                 "evaluate", f"--workdir={good}", f"--model={good / 'lm'}", config=(*settings, reward("ends"))
             ),
-            "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
+            "no model": command("generate", f"--workdir={folder / 'fresh'}", "--prompt=x", config=settings),
             "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
         }
     )

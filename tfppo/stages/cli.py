@@ -7,7 +7,7 @@ signal, once its state is saved.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +53,7 @@ def run(
     *,
     doc: str,
     define_flags: Callable[[ModuleType], None] = lambda flags: None,
+    required: Mapping[str, str] | None = None,
     then: Sequence[Next] = (),
     trains: bool = False,
 ) -> None:
@@ -63,14 +64,15 @@ def run(
     Args:
         doc: what --help says of the command, before its flags and settings.
         define_flags: defines further flags of the command; it is called with the module `absl.flags`.
+        required: flags beside --workdir that must be given, each with the remedy where it is not.
         then: what is printed at the end as the commands to type next; TensorBoard comes last.
         trains: whether it writes what training goes on from: then one process at a time has the run's folder.
     """
     with Program():
-        _run(main, doc, define_flags, then, trains)
+        _run(main, doc, define_flags, {"workdir": "name the folder of the run", **(required or {})}, then, trains)
 
 
-def _run(main, doc, define_flags, then, trains):
+def _run(main, doc, define_flags, required, then, trains):
     started, invocation = time.monotonic(), Invocation(sys.argv)
     from absl import app, flags, logging
     from ml_collections import config_flags
@@ -87,7 +89,7 @@ def _run(main, doc, define_flags, then, trains):
         config_flag = config_flags.DEFINE_config_file(
             "config", path, "Experiment: the name of a config that comes along, or a file with get_config()."
         )
-        workdir = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
+        flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
         define_flags(flags)
     own = [name for name in flags.FLAGS if name not in others and not name.startswith("config.")]
 
@@ -105,8 +107,9 @@ def _run(main, doc, define_flags, then, trains):
             if wants_help:
                 print_help(help_text(doc, own), describe_settings(config))
                 sys.exit(0)
-            if not workdir.value:
-                raise UserError("--workdir is missing; name the folder of the run")
+            for name, hint in required.items():
+                if not flags.FLAGS[name].value:
+                    raise UserError(f"--{name} is missing; {hint}")
             config.validate()
             return rest
 
