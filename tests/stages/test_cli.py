@@ -117,6 +117,7 @@ def test_help_lists_the_flags(tool):
     flags |= {"model"} if tool in ("evaluate", "export", "generate") else set()
     flags |= {"prompt"} if tool == "generate" else set()
     assert flags == set(re.findall(r"^  --(\w+)(?:=.*)? ", finished.out, re.MULTILINE))
+    assert "repeat this option" not in finished.out
     assert f"tools/{tool}.py --" in finished.out  # its example, as it is typed here
     settings = dict(re.findall(r"^  --config\.([\w.]+)=(\S*)", finished.out, re.MULTILINE))
     assert len(settings) > 90

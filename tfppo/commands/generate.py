@@ -26,7 +26,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 def define_flags(flags: ModuleType) -> None:
     """The flags of this command alone."""
-    flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
+    flags.DEFINE_multi_string("prompt", None, "Text to continue; give it several times for several texts.")
     flags.DEFINE_string(
         "model",
         None,

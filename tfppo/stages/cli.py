@@ -168,7 +168,10 @@ def help_text(doc: str, names: Sequence[str]) -> str:
     command = Invocation(sys.argv)
     lines = [command.adapted(line) for line in doc.strip().splitlines()]
     found = [flags.FLAGS[name] for name in names]
-    described = [(flag.name, None if flag.name == "config" else flag.default, flag.help) for flag in found]
+    # absl adds to a flag that may be repeated that it may: in words that its own text already has.
+    meanings = [flag.help.partition(";\n    repeat this option")[0] for flag in found]
+    defaults = [None if flag.name == "config" else flag.default for flag in found]
+    described = list(zip(names, defaults, meanings, strict=True))
     return "\n".join([*lines, "", describe_flags(described)])
 
 
