@@ -41,11 +41,20 @@ class Next(NamedTuple):
     without: tuple[str, ...] = ()  # starts of settings that it is not to have
 
 
-AFTER_PPO = (
-    Next("measure it", "evaluate"),
-    Next("try it", "generate", ("--prompt=...",)),
-    Next("serve it", "export"),
-)
+MEASURE = Next("measure it", "evaluate")
+TRY = Next("try it", "generate", ("--prompt=...",))
+AFTER_QUICKSTART = (MEASURE, TRY)  # which has exported
+AFTER_PPO = (*AFTER_QUICKSTART, Next("serve it", "export"))
+
+# Starts of the settings that a command on a run has a use for. A model that is there has its own sizes; what is left of
+# that section is held against the length of prompts and responses.
+_WITH_A_MODEL = ("seed", "num_replicas", "language_model", "data.", "model.max_sequence_length", "sampling.")
+USES = {
+    "train-ppo": (*_WITH_A_MODEL, "checkpoint_every", "keep_checkpoints", "reward.", "ppo.", "evaluation."),
+    "evaluate": (*_WITH_A_MODEL, "reward.", "evaluation."),
+    "generate": _WITH_A_MODEL,
+    "export": _WITH_A_MODEL,
+}
 
 
 def run(
@@ -136,7 +145,10 @@ def _run(main, doc, define_flags, required, then, trains):
 
 def what_next(invocation: Invocation, then: Sequence[Next], workdir: str) -> str:
     """Commands to type next, as they work in this place, one a line."""
-    commands = {next.purpose: invocation.next(next.command, *next.arguments, without=next.without) for next in then}
+    commands = {
+        next.purpose: invocation.next(next.command, *next.arguments, uses=USES[next.command], without=next.without)
+        for next in then
+    }
     commands["look at the curves"] = f"tensorboard {quote(f'--logdir={workdir}')}"
     return "\n".join(f"  {purpose + ':':20}{command}" for purpose, command in commands.items())
 
