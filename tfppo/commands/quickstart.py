@@ -52,8 +52,8 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     print(f"tables: {workdir}/samples.md, picture: {workdir}/reward_over_kl.png, SavedModel: {exported}")
     first, last = before.figures, after.figures
     print(
-        f"result: score {first['reward']:.3f} before PPO, {last['reward']:.3f} after; "
-        f"KL {last['kl']:.1f} nats a response"
+        f"result: score {first['reward']:z.3f} before PPO, {last['reward']:z.3f} after; "
+        f"KL {last['kl']:z.1f} nats a response"
     )
 
 

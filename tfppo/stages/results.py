@@ -17,13 +17,13 @@ def ppo_result(folder: Path) -> str:
     if len(held_out) > 1:
         first, last = held_out[0], held_out[-1]
         return (
-            f"score on held-out prompts {first['evaluation/score']:.3f} before PPO, {last['evaluation/score']:.3f} "
-            f"after {last['step']} iterations; KL {last['evaluation/kl']:.1f} nats a response"
+            f"score on held-out prompts {first['evaluation/score']:z.3f} before PPO, {last['evaluation/score']:z.3f} "
+            f"after {last['step']} iterations; KL {last['evaluation/kl']:z.1f} nats a response"
         )
     first, last = rows[0], rows[-1]
     return (
-        f"score {first['objective/score']:.3f} in iteration {first['step']}, {last['objective/score']:.3f} in "
-        f"{last['step']}; KL {last['objective/kl']:.1f} nats a response"
+        f"score {first['objective/score']:z.3f} in iteration {first['step']}, {last['objective/score']:z.3f} in "
+        f"{last['step']}; KL {last['objective/kl']:z.1f} nats a response"
     )
 
 
@@ -33,9 +33,10 @@ def language_model_result(folder: Path) -> str:
     if not rows:
         return "no held-out perplexity is on record"
     best = min(rows, key=lambda row: row["lm/held_out_loss"])
+    a_word = best["lm/held_out_word_perplexity"]
     return (
         f"held-out perplexity {best['lm/held_out_perplexity']:.1f} a token, "
-        f"{best['lm/held_out_word_perplexity']:.0f} a word, after {best['step']} steps"
+        f"{a_word:.{1 if a_word < 100 else 0}f} a word, after {best['step']} steps"
     )
 
 
