@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tfppo.training.metrics import read_metrics
+from tfppo.training.metrics import read_metrics, shown_perplexity
 
 
 def ppo_result(folder: Path) -> str:
@@ -33,10 +33,9 @@ def language_model_result(folder: Path) -> str:
     if not rows:
         return "no held-out perplexity is on record"
     best = min(rows, key=lambda row: row["lm/held_out_loss"])
-    a_word = best["lm/held_out_word_perplexity"]
     return (
         f"held-out perplexity {best['lm/held_out_perplexity']:.1f} a token, "
-        f"{a_word:.{1 if a_word < 100 else 0}f} a word, after {best['step']} steps"
+        f"{shown_perplexity(best['lm/held_out_word_perplexity'])} a word, after {best['step']} steps"
     )
 
 
