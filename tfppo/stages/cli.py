@@ -18,7 +18,15 @@ from tfppo.errors import UserError
 from tfppo.files import REMEDIES, reason, remedy
 from tfppo.stages.help import describe_flags, describe_settings, print_help
 from tfppo.stages.invocation import Invocation, quote
-from tfppo.stages.overrides import check_overrides, estimator_first, resolve_config, shipped_configs, take_nones
+from tfppo.stages.overrides import (
+    check_overrides,
+    estimator_first,
+    resolve_config,
+    shipped_configs,
+    take_nones,
+    unknown_flag,
+    wrong_type,
+)
 from tfppo.stages.start import start_tensorflow
 from tfppo.training.interrupt import EXIT_INTERRUPTED, Interrupted, Program
 from tfppo.training.progress import duration
@@ -202,14 +210,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _config_errors(path: str) -> Iterator[None]:
-    """Turns an error while a config file is loaded into a UserError with the reason; errors of absl pass."""
-    from absl.flags import Error
+    """Turns an error while a config file is loaded, or a flag is parsed, into a UserError with the reason."""
+    from absl.flags import Error, UnrecognizedFlagError
 
     try:
         yield
     except Error as error:
+        if isinstance(error, UnrecognizedFlagError):
+            raise UserError(unknown_flag(error.flagname) or str(error)) from error
         if "Error whilst parsing config file" not in str(error):
-            raise
+            raise UserError(wrong_type(str(error))) from error
         raise UserError(f"config {path!r} cannot be loaded: {str(error).splitlines()[-1]}") from error
     except Exception as error:  # the file is Python: it can raise anything
         raise UserError(f"config {path!r} cannot be loaded: {type(error).__name__}: {error}") from error
