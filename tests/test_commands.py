@@ -83,7 +83,7 @@ def parse(name, arguments):
         module.main = lambda config, workdir, flags: print(
             json.dumps([config.to_json(), flags.flag_values_dict()], default=str)
         )
-        module.THEN = module.cli.AFTER_PPO = ()
+        module.THEN = module.cli.AFTER_PPO = module.cli.AFTER_QUICKSTART = ()
         module.cli.start_tensorflow = module.cli.claim = lambda *args: None
     sys.argv = ["tfppo", *arguments]
     module.run()

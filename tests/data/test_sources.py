@@ -178,14 +178,24 @@ def test_bad_files(tmp_path, name, content, message):
 
 
 def test_a_configured_field_that_is_not_there_is_an_error(tmp_path):
-    source = write_jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
-    with pytest.raises(UserError, match=r"line 1: no field 'quesiton'; the fields are \['text'\]"):
+    source = write_jsonl(tmp_path / "a.jsonl", [{"text": "a", "question": "b"}])
+    with pytest.raises(UserError) as error:
         load_examples(source, "train", prompt_feature="quesiton")
+    error.match(r"line 1: no field 'quesiton', which --config\.data\.prompt_feature names; ")
+    error.match(r"; the fields are \['question', 'text'\]; did you mean 'question'\?$")
+    with pytest.raises(UserError, match=r"no field 'zz', which .*\.text_feature names; .* 'text'\]$"):
+        load_examples(source, "train", text_feature="zz")
 
 
 def test_unreadable_file_and_unknown_split(tmp_path):
     with pytest.raises(UserError, match=r"gone\.txt' cannot be read \(No such file"):
         load_examples(str(tmp_path / "gone.txt"), "train")
+    (tmp_path / "kinds.csv").touch()
+    (tmp_path / "kinds.doc").touch()
+    with pytest.raises(UserError, match="cannot be read .*: check the path; did you mean 'kinds.csv'[?]$"):
+        load_examples(str(tmp_path / "kind.csv"), "train")
+    with pytest.raises(UserError, match="cannot be read .*: check the path$"):
+        load_examples(str(tmp_path / "nowhere" / "kind.csv"), "train")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(UserError, match=r"folder\.jsonl' has no file that ends in \.jsonl, \.json"):
         load_examples(str(tmp_path / "folder.jsonl"), "train")
@@ -230,7 +240,7 @@ def test_tfds_examples_carry_their_single_features_and_are_announced_once(load_q
     [
         ({"text_feature": "label"}, "feature 'label' is ClassLabel.*must be a string"),
         ({"text_feature": "words"}, "feature 'words' is Sequence.*must be a string"),
-        ({"text_feature": "qestion"}, "no field 'qestion'; the fields are .*'question'"),
+        ({"text_feature": "qestion"}, "no field 'qestion', which .*text_feature names; .*'question'"),
         ({"text_feature": "text"}, "neither 'text' nor 'prompt' is there"),
         ({"text_feature": "answer", "split": "test"}, r"test example \d: field 'answer' is not UTF-8"),
     ],

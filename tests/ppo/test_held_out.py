@@ -147,7 +147,7 @@ def test_each_time_the_same_prompts_and_numbers(tmp_path):
 
 
 def test_it_is_due_at_the_start_at_every_second_iteration_and_at_the_end(tmp_path):
-    held_out = fresh(scripted(tmp_path, [(float(n), 0.0) for n in range(9)]))
+    held_out = fresh(scripted(tmp_path, [(float(n), -0.001) for n in range(9)]))
     lines = [held_out(done, finished=done == 5) for done in range(6)]
     held_out.close()
     assert [done for done, said in enumerate(lines) if said] == [0, 2, 4, 5]

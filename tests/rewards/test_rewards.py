@@ -57,8 +57,10 @@ def test_load_by_file(tmp_path):
 
     assert json.loads("[1]") == [1]
     for attribute in ("width", "number", ""):
-        with pytest.raises(UserError, match=rf"has no function '{attribute}'"):
+        with pytest.raises(UserError, match=rf"has no function '{attribute}'; it has length$"):
             load_reward(f"{path}:{attribute}")
+    with pytest.raises(UserError, match="has no function 'lenght'; did you mean 'length'[?]$"):
+        load_reward(f"{path}:lenght")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import re
 import sys
 import threading
@@ -120,6 +121,16 @@ def test_what_is_refused(scores, message):
     with pytest.raises(UserError, match=f"reward fixed {message}") as error:
         constant(scores)(make_batch())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scores", [None, [1.0]])
+def test_what_is_refused_comes_with_the_place_of_the_function(scores):
+    def mine(prompts, responses):
+        return scores
+
+    file, line = os.path.relpath(__file__), mine.__code__.co_firstlineno
+    with pytest.raises(UserError, match=f"^reward mine .*; the function is at {file}:{line}$"):
+        TextReward("mine", mine)(make_batch())
 
 
 def test_a_generator_and_an_async_function_will_do():

@@ -81,7 +81,7 @@ def others(quickstart, evaluation, served, workdir, settings):
     """The other binaries, on a finished workdir; what the quickstart wrote was read before."""
     here = f"--workdir={workdir}"
     printed = {
-        line.split(":", 1)[0].strip(): shlex.split(line.split(":", 1)[1]) for line in quickstart.out.splitlines()[-4:]
+        line.split(":", 1)[0].strip(): shlex.split(line.split(":", 1)[1]) for line in quickstart.out.splitlines()[-3:]
     }
     prompts = ("--prompt=the film", "--prompt=a story of love")
     asked = workdir.parent / "asked.jsonl"
@@ -99,7 +99,7 @@ def others(quickstart, evaluation, served, workdir, settings):
             "before": command("generate", here, f"--model={workdir / 'lm'}", *prompts, config=settings),
             # What only reads a finished run leaves its configuration as it is.
             "evaluate": [*printed["measure it"], "--config.evaluation.num_samples=3"],
-            "export": printed["serve it"],
+            "export": command("export", here, config=settings),
             "the best": [*printed["try it"], "--model=policy_best", *prompts],
             "prompts alone": command("evaluate", *elsewhere, config=prompts_alone),
         }
@@ -127,11 +127,11 @@ def test_its_progress_is_a_line_an_iteration(quickstart):
 
 def test_it_ends_with_its_result_and_the_next_commands(quickstart, evaluation, workdir):
     before, after = evaluation["before PPO"], evaluation["after PPO"]
-    result, done, *commands = quickstart.out.splitlines()[-6:]
+    result, done, *commands = quickstart.out.splitlines()[-5:]
     assert result.startswith(f"result: score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL ")
     assert re.fullmatch(r"done in (\d+ min )?\d+ s; what next:", done)
     names = [line.split(":", 1)[0].strip() for line in commands]
-    assert names == ["measure it", "try it", "serve it", "look at the curves"]
+    assert names == ["measure it", "try it", "look at the curves"]  # it has exported
     assert commands[-1].endswith(f"tensorboard --logdir={workdir}")
 
 

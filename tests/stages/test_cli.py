@@ -35,12 +35,22 @@ MISTAKES = {
     "field like no other": (["--config.zzzzzz=1"], r"--config\.zzzzzz is not a field.*; --help lists the fields"),
     "part of a field": (["--config.seed.x=1"], r"--config\.seed\.x is not a field.*"),
     "section as a field": (["--config.ppo=5"], r"--config\.ppo is a section; write --config\.ppo\.FIELD=value"),
-    "word for a float": (["--config.ppo.kl_coef=abc"], r"flag --config\.ppo\.kl_coef=abc: .*float.*'abc'"),
-    "float for an int": (["--config.lm.num_steps=1.5"], r"flag --config\.lm\.num_steps=1\.5: .*int.*'1\.5'"),
-    "none for a number": (["--config.ppo.kl_coef=none"], r"flag --config\.ppo\.kl_coef=none: .*float.*'none'"),
-    "word for a bool": (["--config.reward.whiten=maybe"], r"flag --config\.reward\.whiten=maybe: .*"),
+    "word for a float": (["--config.ppo.kl_coef=abc"], r"--config\.ppo\.kl_coef is 'abc'; it must be a number"),
+    "float for an int": (
+        ["--config.lm.num_steps=1.5"],
+        r"--config\.lm\.num_steps is '1\.5'; .* a whole number",
+    ),
+    "none for a number": (["--config.ppo.kl_coef=none"], r"--config\.ppo\.kl_coef is 'none'; it must be a number"),
+    "word for a bool": (
+        ["--config.reward.whiten=maybe"],
+        r"--config\.reward\.whiten is 'maybe'; .* True or False",
+    ),
     "field without a value": (["--config.seed"], r"Missing value for flag --config\.seed"),
     "unknown flag": (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'\. Did you mean: workdir \?"),
+    "setting without its section": (
+        ["--num_steps=5"],
+        r"--num_steps is not a flag; did you mean --config\.lm\.num_steps\?",
+    ),
     "positional argument": (["stray"], r"argument 'stray' is not a flag; write --name=value"),
     "empty workdir": (["--workdir="], r"--workdir is missing; name the folder of the run"),
     "override before the config": (
@@ -95,6 +105,10 @@ def test_missing_workdir():
     assert_one_line(run(command("train_ppo")), "--workdir is missing; name the folder of the run")
 
 
+def test_missing_prompt():
+    assert_one_line(run(command("generate", NOWHERE)), "--prompt is missing; write --prompt=TEXT, .*")
+
+
 def test_the_command_line_is_read_before_tensorflow_is_imported():
     imports = run(command("train_lm", NOWHERE, "--config.model.num_heads=3", python=("-X", "importtime"))).raw
     modules = {line.rpartition("|")[2].strip() for line in imports.splitlines()}
@@ -113,6 +127,7 @@ def test_help_lists_the_flags(tool):
     flags |= {"model"} if tool in ("evaluate", "export", "generate") else set()
     flags |= {"prompt"} if tool == "generate" else set()
     assert flags == set(re.findall(r"^  --(\w+)(?:=.*)? ", finished.out, re.MULTILINE))
+    assert "repeat this option" not in finished.out
     assert f"tools/{tool}.py --" in finished.out  # its example, as it is typed here
     settings = dict(re.findall(r"^  --config\.([\w.]+)=(\S*)", finished.out, re.MULTILINE))
     assert len(settings) > 90
@@ -187,7 +202,7 @@ def failures(tmp_path_factory):
             "reward in evaluation": command(
                 "evaluate", f"--workdir={good}", f"--model={good / 'lm'}", config=(*settings, reward("ends"))
             ),
-            "no model": command("generate", f"--workdir={folder / 'fresh'}", config=settings),
+            "no model": command("generate", f"--workdir={folder / 'fresh'}", "--prompt=x", config=settings),
             "long prompt": command("generate", f"--workdir={good}", f"--prompt={'word ' * 90}", config=settings),
         }
     )
@@ -202,9 +217,12 @@ def failures(tmp_path_factory):
         ("architecture", r"language model .*good' was started .*: model\.hidden_dim is 32, not 16; go on .*"),
         ("prompt", r".*long\.jsonl, line \d+: the prompt '\d+ two .*' has \d+ tokens, more than the 8 of data\.max_.*"),
         ("no responses", r"data\.source '.*prompts\.csv' has prompts and no responses; .* train-ppo .*"),
-        ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'"),
+        ("unknown reward", r"reward\.functions has '.*rewards\.py:none', but '.*' has no function 'none'; .*"),
         ("number of scores", r"reward too_few returned 7 scores for 8 responses; .*"),
-        ("nan", r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite"),
+        (
+            "nan",
+            r"reward not_a_number is nan for prompt '.+' and response '.*'; it must be finite; .* at .*rewards.py:6",
+        ),
         ("column", r"reward exact takes a column 'answer', which data\.source '.*' has not; the columns are: text; .*"),
         ("column of jsonl", r"reward exact takes a column 'answer', .*; the columns are: prompt, response; .*"),
         ("reward in evaluation", r"reward ends raised SystemExit: no key at .*rewards\.py:11, .* prompt '.+' and .*"),

@@ -3,7 +3,14 @@
 import pytest
 from binaries import ROOT
 
-from tfppo.stages.overrides import estimator_first, resolve_config, shipped_configs, take_nones
+from tfppo.stages.overrides import (
+    estimator_first,
+    resolve_config,
+    shipped_configs,
+    take_nones,
+    unknown_flag,
+    wrong_type,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +64,25 @@ def test_the_estimator_is_assigned_before_what_else_is_given():
         "--x",
     ]
     assert estimator_first(["tool", "--config.ppo.estimator"]) == ["tool", "--config.ppo.estimator"]  # absl tells that
+
+
+def test_a_flag_that_is_the_name_of_settings():
+    assert unknown_flag("seed") == "--seed is not a flag; did you mean --config.seed?"
+    assert unknown_flag("source").endswith("mean --config.data.source or --config.reward_model.source?")
+    assert unknown_flag("wrkdir") == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "plain"),
+    [
+        ("flag --config.seed=a: invalid literal", "--config.seed is 'a'; it must be a whole number"),
+        (
+            "flag --config.ppo.target_score=x: could not",
+            "--config.ppo.target_score is 'x'; it must be a number, or none",
+        ),
+        ("flag --config.reward.weights=x: malformed",) * 2,
+        ("flag --model=x: wrong",) * 2,
+    ],
+)
+def test_a_value_of_the_wrong_type_in_plain_words(message, plain):
+    assert wrong_type(message) == plain

@@ -41,20 +41,22 @@ def lines_of(clock, capsys, seconds, **arguments):
 
 
 def test_one_line_a_step_with_the_time_left(clock, capsys):
-    lines = lines_of(clock, capsys, [30, 4, 4, 4], total=4, unit="iteration", starts="compiles", every=0.0)
+    lines = lines_of(clock, capsys, [30, 12, 4, 5], total=4, unit="iteration", starts="compiles", every=0.0)
     assert lines == [
         "PPO: the first iteration compiles",
-        "PPO: iteration 1/4, score 0.1; 30.0 s",  # no guess from a step that compiled
-        "PPO: iteration 2/4, score 0.2; 8 s left",
+        "PPO: iteration 1/4, score 0.1; it took 30.0 s",  # no guess from a step that compiled
+        "PPO: iteration 2/4, score 0.2",  # as this one may have
         "PPO: iteration 3/4, score 0.3; 4 s left",
         "PPO: iteration 4/4, score 0.4",
     ]
 
 
 def test_the_pace_follows_the_steps(clock, capsys):
-    lines = lines_of(clock, capsys, [9, 10, 20], total=103, every=0.0)
-    # 10 s a step, then 0.9 * 10 + 0.1 * 20 = 11; 100 steps are left.
-    assert lines[-1] == "PPO: step 3/103, score 0.3; 18 min 20 s left"
+    lines = lines_of(clock, capsys, [90, 60, 9, 7, 8, 70], total=106, every=0.0)
+    # Of 60, 9, 7, 8 and 70 the median is 9; 100 steps are left.
+    assert lines[-1] == "PPO: step 6/106, score 0.6; 15 min 0 s left"
+    lines = lines_of(clock, capsys, [90, *[9] * 9, *[2] * 5], total=115, every=0.0)
+    assert lines[-1] == "PPO: step 15/115, score 0.15; 3 min 20 s left"  # of the last nine, five took 2 s
 
 
 def test_many_short_steps_give_a_line_now_and_then(clock, capsys):
@@ -64,9 +66,9 @@ def test_many_short_steps_give_a_line_now_and_then(clock, capsys):
 
 
 def test_a_run_that_goes_on_counts_from_where_it_was(clock, capsys):
-    lines = lines_of(clock, capsys, [5, 2], total=20, done=10, starts="compiles", every=0.0)
+    lines = lines_of(clock, capsys, [5, 2, 2], total=20, done=10, starts="compiles", every=0.0)
     assert lines[0] == "PPO: the first step compiles"
-    assert lines[2] == "PPO: step 12/20, score 0.2; 16 s left"
+    assert lines[3] == "PPO: step 13/20, score 0.3; 14 s left"
 
 
 def test_a_finished_run_says_nothing(clock, capsys):
@@ -75,14 +77,15 @@ def test_a_finished_run_says_nothing(clock, capsys):
 
 def test_steps_of_a_loop_are_shown(clock, capsys):
     seen = []
-    for step in shown("abc", total=3, description="evaluation"):
+    for step in shown("abcd", total=4, description="evaluation"):
         clock.now += 11
         seen.append(step)
-    assert seen == ["a", "b", "c"]
+    assert seen == ["a", "b", "c", "d"]
     assert capsys.readouterr().out.splitlines() == [
-        "evaluation: step 1/3",
-        "evaluation: step 2/3; 11 s left",
-        "evaluation: step 3/3",
+        "evaluation: step 1/4",
+        "evaluation: step 2/4",
+        "evaluation: step 3/4; 11 s left",
+        "evaluation: step 4/4",
     ]
 
 
@@ -93,6 +96,18 @@ def test_lines_of_others_come_at_once(capsys, monkeypatch):
     with Progress(total=1, description="PPO") as bar:
         bar.write("a warning")
     assert flushed == ["a warning\n"]
+
+
+def test_the_bar_has_the_same_estimate(clock, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(total=10, description="PPO", starts="compiles") as bar:
+        for seconds in (300, 30, 4, 4):
+            clock.now += seconds
+            bar.advance(score="0.1")
+        bar._bar.refresh()
+    assert "4/10" in terminal.getvalue() and "left=24 s" in terminal.getvalue()
+    assert "it/s" not in terminal.getvalue() and "s/it" not in terminal.getvalue()
 
 
 def test_a_terminal_gets_a_bar(monkeypatch, capsys):

@@ -19,14 +19,14 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.workdir import open_run
 
     folder, _ = open_run(config, workdir)
-    prompts = flags.prompt or [""]
-    for prompt, response in zip(prompts, generate(config, folder, flags.model, prompts), strict=True):
+    responses = generate(config, folder, flags.model, flags.prompt)
+    for prompt, response in zip(flags.prompt, responses, strict=True):
         print(f"{prompt}|{response}")
 
 
 def define_flags(flags: ModuleType) -> None:
     """The flags of this command alone."""
-    flags.DEFINE_multi_string("prompt", None, "Text to continue; may be given several times.")
+    flags.DEFINE_multi_string("prompt", None, "Text to continue; give it several times for several texts.")
     flags.DEFINE_string(
         "model",
         None,
@@ -36,4 +36,9 @@ def define_flags(flags: ModuleType) -> None:
 
 def run() -> None:
     """The command, with the flags of sys.argv."""
-    cli.run(main, doc=__doc__, define_flags=define_flags)
+    cli.run(
+        main,
+        doc=__doc__,
+        define_flags=define_flags,
+        required={"prompt": "write --prompt=TEXT, the text to continue; --prompt= continues nothing"},
+    )

@@ -56,4 +56,4 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
 def run() -> None:
     """The command, with the flags of sys.argv."""
-    cli.run(main, doc=__doc__, then=cli.AFTER_PPO, trains=True)
+    cli.run(main, doc=__doc__, then=cli.AFTER_QUICKSTART, trains=True)

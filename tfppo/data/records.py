@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tfppo.errors import UserError
+from tfppo.errors import UserError, did_you_mean
 
 _Records = Iterator[tuple[str, dict]]
 
@@ -79,6 +79,10 @@ def _content(path):
             return file.read()
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"source {path!r} is no whole gzip file ({error}): copy it again.") from error
+    except FileNotFoundError as error:
+        beside = [other.name for other in Path(path).parent.glob("*") if format_of(other.name)]
+        hint = did_you_mean(Path(path).name, beside)
+        raise UserError(f"source {path!r} cannot be read ({error.strerror}): check the path{hint}") from error
     except OSError as error:
         raise UserError(f"source {path!r} cannot be read ({error.strerror}): check the path.") from error
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tfppo.data.chat import ASSISTANT, ChatTemplate, Message, is_chat, read_messages
 from tfppo.data.records import checked_text
-from tfppo.errors import UserError
+from tfppo.errors import UserError, did_you_mean
 
 TEXT, PROMPT = "text", "prompt"
 DEFAULT_FIELDS = (TEXT, PROMPT)
@@ -55,7 +55,10 @@ def recognise(record: Mapping[str, object], where: str, names: Sequence[str], te
     # An empty text counts as blank; without its prompt, a response would be taken for a whole text.
     for name, default, there in zip(names, DEFAULT_FIELDS, (record.keys(), shape.present), strict=True):
         if name not in there and name != default:
-            raise UserError(f"{where}: no field {name!r}; the fields are {sorted(there)}.")
+            raise UserError(
+                f"{where}: no field {name!r}, which --config.data.{default}_feature names; the fields are "
+                f"{sorted(there)}{did_you_mean(name, there)}"
+            )
     if shape.prompt and shape.response:
         return shape.pair()
     if tuple(names) == DEFAULT_FIELDS and shape.chat:

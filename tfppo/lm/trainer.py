@@ -17,7 +17,7 @@ from tfppo.ops.seeds import seed_for, stream_indices
 from tfppo.training.checkpoint import CheckpointKeeper, digest
 from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter
+from tfppo.training.metrics import MetricsWriter, shown_perplexity
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
@@ -161,7 +161,7 @@ class LmTrainer:
         if "lm/held_out_perplexity" in scalars:
             bar.write(
                 f"step {finished}: held-out perplexity {scalars['lm/held_out_perplexity']:.1f} a token, "
-                f"{scalars['lm/held_out_word_perplexity']:.0f} a word"
+                f"{shown_perplexity(scalars['lm/held_out_word_perplexity'])} a word"
             )
         bar.advance(loss=f"{scalars['lm/loss']:.2f}", tok_s=f"{scalars['time/tokens_per_second']:.0f}")
 

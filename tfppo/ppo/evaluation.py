@@ -128,7 +128,7 @@ def figure_rows(columns: dict[str, dict[str, float]]) -> list[tuple[str, ...]]:
     """
     names = dict.fromkeys(name for figures in columns.values() for name in figures)
     rows = [
-        (name, *(f"{figures[name]:.4g}" if name in figures else "-" for figures in columns.values())) for name in names
+        (name, *(f"{figures[name]:z.4g}" if name in figures else "-" for figures in columns.values())) for name in names
     ]
     return [("figure", *columns), *rows]
 
@@ -146,7 +146,7 @@ def sample_rows(columns: dict[str, Evaluation], *, rows: int) -> list[tuple[str,
     head = ("prompt", *(title for name in columns for title in (name, "score")))
     table = [head]
     for i in range(min(rows, len(evaluations[0].prompts))):
-        cells = (cell for one in evaluations for cell in (one.responses[i], f"{one.scores[i]:+.2f}"))
+        cells = (cell for one in evaluations for cell in (one.responses[i], f"{one.scores[i]:+z.2f}"))
         table.append((evaluations[0].prompts[i], *cells))
     return table
 

@@ -112,7 +112,7 @@ class HeldOut:
         self._metrics.flush()  # a checkpoint of this iteration follows
         self._measured = done
         which = "this one" if self.best is candidate else f"that after {self.best.iteration} iterations"
-        line = f"held-out prompts after {done} iterations: score {score:.3f}, KL {kl:.2f}; policy_best is {which}"
+        line = f"held-out prompts after {done} iterations: score {score:z.3f}, KL {kl:z.2f}; policy_best is {which}"
         return [line]
 
     def value(self, evaluation: Best) -> float:

@@ -319,8 +319,8 @@ class PpoTrainer:
         histograms = {"rewards": collected.raw_scores, "response_lengths": response_lengths(collected)}
         metrics.write(step + 1, {**scalars, **collected.reward_means}, histograms, shown)
         bar.advance(
-            score=f"{scalars['objective/score']:.3f}",
-            kl=f"{scalars['objective/kl']:.2f}",
+            score=f"{scalars['objective/score']:z.3f}",
+            kl=f"{scalars['objective/kl']:z.2f}",
             tok_s=f"{scalars['time/tokens_per_second']:.0f}",
         )
 
@@ -351,5 +351,5 @@ def update_average(average: Policy, policy: Policy, decay: float) -> None:
 
 def format_samples(iteration: int, rows: Sequence[tuple[str, str, float]]) -> str:
     """Rows of (prompt, response, score) as lines for a terminal."""
-    lines = [f"  {score:+.2f}  {prompt}|{response}".replace("\n", " ") for prompt, response, score in rows]
+    lines = [f"  {score:+z.2f}  {prompt}|{response}".replace("\n", " ") for prompt, response, score in rows]
     return "\n".join([f"samples of iteration {iteration} (score, prompt|response):", *lines])

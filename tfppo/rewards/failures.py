@@ -37,8 +37,18 @@ def row_of(error: BaseException, batch: Batch) -> str:
 
 def place(error: BaseException, function: Callable) -> str:
     """The last line of the function's own file that led to an error, as " at FILE:LINE"; empty where there is none."""
-    code = getattr(inspect.unwrap(function), "__code__", None) or getattr(type(function).__call__, "__code__", None)
+    code = _code(function)
     lines = [
         frame for frame in traceback.extract_tb(error.__traceback__) if code and frame.filename == code.co_filename
     ]
     return f" at {os.path.relpath(lines[-1].filename)}:{lines[-1].lineno}" if lines else ""
+
+
+def definition(function: Callable) -> str:
+    """Where a function begins, as "FILE:LINE"; empty where that is not known, as of one in C."""
+    code = _code(function)
+    return f"{os.path.relpath(code.co_filename)}:{code.co_firstlineno}" if code else ""
+
+
+def _code(function):
+    return getattr(inspect.unwrap(function), "__code__", None) or getattr(type(function).__call__, "__code__", None)

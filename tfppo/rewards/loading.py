@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from tfppo.data.tokenizer import Tokenizer
-from tfppo.errors import UserError
+from tfppo.errors import UserError, did_you_mean
 from tfppo.files import user_path
 from tfppo.models.folder import load_language_model, load_reward_model
 from tfppo.models.language_model import LanguageModel
@@ -55,8 +56,16 @@ def load_reward(name: str) -> RewardFunction:
             f"reward.functions has {name!r}, which is a class; name a function, or an object that is called"
         )
     if not callable(function):
-        raise UserError(f"reward.functions has {name!r}, but {where!r} has no function {attribute!r}")
+        there = [one for one in _functions(module) if one != attribute]
+        hint = did_you_mean(attribute, there) or f"; it has {', '.join(there)}" * bool(there)
+        raise UserError(f"reward.functions has {name!r}, but {where!r} has no function {attribute!r}{hint}")
     return function
+
+
+def _functions(module):
+    """The names of the functions that a module defines, but for those it keeps to itself."""
+    own = {name: value for name, value in vars(module).items() if inspect.isfunction(value) and name[0] != "_"}
+    return [name for name, value in own.items() if value.__module__ == module.__name__]
 
 
 def _import_module(name):

@@ -15,7 +15,7 @@ from tfppo.errors import UserError
 from tfppo.rewards.batch import Batch
 from tfppo.rewards.calling import Overdue, Patience, persist
 from tfppo.rewards.checking import checked_scores
-from tfppo.rewards.failures import beginning, place, row_of, told
+from tfppo.rewards.failures import beginning, definition, place, row_of, told
 from tfppo.rewards.signature import Signature
 
 
@@ -84,7 +84,11 @@ class TextReward:
                 f"reward {self.name} raised {told(error)}{place(error, self._function)}, {row_of(error, batch)}; mend "
                 f"the function, or let it be called again with reward.retries"
             ) from error
-        return checked_scores(self.name, scores, batch)
+        try:
+            return checked_scores(self.name, scores, batch)
+        except UserError as error:
+            at = definition(self._function)
+            raise UserError(f"{error}; the function is at {at}" if at else str(error)) from error
 
     def _announce(self, error, seconds):
         line = f"reward {self.name}: {told(error)}{place(error, self._function)}; calling it again in {seconds:g} s"

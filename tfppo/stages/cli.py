@@ -7,7 +7,7 @@ signal, once its state is saved.
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +18,15 @@ from tfppo.errors import UserError
 from tfppo.files import REMEDIES, reason, remedy
 from tfppo.stages.help import describe_flags, describe_settings, print_help
 from tfppo.stages.invocation import Invocation, quote
-from tfppo.stages.overrides import check_overrides, estimator_first, resolve_config, shipped_configs, take_nones
+from tfppo.stages.overrides import (
+    check_overrides,
+    estimator_first,
+    resolve_config,
+    shipped_configs,
+    take_nones,
+    unknown_flag,
+    wrong_type,
+)
 from tfppo.stages.start import start_tensorflow
 from tfppo.training.interrupt import EXIT_INTERRUPTED, Interrupted, Program
 from tfppo.training.progress import duration
@@ -42,11 +50,20 @@ class Next(NamedTuple):
     keeps: tuple[str, ...] = ()  # flags of the command before, which it is to have where they were given
 
 
-AFTER_PPO = (
-    Next("measure it", "evaluate"),
-    Next("try it", "generate", ("--prompt=...",)),
-    Next("serve it", "export"),
-)
+MEASURE = Next("measure it", "evaluate")
+TRY = Next("try it", "generate", ("--prompt=...",))
+AFTER_QUICKSTART = (MEASURE, TRY)  # which has exported
+AFTER_PPO = (*AFTER_QUICKSTART, Next("serve it", "export"))
+
+# Starts of the settings that a command on a run has a use for. A model that is there has its own sizes; what is left of
+# that section is held against the length of prompts and responses.
+_WITH_A_MODEL = ("seed", "num_replicas", "language_model", "data.", "model.max_sequence_length", "sampling.")
+USES = {
+    "train-ppo": (*_WITH_A_MODEL, "checkpoint_every", "keep_checkpoints", "reward.", "ppo.", "evaluation."),
+    "evaluate": (*_WITH_A_MODEL, "reward.", "evaluation."),
+    "generate": _WITH_A_MODEL,
+    "export": _WITH_A_MODEL,
+}
 
 
 def run(
@@ -54,6 +71,7 @@ def run(
     *,
     doc: str,
     define_flags: Callable[[ModuleType], None] = lambda flags: None,
+    required: Mapping[str, str] | None = None,
     then: Sequence[Next] = (),
     trains: bool = False,
 ) -> None:
@@ -64,14 +82,15 @@ def run(
     Args:
         doc: what --help says of the command, before its flags and settings.
         define_flags: defines further flags of the command; it is called with the module `absl.flags`.
+        required: flags beside --workdir that must be given, each with the remedy where it is not.
         then: what is printed at the end as the commands to type next; TensorBoard comes last.
         trains: whether it writes what training goes on from: then one process at a time has the run's folder.
     """
     with Program():
-        _run(main, doc, define_flags, then, trains)
+        _run(main, doc, define_flags, {"workdir": "name the folder of the run", **(required or {})}, then, trains)
 
 
-def _run(main, doc, define_flags, then, trains):
+def _run(main, doc, define_flags, required, then, trains):
     started, invocation = time.monotonic(), Invocation(sys.argv)
     from absl import app, flags, logging
     from ml_collections import config_flags
@@ -88,7 +107,7 @@ def _run(main, doc, define_flags, then, trains):
         config_flag = config_flags.DEFINE_config_file(
             "config", path, "Experiment: the name of a config that comes along, or a file with get_config()."
         )
-        workdir = flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
+        flags.DEFINE_string("workdir", None, "Folder of the run; the same one again goes on.")
         define_flags(flags)
     own = [name for name in flags.FLAGS if name not in others and not name.startswith("config.")]
 
@@ -106,8 +125,9 @@ def _run(main, doc, define_flags, then, trains):
             if wants_help:
                 print_help(help_text(doc, own), describe_settings(config))
                 sys.exit(0)
-            if not workdir.value:
-                raise UserError("--workdir is missing; name the folder of the run")
+            for name, hint in required.items():
+                if not flags.FLAGS[name].value:
+                    raise UserError(f"--{name} is missing; {hint}")
             config.validate()
             return rest
 
@@ -137,7 +157,9 @@ def what_next(invocation: Invocation, then: Sequence[Next], workdir: str, flags:
     commands = {}
     for next in then:
         kept = [f"--{name}={flags[name].value}" for name in next.keeps if flags[name].value is not None]
-        commands[next.purpose] = invocation.next(next.command, *kept, *next.arguments, without=next.without)
+        commands[next.purpose] = invocation.next(
+            next.command, *kept, *next.arguments, uses=USES[next.command], without=next.without
+        )
     commands["look at the curves"] = f"tensorboard {quote(f'--logdir={workdir}')}"
     return "\n".join(f"  {purpose + ':':20}{command}" for purpose, command in commands.items())
 
@@ -169,7 +191,10 @@ def help_text(doc: str, names: Sequence[str]) -> str:
     command = Invocation(sys.argv)
     lines = [command.adapted(line) for line in doc.strip().splitlines()]
     found = [flags.FLAGS[name] for name in names]
-    described = [(flag.name, None if flag.name == "config" else flag.default, flag.help) for flag in found]
+    # absl adds to a flag that may be repeated that it may: in words that its own text already has.
+    meanings = [flag.help.partition(";\n    repeat this option")[0] for flag in found]
+    defaults = [None if flag.name == "config" else flag.default for flag in found]
+    described = list(zip(names, defaults, meanings, strict=True))
     return "\n".join([*lines, "", describe_flags(described)])
 
 
@@ -188,14 +213,16 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _config_errors(path: str) -> Iterator[None]:
-    """Turns an error while a config file is loaded into a UserError with the reason; errors of absl pass."""
-    from absl.flags import Error
+    """Turns an error while a config file is loaded, or a flag is parsed, into a UserError with the reason."""
+    from absl.flags import Error, UnrecognizedFlagError
 
     try:
         yield
     except Error as error:
+        if isinstance(error, UnrecognizedFlagError):
+            raise UserError(unknown_flag(error.flagname) or str(error)) from error
         if "Error whilst parsing config file" not in str(error):
-            raise
+            raise UserError(wrong_type(str(error))) from error
         raise UserError(f"config {path!r} cannot be loaded: {str(error).splitlines()[-1]}") from error
     except Exception as error:  # the file is Python: it can raise anything
         raise UserError(f"config {path!r} cannot be loaded: {type(error).__name__}: {error}") from error

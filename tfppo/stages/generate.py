@@ -25,10 +25,10 @@ def generate(config: Config, folder: Path, model: Path | str | None, prompts: li
     Raises: UserError where there is no model, or a prompt is longer than the model has room for.
     """
     sampling = config.sampling.for_readers()
-    if model is None:
-        policy_folder = folder / "policy"
-        model = policy_folder if model_exists(policy_folder) else language_model_folder(config, folder)
-    policy, tokenizer = load_policy(model_folder(folder, model))
+    if model is not None or model_exists(folder / "policy"):
+        policy, tokenizer = load_policy(model_folder(folder, model))
+    else:
+        policy, tokenizer = load_policy(language_model_folder(config, folder))
     rows = [[tokenizer.eos_id, *ids] for ids in tokenizer.encode_batch(_written(config, tokenizer, prompts))]
     room = policy.language_model.max_sequence_length - sampling.response_length
     for prompt, row in zip(prompts, rows, strict=True):

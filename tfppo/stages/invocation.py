@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_OF_THE_RUN = re.compile(r"--?(?:no)?(?:config[.=]|config$|workdir(?:=|$))")
+# The name of a flag that says which run it is; `setting` is "section.field".
+_OF_THE_RUN = re.compile(r"--?(?:no)?(?P<name>config\.(?P<setting>[^=]+)|config|workdir)(?:=.*)?", re.DOTALL)
 _PLAIN = re.compile(r"[\w@%+=:,./-]+")
 
 
@@ -34,26 +35,34 @@ class Invocation:
         """An indented line of documentation that begins with a command of tfppo, as it is typed in this place."""
         return re.sub(r"^( +)tfppo ([a-z-]+)", lambda match: match[1] + self.named(match[2]), line)
 
-    def next(self, command: str, *more: str, without: Sequence[str] = ()) -> str:
-        """A command on the same run: with its --workdir, its --config and all settings, then further arguments.
+    def next(self, command: str, *more: str, uses: Sequence[str] = ("",), without: Sequence[str] = ()) -> str:
+        """A command on the same run: with its --workdir, --config and settings, then further arguments.
 
-        Args: without: starts of settings (such as "language_model") that the next command is not to have.
+        Args: uses, without: starts of settings (such as "data.") that the next command has a use for, by default all,
+            and of those among them that it is not to have.
         """
-        left_out = tuple(f"config.{start}" for start in without)
-        kept = [argument for argument in self._of_the_run() if not argument.lstrip("-").startswith(left_out)]
+        kept = [
+            argument
+            for setting, argument in self._of_the_run()
+            if setting is None or setting.startswith(tuple(uses)) and not setting.startswith(tuple(without))
+        ]
         return " ".join([self.named(command), *map(quote, [*kept, *more])])
 
     def _of_the_run(self):
-        """The arguments that say which run it is, each as one: --workdir FOLDER becomes --workdir=FOLDER."""
-        position = 0
+        """The arguments that say which run it is, each as (setting or None, argument): the last value of each flag.
+
+        An argument is one word: --workdir FOLDER becomes --workdir=FOLDER.
+        """
+        found, position = {}, 0
         while position < len(self.arguments):
             argument, following = self.arguments[position], self.arguments[position + 1 : position + 2]
             position += 1
             if "=" not in argument and following and not re.match(r"--?[a-z]", following[0]):
                 argument = f"{argument}={following[0]}"
                 position += 1
-            if _OF_THE_RUN.match(argument):
-                yield argument
+            if match := _OF_THE_RUN.fullmatch(argument):
+                found[match["name"]] = (match["setting"], argument)
+        return list(found.values())
 
 
 def quote(argument: str) -> str:

@@ -54,9 +54,7 @@ def _config_file(name):
 
 def check_overrides(argv: Sequence[str]) -> None:
     """Raises UserError, with the most similar name, where --config.section.field is not a field of Config."""
-    sections = config_sections()
-    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
-    fields += [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
+    sections, fields = config_sections(), _fields()
     for name in (match[1] for match in map(_OVERRIDE.fullmatch, argv) if match):
         if name in sections:
             raise UserError(f"--config.{name} is a section; write --config.{name}.FIELD=value")
@@ -64,6 +62,35 @@ def check_overrides(argv: Sequence[str]) -> None:
             nearest = _nearest(name, fields)
             hint = f"did you mean --config.{nearest}?" if nearest else "--help lists the fields"
             raise UserError(f"--config.{name} is not a field of the configuration; {hint}")
+
+
+def unknown_flag(name: str) -> str:
+    """What to say of a flag that there is not, where a setting has its name; else ""."""
+    meant = [f"--config.{field}" for field in _fields() if field.rpartition(".")[2] == name]
+    return f"--{name} is not a flag; did you mean {' or '.join(meant)}?" if meant else ""
+
+
+def wrong_type(message: str) -> str:
+    """What absl says of a value that has not the type of its setting, in plain words; else the message as it is."""
+    match = re.match(r"flag --config\.([^=]+)=(.*?): ", message, re.DOTALL)
+    kind = _kinds().get(match[1]) if match else None
+    return f"--config.{match[1]} is {match[2]!r}; it must be {kind}" if match and kind else message
+
+
+def _kinds():
+    """What a value must be, in words, by setting; those of which absl's own words will do are left out."""
+    words: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
+    words |= {int | None: "a whole number, or none", float | None: "a number, or none"}
+    owners = {"": Config, **{f"{name}.": section for name, section in config_sections().items()}}
+    fields = {f"{prefix}{f.name}": f.type for prefix, owner in owners.items() for f in dataclasses.fields(owner)}
+    return {name: words[kind] for name, kind in fields.items() if kind in words}
+
+
+def _fields():
+    """The names of all settings: "seed", "ppo.gamma"."""
+    sections = config_sections()
+    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
+    return fields + [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
 
 
 def config_sections() -> dict[str, type]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tfppo.training.metrics import read_metrics
+from tfppo.training.metrics import read_metrics, shown_perplexity
 
 
 def ppo_result(folder: Path) -> str:
@@ -19,20 +19,22 @@ def ppo_result(folder: Path) -> str:
         first, last = held_out[0], held_out[-1]
         count = f"{last['evaluation/prompts']:.0f} " if "evaluation/prompts" in last else ""  # of an older version
         return (
-            f"score on {count}held-out prompts {first['evaluation/score']:.3f} before PPO, "
-            f"{last['evaluation/score']:.3f} after {last['step']} iterations; "
-            f"KL {last['evaluation/kl']:.1f} nats a response"
+            f"score on {count}held-out prompts {first['evaluation/score']:z.3f} before PPO, "
+            f"{last['evaluation/score']:z.3f} after {last['step']} iterations; "
+            f"KL {last['evaluation/kl']:z.1f} nats a response"
         )
     first, last = rows[0], rows[-1]
     return (
-        f"score {first['objective/score']:.3f} in iteration {first['step']}, {last['objective/score']:.3f} in "
-        f"{last['step']}; KL {last['objective/kl']:.1f} nats a response"
+        f"score {first['objective/score']:z.3f} in iteration {first['step']}, {last['objective/score']:z.3f} in "
+        f"{last['step']}; KL {last['objective/kl']:z.1f} nats a response"
     )
 
 
 def evaluation_result(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     """What two columns of figures on the same prompts say: the scores, and the distance between the models."""
-    return f"score {before['reward']:.3f} before PPO, {after['reward']:.3f} after; KL {after['kl']:.1f} nats a response"
+    return (
+        f"score {before['reward']:z.3f} before PPO, {after['reward']:z.3f} after; KL {after['kl']:z.1f} nats a response"
+    )
 
 
 def language_model_result(folder: Path) -> str:
@@ -43,7 +45,7 @@ def language_model_result(folder: Path) -> str:
     best = min(rows, key=lambda row: row["lm/held_out_loss"])
     return (
         f"held-out perplexity {best['lm/held_out_perplexity']:.1f} a token, "
-        f"{best['lm/held_out_word_perplexity']:.0f} a word, after {best['step']} steps"
+        f"{shown_perplexity(best['lm/held_out_word_perplexity'])} a word, after {best['step']} steps"
     )
 
 

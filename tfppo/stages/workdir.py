@@ -22,9 +22,19 @@ import keras
 import tensorflow as tf
 
 from tfppo.config import Config
+from tfppo.errors import UserError
 from tfppo.files import user_path
+from tfppo.models.folder import model_exists
 from tfppo.training.replicas import make_strategy
 from tfppo.training.run_folder import open_folder
+
+# The models of a run that can be named, and what makes each of them.
+_MADE_BY = {
+    "lm": "tfppo train-lm makes it",
+    "policy": "tfppo train-ppo makes it",
+    "policy_best": "tfppo train-ppo keeps it where evaluation.every is above 0 and the data has held-out prompts",
+    "policy_average": "tfppo train-ppo keeps it where ppo.ema_decay is set",
+}
 
 
 def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.Strategy]:
@@ -44,8 +54,18 @@ def language_model_folder(config: Config, folder: Path) -> Path:
 
 
 def model_folder(folder: Path, name: Path | str | None) -> Path:
-    """The model that a user names: a folder, or the name of one in WORKDIR; WORKDIR/policy where none is named."""
-    if name is None:
-        return folder / "policy"
-    named = user_path(name)
-    return named if named.exists() or not (folder / named).exists() else folder / named
+    """The model that a user names: a folder, or the name of one in WORKDIR; WORKDIR/policy where none is named.
+
+    Raises: UserError where there is no model, with what would make it and the models that there are.
+    """
+    named = user_path("policy" if name is None else name)
+    for path in (folder / named,) if name is None else (named, folder / named):
+        if model_exists(path):
+            return path
+    path = named if len(named.parts) > 1 else folder / named
+    made_by = _MADE_BY.get(path.name) if path.parent == folder else None
+    there = [one for one in _MADE_BY if model_exists(folder / one)]
+    raise UserError(
+        f"there is no model in {str(path)!r} (model.keras is missing){f': {made_by}' * bool(made_by)}; "
+        f"the models in {str(folder)!r}: {', '.join(there) or 'none'}"
+    )

@@ -80,6 +80,11 @@ def explain(tag: str) -> str:
     return "mean score of this reward function, unweighted" if tag.startswith("reward/") else TAGS[tag]
 
 
+def shown_perplexity(value: float) -> str:
+    """A perplexity in a line: with a decimal below 100, where it tells something."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
 class MetricsWriter:
     """Writes the scalars, histograms and texts of each step.
 

@@ -1,7 +1,9 @@
 """The progress of a run: a bar where the output is a terminal, else lines that a log file can hold."""
 
+import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Self, TypeVar
@@ -9,6 +11,7 @@ from typing import Self, TypeVar
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 10.0
+_RECENT = 9  # steps whose median is the pace: what some of them do besides, or compile, does not count
 Step = TypeVar("Step")
 
 
@@ -35,7 +38,7 @@ class Progress:
         self._total, self._done, self._description, self._unit, self._every = total, done, description, unit, every
         self._starts = starts if done < total else ""
         self._bar: tqdm | None = None
-        self._pace: float | None = None  # seconds a step, without the first
+        self._recent: deque[float] = deque(maxlen=_RECENT)  # seconds of the last steps, without the first
         self._first, self._shown_at, self._stepped_at = True, -every, 0.0
 
     def __enter__(self) -> Self:
@@ -48,7 +51,7 @@ class Progress:
                 desc=self._description,
                 dynamic_ncols=True,
                 mininterval=0.5,
-                smoothing=0.1,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",  # tqdm's own estimate is left out
             )
         self._stepped_at = time.perf_counter()
         return self
@@ -62,15 +65,15 @@ class Progress:
     def advance(self, **figures: str) -> None:
         """One more step is done; the figures, by name, are of this step."""
         self._done += 1
-        if self._bar is not None:
-            self._bar.set_postfix(figures, refresh=False)
-            self._bar.update()
-            return
         now = time.perf_counter()
         seconds, self._stepped_at = now - self._stepped_at, now
         if not self._first:
-            self._pace = seconds if self._pace is None else 0.9 * self._pace + 0.1 * seconds
-        if self._first or self._done == self._total or now - self._shown_at >= self._every:
+            self._recent.append(seconds)
+        if self._bar is not None:
+            left = self._left()
+            self._bar.set_postfix({**figures, "left": left} if left else figures, refresh=False)
+            self._bar.update()
+        elif self._first or self._done == self._total or now - self._shown_at >= self._every:
             self.write(self._line(figures, seconds))
             self._shown_at = now
         self._first = False
@@ -84,10 +87,16 @@ class Progress:
 
     def _line(self, figures, seconds):
         shown = "".join(f", {name} {value}" for name, value in figures.items())
-        pace = "" if self._pace is None else f"; {duration((self._total - self._done) * self._pace)} left"
-        pace = "" if self._done == self._total else pace
-        spent = f"; {seconds:.1f} s" if self._first and self._starts else ""
-        return f"{self._description}: {self._unit} {self._done}/{self._total}{shown}{spent}{pace}"
+        left = self._left()
+        spent = f"; it took {seconds:.1f} s" if self._first and self._starts else ""
+        return (
+            f"{self._description}: {self._unit} {self._done}/{self._total}{shown}{spent}{f'; {left} left' * bool(left)}"
+        )
+
+    def _left(self):
+        """The time left; "" where too little is known, as the second step may compile something too, or none is."""
+        steps = self._total - self._done
+        return duration(steps * statistics.median_low(self._recent)) if steps and len(self._recent) > 1 else ""
 
 
 def shown(
