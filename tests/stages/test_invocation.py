@@ -85,7 +85,9 @@ SETTINGS = {
 )
 def test_the_next_command_has_only_the_settings_that_it_uses(command, left_out):
     typed = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
-    printed = what_next(Invocation([INSTALLED, "--workdir=a", *typed]), [Next("go on", command)], "a").splitlines()[0]
+    printed = what_next(Invocation([INSTALLED, "--workdir=a", *typed]), [Next("go on", command)], "a", {}).splitlines()[
+        0
+    ]
     assert printed.split()[2:4] == ["tfppo", command]
     kept = {word.removeprefix("--config.").partition("=")[0] for word in shlex.split(printed)[5:]}
     assert kept == set(SETTINGS) - left_out
