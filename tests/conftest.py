@@ -116,8 +116,7 @@ def turn(item: pytest.Item) -> tuple[int, bool]:
 def graphs_as_traced(request):
     """Graphs run as they were traced: TensorFlow's rewriting of them (Grappler) takes a fifth of the suite's time.
 
-    Not so in `parity`, nor in processes that start from nothing, as the quickstart: these compute as a user's do. Forks
-    (`warm.py`) run theirs as traced.
+    Not so in `parity`, nor in the binaries that tests start: these compute as a user's do.
     """
     if "tensorflow" in sys.modules:
         run_graphs_as_traced("parity" not in request.path.parts)

@@ -1,8 +1,7 @@
 """Processes that have TensorFlow imported already: the binaries run in forks of one that did nothing else.
 
 Importing TensorFlow takes five seconds of a core, and dozens of tests run a binary. A fork has its own arguments,
-environment, streams and signals, and runs the same file as `python FILE` would, with graphs as they were traced (see
-`conftest.py`).
+environment, streams and signals, and runs the same file as `python FILE` would.
 """
 
 import functools
@@ -47,7 +46,6 @@ def _run_file(argv, environment, cwd, streams):
     os.environ.update(environment)
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.modules["tensorflow"].config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
     runpy.run_path(argv[0], run_name="__main__")
 

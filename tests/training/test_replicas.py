@@ -286,6 +286,9 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
 
 
 if __name__ == "__main__":
+    from conftest import run_graphs_as_traced
+
+    run_graphs_as_traced(True)
     replicas, folder = int(sys.argv[1]), Path(sys.argv[2])
     for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, TOP_RUNS)):
         for run, (count, settings) in runs.items():
