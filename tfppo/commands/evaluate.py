@@ -30,7 +30,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.workdir import language_model_folder, model_folder, open_run
 
     folder, strategy = open_run(config, workdir)
-    check_rewards(config.with_ends(), folder, "test")
+    check_rewards(config, folder, "test")
     print(*measured_rewards(config, folder), sep="\n", flush=True)
     models = {"before PPO": language_model_folder(config, folder), "after PPO": model_folder(folder, flags.model)}
     columns = {name: evaluate_model(config, folder, strategy, model) for name, model in models.items()}

@@ -24,6 +24,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
     from tfppo.stages.results import evaluation_result
+    from tfppo.stages.rewards import check_rewards
     from tfppo.stages.workdir import language_model_folder, open_run
     from tfppo.training.plain_path import plain_path
 
@@ -37,6 +38,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     stage("2/5 PPO: towards the reward, near the language model")
     train_ppo(config, folder, strategy)
     stage("3/5 evaluation on held-out prompts")
+    check_rewards(config, folder, "test")
     before = evaluate_model(config, folder, strategy, language_model_folder(config, folder))
     after = evaluate_model(config, folder, strategy, folder / "policy")
     columns = {"before PPO": before, "after PPO": after}

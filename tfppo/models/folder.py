@@ -79,8 +79,7 @@ def model_exists(folder: str | os.PathLike) -> bool:
 
 def check_model(folder: str | os.PathLike, made_by: str) -> None:
     """Raises UserError where there is no model in a folder; `made_by` is the command that makes one."""
-    _finish_swap(user_path(folder))
-    if not (user_path(folder) / _MODEL_FILE).is_file():
+    if not model_exists(folder):
         raise UserError(f"there is no model in {str(folder)!r} ({_MODEL_FILE} is missing); train one with {made_by}")
 
 

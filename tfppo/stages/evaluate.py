@@ -21,7 +21,7 @@ from tfppo.ppo.evaluation import (
 from tfppo.stages.engines import engines_that_sample
 from tfppo.stages.history import trained_settings
 from tfppo.stages.invocation import quote
-from tfppo.stages.rewards import check_rewards, load_rewards
+from tfppo.stages.rewards import load_rewards
 from tfppo.stages.texts import load_prompts, load_written
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.tensorboard import replace_summaries, table_values
@@ -44,10 +44,9 @@ def evaluate_model(
     """Evaluates the model in a folder on held-out prompts, against the language model that PPO starts from.
 
     `held_out_perplexity` is the model's, a token, on the held-out texts themselves, where the data has any.
-    Raises: UserError where a reward function errs or lacks a column, the latter before a model is loaded.
+    Raises: UserError where a reward function errs or lacks a column; `check_rewards` tells the latter before.
     """
     config = config.with_ends()
-    check_rewards(config, folder, "test")
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)
     ref_model, _ = load_language_model(reference)

@@ -81,16 +81,16 @@ def _kinds():
     """What a value must be, in words, by setting; those of which absl's own words will do are left out."""
     words: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
     words |= {int | None: "a whole number, or none", float | None: "a number, or none"}
-    owners = {"": Config, **{f"{name}.": section for name, section in config_sections().items()}}
-    fields = {f"{prefix}{f.name}": f.type for prefix, owner in owners.items() for f in dataclasses.fields(owner)}
-    return {name: words[kind] for name, kind in fields.items() if kind in words}
+    return {name: words[kind] for name, kind in _fields().items() if kind in words}
 
 
 def _fields():
-    """The names of all settings: "seed", "ppo.gamma"."""
+    """The type of every setting, by name: "seed", "ppo.gamma"."""
     sections = config_sections()
-    fields = [f.name for f in dataclasses.fields(Config) if f.name not in sections]
-    return fields + [f"{name}.{f.name}" for name, section in sections.items() for f in dataclasses.fields(section)]
+    types = {f.name: f.type for f in dataclasses.fields(Config) if f.name not in sections}
+    return types | {
+        f"{name}.{f.name}": f.type for name, section in sections.items() for f in dataclasses.fields(section)
+    }
 
 
 def config_sections() -> dict[str, type]:
@@ -124,12 +124,7 @@ def take_nones(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
     ml_collections has no syntax that sets a number to None. A field that a later argument sets is not among the pairs.
     """
-    optional = {
-        f"{name}.{field.name}"
-        for name, section in config_sections().items()
-        for field in dataclasses.fields(section)
-        if type(None) in typing.get_args(field.type)
-    }
+    optional = {name for name, kind in _fields().items() if "." in name and type(None) in typing.get_args(kind)}
     rest: list[str] = []
     nones: dict[str, None] = {}
     for argument in argv:

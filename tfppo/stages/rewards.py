@@ -1,6 +1,7 @@
 """The reward functions that a configuration names."""
 
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from tfppo.computation.devices import resolve_jit_compile
@@ -47,6 +48,7 @@ def check_rewards(config: Config, folder: Path, *splits: str) -> None:
 
     Args: splits: of the data, whose texts are scored; all but the first may be missing.
     """
+    texts = cache(lambda: _examples(config, folder, splits))  # once, however many functions take columns
     for name in config.reward.functions:
         found = _model_reward(config, folder, name)
         if is_url(name):
@@ -54,8 +56,7 @@ def check_rewards(config: Config, folder: Path, *splits: str) -> None:
         elif found is None:
             signature = _text_reward(config, name).signature
             if signature.needs_check():
-                examples = _examples(config, folder, splits)
-                columns, places = [one.columns for one in examples], [one.place for one in examples]
+                columns, places = [one.columns for one in texts()], [one.place for one in texts()]
                 signature.check(columns, places, f"data.source {config.data.source!r}")
         elif found[1] != folder / "lm":  # which the quickstart has yet to train
             check_model(found[1], found[0].made_by)
