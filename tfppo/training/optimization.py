@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -40,6 +41,17 @@ class _Scaling:
     def __init__(self, scales: Sequence[tf.Tensor | None]):
         self.scales = scales
         self.last: tuple[tf.Operation, ...] = ()
+
+
+class _Numbers(NamedTuple):
+    """What TensorFlow's kernel wants to know besides a variable, its moments and its gradient: scalars, float32."""
+
+    rate: tf.Tensor
+    beta_1: float | tf.Tensor
+    beta_2: float | tf.Tensor
+    beta_1_power: tf.Tensor
+    beta_2_power: tf.Tensor
+    epsilon: float | tf.Tensor
 
 
 class _FusedAdam(keras.optimizers.Adam):
@@ -85,36 +97,48 @@ class _FusedAdam(keras.optimizers.Adam):
         finally:
             self._scaling = None
 
-    def update_step(self, gradient, variable, learning_rate):
-        """One variable's step."""
+    def update_step(self, gradient, variable, numbers):
+        """One variable's step. Args: numbers: what `_numbers` returned, where Keras has the learning rate."""
         index = self._get_variable_index(variable)
         scaling = self._scaling
         if scaling is not None:
             with tf.control_dependencies(scaling.last):
                 gradient = scaled(gradient, scaling.scales[index])
-        rest = self._rest if index in self._may_rest else None
-        learning_rate, betas = self._rate_of(index, learning_rate), (self.beta_1, self.beta_2)
-        if rest is not None:  # shares of 0 in the moments, and a rate of 0
-            learning_rate = tf.where(rest.now, 0.0, learning_rate)
-            betas = tuple(tf.where(rest.now, 1.0, beta) for beta in betas)
+        mine = numbers[self._kind_of(index)]
         if self._decays(variable):
-            variable.assign_sub(variable * self.weight_decay * learning_rate)
-        step = self._step_by(rest)
-        beta_2_power = tf.pow(self.beta_2, step)
+            variable.assign_sub(variable * self.weight_decay * mine.rate)
         applied = tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
-            beta1_power=tf.pow(self.beta_1, step),
-            beta2_power=beta_2_power,
-            lr=learning_rate,
-            beta1=betas[0],
-            beta2=betas[1],
-            epsilon=self._kernel_epsilon(1.0 - beta_2_power),
+            beta1_power=mine.beta_1_power,
+            beta2_power=mine.beta_2_power,
+            lr=mine.rate,
+            beta1=mine.beta_1,
+            beta2=mine.beta_2,
+            epsilon=mine.epsilon,
             grad=gradient,
         )
         if scaling is not None and not tf.executing_eagerly():
             scaling.last = (applied,)
+
+    def _kind_of(self, index):
+        """Variables of one kind share their `_Numbers`: whether they rest now or may, and the scale of their rate."""
+        return self._rest is not None and index in self._may_rest, self._scale_of(index)
+
+    def _numbers(self, indices, learning_rate):
+        """The `_Numbers` of each kind of variables, computed once: made for each variable, they slow down the tracing."""
+        return {kind: self._numbers_of(*kind, learning_rate) for kind in {self._kind_of(index) for index in indices}}
+
+    def _numbers_of(self, rests, scale, learning_rate):
+        rest = self._rest if rests else None
+        rate, betas = tf.cast(learning_rate, tf.float32) * scale, (self.beta_1, self.beta_2)
+        if rest is not None:  # shares of 0 in the moments, and a rate of 0
+            rate = tf.where(rest.now, 0.0, rate)
+            betas = tuple(tf.where(rest.now, 1.0, beta) for beta in betas)
+        step = self._step_by(rest)
+        powers = tf.pow(self.beta_1, step), tf.pow(self.beta_2, step)
+        return _Numbers(rate, *betas, *powers, self._kernel_epsilon(1.0 - powers[1]))
 
     def _step_by(self, rest):
         """The number of the step that variables make, float32. Args: rest: None for those that never rest."""
@@ -125,7 +149,8 @@ class _FusedAdam(keras.optimizers.Adam):
         """The steps of all variables: with `kernels` in one operation, on each replica separately."""
         kernels = self.kernels
         if kernels is None:
-            super()._backend_update_step(gradients, variables, learning_rate)
+            numbers = self._numbers([self._get_variable_index(variable) for variable in variables], learning_rate)
+            super()._backend_update_step(gradients, variables, numbers)
             return
         scales = self._scaling.scales if self._scaling else [None] * len(variables)
         steps = [
@@ -148,7 +173,7 @@ class _FusedAdam(keras.optimizers.Adam):
     def _step_natively(self, kernels, steps, learning_rate, rest=None):
         """One operation for some variables. Args: steps: (index, variable, gradient, scale) of each."""
         indices, variables, gradients, scales = zip(*steps, strict=True)
-        rates = tf.stack([self._rate_of(index, learning_rate) for index in indices])
+        rates = tf.cast(learning_rate, tf.float32) * tf.constant([self._scale_of(index) for index in indices])
         decays = [self.weight_decay if self._decays(variable) else 0.0 for variable in variables]
         step = self._step_by(rest)
         corrections = [_bias_correction(beta, step) for beta in (self.beta_1, self.beta_2)]
@@ -165,8 +190,9 @@ class _FusedAdam(keras.optimizers.Adam):
             epsilon=self._kernel_epsilon(corrections[1]),
         )
 
-    def _rate_of(self, index, learning_rate):
-        return tf.cast(learning_rate, tf.float32) * (self._rate_scales or {}).get(index, 1.0)
+    def _scale_of(self, index):
+        """Of the learning rate."""
+        return (self._rate_scales or {}).get(index, 1.0)
 
     def _decays(self, variable):
         return self.weight_decay is not None and self._use_weight_decay(variable)
