@@ -25,6 +25,7 @@ TINY = (
     "lm.batch_size=8",
     "ppo.total_episodes=32",
     "ppo.rollout_batch_size=8",
+    "ppo.ppo_epochs=2",
     "ppo.num_minibatches=8",  # of one episode, which is not cut by length: less to trace
     "ppo.jit_compile=False",
     "sampling.response_length=8",

@@ -5,6 +5,7 @@ tests share something that does (`pytest --durations=0` shows it). The parity of
 not: it is what a change of the mathematics breaks first.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import pytest
 from absl import logging
 
 TESTS = Path(__file__).parent
+
+# Each of the workers has a core to itself, and models here are small: more threads of TensorFlow only wait for each
+# other, a fifth of the suite's time. Runs that are compared bit for bit have them (ppo/test_resume.py).
+THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+for _name in THREADS:
+    os.environ.setdefault(_name, "1")
 
 # Of a file all tests (None), or those of these names.
 SLOW: dict[str, set[str] | None] = {

@@ -79,12 +79,13 @@ def test_each_run_stands_between_two_measurements_whose_larger_rates_count():
 
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     output = tmp_path / "runs.jsonl"
-    done = run(*TINY, f"--output={output}")
+    done = run(*TINY, "--critic=separate", f"--output={output}")
     assert done.code == 0, done.raw
     line, *table = done.out.splitlines()
     record = json.loads(line)
     assert json.loads(output.read_text()) == record
     assert (record["preset"], record["batch"], record["mean_response_length"]) == ("tiny", 4, 5.0)
+    assert record["critic"] == "separate"
     phases = ["sampling", "reward", "reference", "advantages", "update", "iteration"]
     assert list(record["seconds"]) == phases and min(record["seconds"].values()) > 0
     tokens = record["seconds"]["update"] * record["tokens_per_second"]["update"]
@@ -101,7 +102,6 @@ def test_the_binary_takes_every_other_flag():
         *TINY,
         "--minibatches=4",  # of one episode, which is not cut by length: less to trace
         "--mean_length=2",
-        "--critic=separate",
         "--dtype=mixed_bfloat16",
         "--rollout_dtype=float32",
         "--update_dtype=float32",
@@ -113,7 +113,7 @@ def test_the_binary_takes_every_other_flag():
     )
     assert done.code == 0, done.raw
     record = json.loads(done.out.splitlines()[0])
-    assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "separate"
+    assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "shared"
     assert record["native"] == record["native_update"] == "false" and record["sampled_by"] == "graph"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
 

@@ -15,7 +15,7 @@ from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
 from tfppo.training.schedules import scheduled_rate
 
-LENGTH, BATCH_SIZE, ITERATIONS = 8, 256, 60
+LENGTH, BATCH_SIZE, ITERATIONS = 8, 256, 55
 
 
 class DigitTokenizer:
@@ -78,7 +78,7 @@ def test_ppo_learns_to_count_up():
     ppo = PpoConfig(
         rollout_batch_size=BATCH_SIZE,
         ppo_epochs=4,
-        num_minibatches=4,
+        num_minibatches=2,
         gae_lambda=1.0,
         critic="shared",
         optimizer="adam",
@@ -93,8 +93,8 @@ def test_ppo_learns_to_count_up():
     assert scores[-1] >= 0.95, scores
 
 
-@pytest.mark.parametrize("estimator", ["gae", "grpo"])
-def test_the_defaults_learn(estimator):
-    scores = learn(PpoConfig(estimator=estimator), sevens, iterations=40, width=64)
+@pytest.mark.parametrize(("estimator", "iterations"), [("gae", 25), ("grpo", 40)])
+def test_the_defaults_learn(estimator, iterations):
+    scores = learn(PpoConfig(estimator=estimator), sevens, iterations, width=64)
     assert 0.05 < scores[0] < 0.15  # one of eleven tokens
     assert scores[-1] >= 0.8, scores

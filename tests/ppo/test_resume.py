@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from binaries import TINY, command, finish, run, start, succeed, write_texts
+from conftest import THREADS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tfppo.models.folder import load_language_model, load_policy
@@ -34,7 +35,7 @@ def plain_words(prompts, responses):
     return [sum(c.isascii() for c in response) / 4 for response in responses]
 """
 AGAIN = "press Ctrl-C again to stop at once without saving it"
-LM_STEPS, LM_CHECKPOINT, ITERATIONS, INTERRUPTED_AFTER = 200, 50, 6, 3
+LM_STEPS, LM_CHECKPOINT, ITERATIONS, INTERRUPTED_AFTER = 120, 20, 6, 3
 EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2
 
 
@@ -82,8 +83,17 @@ def metrics(path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of a straight run and an interrupted one, and how the interrupted commands ended."""
-    folder = tmp_path_factory.mktemp("resume")
+    """Folders of a straight run and an interrupted one, and how the interrupted commands ended.
+
+    With as many threads as a user's: the order in which they end must not show.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in THREADS:
+            patch.delenv(name)
+        return make_runs(tmp_path_factory.mktemp("resume"))
+
+
+def make_runs(folder):
     number = folder / "interrupted_call"
     (folder / "reward.py").write_text(REWARD.format(number=str(number)))
     settings = (

@@ -248,6 +248,8 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
         saved |= {f"{name}_{number}": value.numpy() for name, value in rollout._asdict().items()}
     saved |= {name: np.array([statistics[name] for statistics in history]) for name in history[0]}
     saved |= {"weights": flat_weights(), "embeddings": embeddings(), "weights_of_replicas": weights_of_replicas()}
+    if num_rounds == 1:  # of what is learnt in other ways the rest is not compared
+        return saved
 
     # A score of one row that is not finite spoils the whitening of the rollout: no step may be taken anywhere.
     scores = tf.tensor_scatter_nd_update(rollout.scores, [[15]], [np.inf])

@@ -127,10 +127,10 @@ class _FusedAdam(keras.optimizers.Adam):
         return self._rest is not None and index in self._may_rest, self._scale_of(index)
 
     def _numbers(self, indices, learning_rate):
-        """The `_Numbers` of each kind of variables, computed once: made for each variable, they slow down the tracing."""
-        return {kind: self._numbers_of(*kind, learning_rate) for kind in {self._kind_of(index) for index in indices}}
+        """The `_Numbers` of each kind of variables, made once: having them for each variable makes tracing slow."""
+        return {kind: self._numbers_of(learning_rate, *kind) for kind in {self._kind_of(index) for index in indices}}
 
-    def _numbers_of(self, rests, scale, learning_rate):
+    def _numbers_of(self, learning_rate, rests, scale):
         rest = self._rest if rests else None
         rate, betas = tf.cast(learning_rate, tf.float32) * scale, (self.beta_1, self.beta_2)
         if rest is not None:  # shares of 0 in the moments, and a rate of 0

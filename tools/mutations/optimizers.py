@@ -47,14 +47,14 @@ MUTATIONS = [
     Mutation(
         "decay_at_rest",
         "training/optimization.py",
-        "_FusedAdam.update_step",
-        [replace("tf.where(rest.now, 0.0, learning_rate)", "learning_rate")],
+        "_FusedAdam._numbers_of",
+        [replace("tf.where(rest.now, 0.0, rate)", "rate")],
         STEPS,
     ),
     Mutation(
         "moments_change_at_rest",
         "training/optimization.py",
-        "_FusedAdam.update_step",
+        "_FusedAdam._numbers_of",
         [replace("tf.where(rest.now, 1.0, beta)", "tf.constant(beta)")],
         STEPS,
     ),
