@@ -79,7 +79,6 @@ SLOW: dict[str, set[str] | None] = {
     "reward_model/test_reward_trainer.py": None,
     "serving/test_export.py": None,
     "stages/test_binaries.py": None,
-    "stages/test_ends.py": None,
     "test_commands.py": {"test_it_is_parsed_and_fits_the_models_that_it_names"},
     "test_installed.py": None,
     "stages/test_lm_stage.py": None,
