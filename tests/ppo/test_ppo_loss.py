@@ -104,20 +104,15 @@ def test_the_entropy_has_a_gradient_only_where_it_counts():
 
 
 def test_first_minibatch_has_ratio_one():
-    learner, rollout = make_learner(ppo_epochs=1, num_minibatches=1), make_rollout()
+    """Every later step moves away from 1, and only the first one is reported."""
+    learner, rollout = make_learner(), make_rollout()
     _, statistics = run(learner, rollout)
-    assert statistics["policy/first_ratio_error"] < 1e-4
-    assert statistics["policy/clip_fraction"] == statistics["value/clip_fraction"] == 0.0
-    assert statistics["policy/approx_kl"] < 1e-9
-    np.testing.assert_allclose(statistics["policy/ratio"], 1.0, rtol=1e-5)
+    assert statistics["policy/first_ratio_error"] < 1e-4 < abs(statistics["policy/ratio"] - 1)
     # The check has power: without the temperature the ratio is far off.
     learner.policy.set_weights(learner.start)
     targets, _ = prepare_targets(rollout, learner.config, learner.reward, KL_COEF)
     _, (_, error) = loss_of(learner.policy, targets, learner.config, temperature=1.0)
     assert error > 0.1
-    # Every later step moves away from 1; only the first one is reported.
-    _, later = run(make_learner(), rollout)
-    assert later["policy/first_ratio_error"] < 1e-4 < abs(later["policy/ratio"] - 1)
 
 
 def test_gradient_at_ratio_one_is_that_of_reinforce():
