@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from binaries import ROOT
+from binaries import ROOT, command, run
 
 sys.path.append(str(ROOT / "tools"))
 
@@ -73,3 +73,9 @@ def test_the_table_has_medians_and_ranges():
     figures = {"before": 0.5, "kl": 1.0, "entropy_before": 2.0, "entropy": 1.0, "seconds": 9.6}
     rows = [{"task": "sums", "setting": "grpo", "seed": s, "score": 0.7 + s / 10, **figures} for s in range(3)]
     assert "| sums | grpo | 0.50 | 0.800 | 0.700 to 0.900 | 1.0 | 2.00 to 1.00 | 10 | 3 |" in learning_tasks.table(rows)
+
+
+def test_the_yardstick_needs_the_language_model(tmp_path):
+    finished = run(command("grpo_in_pytorch", f"--workdir={tmp_path}"))
+    assert finished.code == 1
+    assert finished.err == [f"error: --workdir '{tmp_path}' has no language model of sums; run learning_tasks.py first"]

@@ -281,7 +281,7 @@ class PpoConfig:
     # Update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built and jit_compile is not True.
     native: bool | None = None
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
-    ratio_tolerance: float | None = None  # allowed at the first minibatch of a rollout; None: 1e-4 in float32, else 0.2
+    ratio_tolerance: float | None = None  # allowed at the first minibatch of a rollout; None: 1e-3 in float32, else 0.2
 
     if not TYPE_CHECKING:  # for which any misspelt name would be a setting
 

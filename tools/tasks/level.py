@@ -46,6 +46,6 @@ TASK = Task(
     response_length=LENGTH,
     max_prompt_tokens=4,
     model=byte_model(positions=64),
-    lm=LmConfig(num_steps=300, batch_size=32, learning_rate=2e-3, eval_every=100),
+    lm=LmConfig(num_steps=1500, batch_size=32, learning_rate=2e-3, eval_every=100),
     total_episodes=3072,
 )
