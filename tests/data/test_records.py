@@ -69,6 +69,19 @@ def test_an_empty_cell_is_a_field_that_is_not_there(tmp_path):
     assert records == [{"prompt": "a", "response": None}, {"prompt": None, "response": "b"}]
 
 
+@pytest.mark.parametrize(
+    ("text", "records"),
+    [
+        ('prompt;response\n"a; b";c, d\n', [{"prompt": "a; b", "response": "c, d"}]),
+        ('"text";n\r\n"say ""no"";";1\r\n', [{"text": 'say "no";', "n": "1"}]),
+        ("a;b,c\nd;e,f\n", [{"a;b": "d;e", "c": "f"}]),
+        ("text\na; b\n", [{"text": "a; b"}]),
+    ],
+)
+def test_semicolons_separate_cells_where_the_header_has_them_and_no_comma(tmp_path, text, records):
+    assert [record for _, record in read_records(write(tmp_path / "a.csv", text))] == records
+
+
 def test_a_cell_may_be_long(tmp_path):
     path = write(tmp_path / "a.csv", f"text\n{'word ' * 100_000}\n")
     ((_, record),) = read_records(path)

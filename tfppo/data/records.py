@@ -138,10 +138,10 @@ def _read_json(path):
         yield where, _object(value, where)
 
 
-def _read_table(path, dialect):
+def _read_table(text, path, separator):
     """Rows below a header. An empty cell is a field that is not there: the format cannot tell it from an empty text."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the module's default allows
-    reader = csv.reader(io.StringIO(_text(path), newline=""), dialect, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] | None = None
     first = 1  # a quoted cell may have several lines: the number of the record's first one
     try:
@@ -170,11 +170,14 @@ def _header(cells, where):
 
 
 def _read_csv(path):
-    return _read_table(path, "excel")
+    """Commas separate cells; semicolons do where the header has some and no comma, as spreadsheets write in Europe."""
+    text = _text(path)
+    header, *_ = text.lstrip().split("\n", 1)
+    return _read_table(text, path, ";" if ";" in header and "," not in header else ",")
 
 
 def _read_tsv(path):
-    return _read_table(path, "excel-tab")
+    return _read_table(_text(path), path, "\t")
 
 
 def _read_parquet(path):
