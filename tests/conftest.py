@@ -6,6 +6,7 @@ not: it is what a change of the mathematics breaks first.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,10 @@ TESTS = Path(__file__).parent
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 for _name in THREADS:
     os.environ.setdefault(_name, "1")
+
+# A shell that starts the suite in the background lets it ignore Ctrl-C, and what is started from here would do so too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Of a file all tests (None), or those of these names.
 SLOW: dict[str, set[str] | None] = {

@@ -17,7 +17,7 @@ THROUGH_CLI = {
     if any(word in (ROOT / "tools" / f"{tool}.py").read_text() for word in ("tfppo.commands", "parse_flags("))
 }
 HEAVY = ("tensorflow", "keras", "torch", "numpy", "matplotlib", "tokenizers")
-ALLOWED = {"make_parity_fixtures": {"numpy"}}
+ALLOWED = dict.fromkeys(("grpo_in_pytorch", "make_parity_fixtures"), {"numpy"})
 PROBE = """
 import json, os, runpy, sys
 name, *sys.argv = sys.argv[1:]
