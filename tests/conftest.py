@@ -16,7 +16,7 @@ from absl import logging
 TESTS = Path(__file__).parent
 
 # Each of the workers has a core to itself, and models here are small: more threads of TensorFlow only wait for each
-# other, a fifth of the suite's time. Runs that are compared bit for bit have them (ppo/test_resume.py).
+# other, a fifth of the suite's time. A run that goes on bit for bit has as many as a user's (ppo/test_resume.py).
 THREADS = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 for _name in THREADS:
     os.environ.setdefault(_name, "1")

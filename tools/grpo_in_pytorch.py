@@ -3,12 +3,14 @@
     python tools/learning_tasks.py --workdir=runs/tasks --tasks=sums --settings=grpo --held_out
     python tools/grpo_in_pytorch.py --workdir=runs/tasks
 
-It starts from the language model that the first command has trained and has nothing else of tfppo: a Transformer, a
-sampler and the loss of Shao et al. 2024 (DeepSeekMath, equations 3 and 4), each as short as it can be. Needs PyTorch
-beside tfppo (pip install torch). Prints a line of JSON a seed: the mean score of the first 512 and of the last 1,280
-episodes, the KL to the language model in nats a response, and the score of 512 held-out prompts.
+It starts from the language model that the first command has trained, on the same split of the sums, and has nothing
+else of tfppo: a Transformer, a sampler and the loss of Shao et al. 2024 (DeepSeekMath, equations 3 and 4), each as
+short as it can be. Needs PyTorch beside tfppo (pip install torch). Prints a line of JSON
+a seed: the mean score of the first 512 and of the last 1,280 episodes, the KL to the language model in nats a response, and the score of all held-out sums.
 """
 
+import importlib.util
+import itertools
 import json
 from pathlib import Path
 
@@ -20,12 +22,12 @@ from tfppo.stages.cli import one_line_errors, parse_flags
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs, as of learning_tasks.py.", required=True)
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds.")
+flags.register_validator("seeds", lambda seeds: all(map(str.isdigit, seeds)), "they must be whole numbers, as 0,1,2")
 
 EPISODES, BATCH, GROUP, EPOCHS, MINIBATCHES = 10_240, 64, 8, 4, 4
 RATE, CLIP, KL, MAX_NORM = 1e-4, 0.2, 0.04, 1.0
-PROMPT, RESPONSE, HEADS = 6, 4, 2  # tokens, tokens, heads of attention
+RESPONSE, HEADS = 4, 2  # tokens, heads of attention
 BEGIN = END = 1  # of a text: one token; a byte b is the token 2 + b
-HELD_OUT = 512
 
 
 def logits_of(weights, ids):
@@ -141,19 +143,21 @@ def train(start, pairs, held_out, seed):
 
 
 def main(argv):
-    from tasks import TASKS
-
+    from tfppo.data.splits import split_of
     from tfppo.models.folder import load_language_model
 
     folder = Path(WORKDIR.value) / "sums"
     if not (folder / "trained").exists():
         raise UserError(f"--workdir {WORKDIR.value!r} has no language model of sums; run learning_tasks.py first")
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("PyTorch is not there; pip install torch")
     model, _ = load_language_model(folder / "lm")
-    records = TASKS["sums"].demonstrations(np.random.default_rng(0))
-    pairs = np.unique([[int(n) for n in record["prompt"].rstrip("=").split("+")] for record in records], axis=0)
-    pairs = np.random.default_rng(0).permutation(pairs)
+    pairs = np.array(list(itertools.product(range(10, 100), repeat=2)))
+    splits = np.array([split_of(f"{a}+{b}=") for a, b in pairs])
+    start = model.get_weights()
     for seed in map(int, SEEDS.value):
-        print(json.dumps(train(model.get_weights(), pairs[HELD_OUT:], pairs[:HELD_OUT], seed)), flush=True)
+        row = train(start, pairs[splits == "train"], pairs[splits == "test"], seed)
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

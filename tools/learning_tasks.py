@@ -26,6 +26,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=T
 NAMES = flags.DEFINE_list("tasks", [], "Names of the tasks; none: all.")
 CHOSEN = flags.DEFINE_list("settings", ["defaults"], "Names of settings.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of PPO.")
+flags.register_validator("seeds", lambda seeds: all(map(str.isdigit, seeds)), "they must be whole numbers, as 0,1,2")
 ADDED = flags.DEFINE_multi_string("set", [], "NAME: section.field=value ..., a further setting, which is run too.")
 HELD_OUT = flags.DEFINE_bool("held_out", False, "Also evaluate on held-out prompts.")
 

@@ -189,7 +189,7 @@ def test_the_first_call_measures_and_later_ones_and_other_samplers_do_not(policy
     assert mode_of(other) is PLAIN and traces(other) == {XLA: 0, PLAIN: 1}
     assert traces(sampler) == {XLA: 1, PLAIN: 1} and len(clock.timed) == 6
     wider = make_sampler(policy)  # of another batch nothing is known
-    sample(wider, batch=BATCH + 1)
+    assert_same_samples(sample(wider, batch=BATCH + 1), sample(wider, batch=BATCH + 1))
     assert mode_of(wider) is XLA and len(clock.timed) == 12 and len(json.loads(file.read_text())) == 2
 
 

@@ -76,6 +76,10 @@ def test_an_empty_cell_is_a_field_that_is_not_there(tmp_path):
         ('"text";n\r\n"say ""no"";";1\r\n', [{"text": 'say "no";', "n": "1"}]),
         ("a;b,c\nd;e,f\n", [{"a;b": "d;e", "c": "f"}]),
         ("text\na; b\n", [{"text": "a; b"}]),
+        ("text\ra; b\r", [{"text": "a; b"}]),
+        ('"a; b"\nc\n', [{"a; b": "c"}]),
+        ('\n"a, b";"c"\n"1,5";2\n', [{"a, b": "1,5", "c": "2"}]),
+        ('"a;b\nc",d\n1,2\n', [{"a;b\nc": "1", "d": "2"}]),
     ],
 )
 def test_semicolons_separate_cells_where_the_header_has_them_and_no_comma(tmp_path, text, records):

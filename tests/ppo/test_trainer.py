@@ -15,6 +15,7 @@ from computations import build_collector, build_learner
 from config_cases import ORIGINAL
 
 from tfppo.computation import modes
+from tfppo.computation.computation import EXACT_TOLERANCE
 from tfppo.config import Config, DataConfig, EvaluationConfig, PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ def make_trainer(
         parts.learner(config),
         prompts,
         folder,
-        ratio_tolerance=config.ppo.ratio_tolerance or 1e-4,
+        ratio_tolerance=config.ppo.ratio_tolerance or EXACT_TOLERANCE,
         ema=parts.average if ema else None,
         held_out_prompts=held_out if evaluation else None,
     )
@@ -521,9 +522,9 @@ def test_every_iteration_has_seeds_prompts_and_a_rate_of_its_own(tmp_path, monke
 
 def test_what_cannot_be_trusted_ends_the_run(tmp_path):
     trainer = make_trainer(tmp_path)
-    good = {"policy/first_ratio_error": 0.9e-4, "policy/gradient_norm": 1.0}
+    good = {"policy/first_ratio_error": 0.9 * EXACT_TOLERANCE, "policy/gradient_norm": 1.0}
     trainer.check(good)
-    for error in (1.1e-4, float("nan")):
+    for error in (1.1 * EXACT_TOLERANCE, float("nan")):
         with pytest.raises(UserError, match="probability ratio on the first minibatch"):
             trainer.check({**good, "policy/first_ratio_error": error})
     for norm in (float("inf"), float("nan")):

@@ -128,7 +128,7 @@ def test_the_second_signal_ends_a_hanging_reward(ends):
     assert last == "stopped at once; run the same command again to go on from what was saved"
 
 
-def test_the_run_goes_on_and_sweeps(ends):
+def test_the_run_can_be_started_again_and_sweeps(ends):
     _, _, found = ends
     assert len(found["first"].splitlines()) == 4
     assert not [name for name in found["left"] if name.endswith((".tmp", ".saving", ".old"))]

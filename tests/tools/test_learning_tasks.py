@@ -79,3 +79,12 @@ def test_the_yardstick_needs_the_language_model(tmp_path):
     finished = run(command("grpo_in_pytorch", f"--workdir={tmp_path}"))
     assert finished.code == 1
     assert finished.err == [f"error: --workdir '{tmp_path}' has no language model of sums; run learning_tasks.py first"]
+
+
+@pytest.mark.parametrize("tool", ["grpo_in_pytorch", "learning_tasks"])
+@pytest.mark.parametrize("seeds", ["x", "0,,1", "1.5"])
+def test_a_seed_is_a_whole_number(tool, seeds, tmp_path):
+    finished = run(command(tool, f"--workdir={tmp_path / 'new'}", f"--seeds={seeds}"))
+    assert finished.code == 1 and len(finished.err) == 1
+    assert "--seeds" in finished.err[0] and "they must be whole numbers, as 0,1,2" in finished.err[0]
+    assert not (tmp_path / "new").exists()

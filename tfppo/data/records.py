@@ -170,10 +170,18 @@ def _header(cells, where):
 
 
 def _read_csv(path):
-    """Commas separate cells; semicolons do where the header has some and no comma, as spreadsheets write in Europe."""
+    """Commas separate cells; semicolons do where they alone divide the header, as spreadsheets write in Europe."""
     text = _text(path)
-    header, *_ = text.lstrip().split("\n", 1)
-    return _read_table(text, path, ";" if ";" in header and "," not in header else ",")
+    return _read_table(text, path, ";" if _width(text, ";") > 1 >= _width(text, ",") else ",")
+
+
+def _width(text, separator):
+    """The number of cells of the header; 0 where there is none, or its quotes do not fit this separator."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    try:
+        return len(next(filter(None, rows), []))
+    except csv.Error:
+        return 0
 
 
 def _read_tsv(path):

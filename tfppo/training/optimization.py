@@ -123,15 +123,15 @@ class _FusedAdam(keras.optimizers.Adam):
             scaling.last = (applied,)
 
     def _kind_of(self, index):
-        """Variables of one kind share their `_Numbers`: whether they rest now or may, and the scale of their rate."""
+        """Variables of one kind share their `_Numbers`: whether a `Rest` is about them, and the scale of their rate."""
         return self._rest is not None and index in self._may_rest, self._scale_of(index)
 
     def _numbers(self, indices, learning_rate):
         """The `_Numbers` of each kind of variables, made once: having them for each variable makes tracing slow."""
         return {kind: self._numbers_of(learning_rate, *kind) for kind in {self._kind_of(index) for index in indices}}
 
-    def _numbers_of(self, learning_rate, rests, scale):
-        rest = self._rest if rests else None
+    def _numbers_of(self, learning_rate, may_rest, scale):
+        rest = self._rest if may_rest else None
         rate, betas = tf.cast(learning_rate, tf.float32) * scale, (self.beta_1, self.beta_2)
         if rest is not None:  # shares of 0 in the moments, and a rate of 0
             rate = tf.where(rest.now, 0.0, rate)
