@@ -5,8 +5,9 @@
 
 It starts from the language model that the first command has trained, on the same split of the sums, and has nothing
 else of tfppo: a Transformer, a sampler and the loss of Shao et al. 2024 (DeepSeekMath, equations 3 and 4), each as
-short as it can be. Needs PyTorch beside tfppo (pip install torch). Prints a line of JSON
-a seed: the mean score of the first 512 and of the last 1,280 episodes, the KL to the language model in nats a response, and the score of all held-out sums.
+short as it can be. Needs PyTorch beside tfppo (pip install torch). Prints a line of JSON a seed: the mean score of the
+first 512 and of the last 1,280 episodes, the KL to the language model in nats a response, and the score of all held-out
+sums.
 """
 
 import importlib.util

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from tfppo.computation.engine import Engine
 
 # How far the probability ratio may be from 1 at the first minibatch of a rollout.
-# A lost temperature, a mask or a position off by one take it further than a hundredth. Rounding in float32 is a few 1e-6
-# as a rule; of a small model with sharp attention, 160 rollouts had 2e-5 in the median of their worst tokens, and 1.2e-4
-# at most.
+# A lost temperature, a mask or a position off by one take it further than a hundredth. Rounding in float32 is a few
+# 1e-6 as a rule; of a small model with sharp attention, 160 rollouts had 2e-5 in the median of their worst tokens, and
+# 1.2e-4 at most.
 EXACT_TOLERANCE, ROUNDED_TOLERANCE = 1e-3, 0.2
 
 
