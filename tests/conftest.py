@@ -78,6 +78,7 @@ SLOW: dict[str, set[str] | None] = {
         "test_the_value_after_the_stop_token",
     },
     "ppo/test_trainable_blocks.py": None,
+    "ppo/test_update_in_one_program.py": None,
     "ppo/test_trainer.py": None,
     "ppo/test_update.py": {"test_the_epochs_end_before_the_step_that_is_too_far"},
     "ppo/test_update_invariances.py": None,

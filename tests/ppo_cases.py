@@ -41,8 +41,19 @@ def make_config(**changes):
 
 
 @functools.cache
-def make_learner(critic="shared", value_head=True, whiten_rewards=False, lengths_vary=False, dtype=None, **changes):
-    """A learner, compiled once for all the tests that ask for the same settings."""
+def make_learner(
+    critic="shared",
+    value_head=True,
+    whiten_rewards=False,
+    lengths_vary=False,
+    dtype=None,
+    on_gpu=False,
+    **changes,
+):
+    """A learner, compiled once for all the tests that ask for the same settings.
+
+    Args: on_gpu: whether it computes as on a GPU, with an engine of `fixed_shapes`.
+    """
     strategy = make_strategy(1)
     with strategy.scope():
         policy = make_policy(critic == "separate")
@@ -52,7 +63,7 @@ def make_learner(critic="shared", value_head=True, whiten_rewards=False, lengths
             policy.value_bias.assign([0.2])
     reward = RewardConfig(whiten=whiten_rewards)
     config = make_config(critic=critic, **changes)
-    learner = build_learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary)
+    learner = build_learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary, on_gpu=on_gpu)
     learner.start = policy.get_weights()
     return learner
 

@@ -90,6 +90,9 @@ class Engine(Protocol):
     dtype: str  # Keras dtype policy
     compiled: bool  # whether XLA compiles what goes through `piece` and `function`
     skips_padding: bool  # whether padded positions of a batch cost nothing: else the caller cuts it to its longest row
+    # Whether every shape costs a compilation of many seconds, and every launch microseconds, as under XLA on a GPU: the
+    # caller then neither cuts nor halves batches, and makes one program of as much as it can.
+    fixed_shapes: bool
 
     @property
     def kernels(self) -> Kernels | None:

@@ -22,13 +22,14 @@ class GraphEngine:
         dtype: Keras dtype policy of products; weights stay what they are, float32.
         compiled: whether XLA compiles.
         recomputes: whether the update keeps each block's input alone, and computes the rest again for the gradient.
+        fixed_shapes: see `Engine`; for GPUs.
     """
 
     skips_padding = False
     kernels = None
 
-    def __init__(self, dtype: str, compiled: bool, recomputes: bool = False):
-        self.dtype, self.compiled = dtype, compiled
+    def __init__(self, dtype: str, compiled: bool, recomputes: bool = False, fixed_shapes: bool = False):
+        self.dtype, self.compiled, self.fixed_shapes = dtype, compiled, fixed_shapes
         self.name = "XLA" if compiled else "graph"
         self._arithmetic = Arithmetic(dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled)
         # Activations in one piece inside a plain graph; where XLA compiles all of it, that changes nothing.
