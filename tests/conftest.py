@@ -41,6 +41,7 @@ SLOW: dict[str, set[str] | None] = {
     "data/test_tokenizer.py": {"test_saved_model_in_process_with_tensorflow_only"},
     "models/test_folder.py": {"test_policy_comes_back"},
     "models/test_folder_killed.py": None,
+    "models/test_stacking.py": None,
     "parity/test_architecture_parity.py": {"test_I5_what_is_frozen_keeps_its_last_bit"},
     "parity/test_reward_model_parity.py": {
         "test_R14_scores_of_samples_get_mean_0_and_deviation_1",

@@ -5,10 +5,14 @@ are fast outside of XLA only. On GPUs XLA computes everything, in programs of `f
 what cannot be had is an error.
 """
 
-import tensorflow as tf
-
 from tfppo.computation.computation import Chosen, Computation
-from tfppo.computation.devices import WIDTH_FOR_BFLOAT16, has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
+from tfppo.computation.devices import (
+    WIDTH_FOR_BFLOAT16,
+    has_fast_bfloat16,
+    has_gpu,
+    resolve_jit_compile,
+    resolve_update_dtype,
+)
 from tfppo.computation.graph import GraphEngine
 from tfppo.computation.native.availability import (
     BFLOAT16_SAMPLING,
@@ -65,7 +69,7 @@ def choose_sampling(sampling: SamplingConfig, dtype: str, *, architecture: str, 
         compiles_filters = sampling.jit_compile is not False
         return Chosen(engines=(NativeEngine(ops, dtype, compiles_filters),), reason=reason)
     chosen = _choose_graph(sampling.jit_compile, dtype, "sampling.jit_compile")
-    if not measures or sampling.jit_compile is not None or _on_gpu():
+    if not measures or sampling.jit_compile is not None or has_gpu():
         return Chosen(engines=chosen.engines, reason=f"{chosen.reason}; {reason}")
     other = GraphEngine(dtype, not chosen.engine.compiled)
     return Chosen(engines=(chosen.engine, other), reason=f"the faster one by the first batch; {reason}")
@@ -83,7 +87,7 @@ def _choose_update(ppo, dtype, why_dtype, architecture):
     if ops is not None:
         return Chosen(engines=(NativeEngine(ops, dtype),), reason=f"{reason}; {why_dtype}")
     compiled = resolve_jit_compile(ppo.jit_compile, dtype)
-    fixed_shapes = compiled and _on_gpu()
+    fixed_shapes = compiled and has_gpu()
     engine = GraphEngine(dtype, compiled, recomputes=ppo.gradient_checkpointing, fixed_shapes=fixed_shapes)
     why = "ppo.jit_compile says so" if ppo.jit_compile is not None else _rule_of(engine)
     return Chosen(engines=(engine,), reason=f"{why}; {why_dtype}; {reason}")
@@ -91,13 +95,9 @@ def _choose_update(ppo, dtype, why_dtype, architecture):
 
 def _choose_graph(jit_compile, dtype, setting):
     compiled = resolve_jit_compile(jit_compile, dtype)
-    engine = GraphEngine(dtype, compiled, fixed_shapes=compiled and _on_gpu())
+    engine = GraphEngine(dtype, compiled, fixed_shapes=compiled and has_gpu())
     reason = f"{setting} says so" if jit_compile is not None else _rule_of(engine)
     return Chosen(engines=(engine,), reason=reason)
-
-
-def _on_gpu():
-    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _rule_of(engine):

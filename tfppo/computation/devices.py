@@ -47,3 +47,8 @@ def resolve_jit_compile(jit_compile: bool | None, dtype: str) -> bool:
     if jit_compile is not None:
         return jit_compile
     return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
+
+
+def has_gpu() -> bool:
+    """Whether models compute on a GPU here."""
+    return bool(tf.config.list_physical_devices("GPU"))

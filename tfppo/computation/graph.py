@@ -31,7 +31,9 @@ class GraphEngine:
     def __init__(self, dtype: str, compiled: bool, recomputes: bool = False, fixed_shapes: bool = False):
         self.dtype, self.compiled, self.fixed_shapes = dtype, compiled, fixed_shapes
         self.name = "XLA" if compiled else "graph"
-        self._arithmetic = Arithmetic(dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled)
+        self._arithmetic = Arithmetic(
+            dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled, stacks=fixed_shapes
+        )
         # Activations in one piece inside a plain graph; where XLA compiles all of it, that changes nothing.
         self._of_update = replace(self._arithmetic, fuses_activations=True, recomputes=recomputes)
 
@@ -85,7 +87,7 @@ class GraphEngine:
         places: tf.Tensor | None,
     ) -> tuple[list[tf.Tensor], Statistics]:
         """See `Engine`."""
-        arithmetic = self._of_update.holding(policy.product_weights())
+        arithmetic = replace(self._of_update, learning=frozenset(map(id, variables))).holding(policy.product_weights())
         copies = [arithmetic.copies.get(id(variable)) for variable in variables]
         values = [variable.value for variable in variables]
         # Nothing else is watched: so the backward pass ends at the lowest block that learns.

@@ -48,20 +48,18 @@ class Learner:
         self.strategy, self.temperature, self.engine = strategy, temperature, engine
         self.variables = learning_variables(policy, config)
         with strategy.scope():
-            self.optimizer, self._clipped_together = make_policy_optimizer(
-                policy, self.variables, config, engine.kernels
-            )
+            self.optimizer, self._clipped_together = make_policy_optimizer(policy, self.variables, config, engine)
         # Where a shape costs a long compilation there is only one: all responses with their padding.
         lengths_vary = lengths_vary and not engine.fixed_shapes
         self._cutter = Cutter(config, lengths_vary=lengths_vary, skips_padding=engine.skips_padding)
         self._epochs: Callable[..., Any]
+        whole = engine.function(self._gradients_in_a_loop) if engine.fixed_shapes else self._replica_gradients
+        self._part_gradients = engine.function(self._gradients_of_part)
+        optimize_step = partial(optimize, strategy, self.optimizer, whole)
+        self._epochs = partial(self._run_epochs, optimize_step)
         if engine.fixed_shapes and strategy.num_replicas_in_sync == 1:
             optimize_step = partial(optimize_at_once, self.optimizer, self._gradients_in_a_loop)
             self._epochs = Program(strategy, partial(self._run_epochs, optimize_step))
-        else:
-            self._part_gradients = engine.function(self._gradients_of_part)
-            optimize_step = partial(optimize, strategy, self.optimizer, self._replica_gradients)
-            self._epochs = partial(self._run_epochs, optimize_step)
         # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
         self.update = tf.function(self._update, autograph=False)
 

@@ -3,10 +3,12 @@
 import math
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.computation.devices import has_gpu
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.data.tokenizer import Tokenizer
@@ -18,7 +20,8 @@ from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
 from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
-from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.optimization import gradients_of, make_optimizer
+from tfppo.training.programs import optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -51,6 +54,7 @@ class RewardTrainer:
         self.config, self.seed, self.model = config, seed, model
         self.train_data, self.validation, self.strategy, self.folder = train, validation, strategy, folder
         self.num_steps = math.ceil(config.num_epochs * len(train.prompt_ids) / config.batch_size)
+        on_gpu = has_gpu()  # then a step is one program, as launches would take longer than it does
         with strategy.scope():
             self.optimizer = make_optimizer(
                 "adam",
@@ -60,8 +64,13 @@ class RewardTrainer:
                 beta_2=0.999,
                 epsilon=config.adam_epsilon,
                 weight_decay=0.0,
+                at_once=on_gpu,
             )
-        self._gradients = tf.function(self._gradients_of_share, autograph=False)
+        self._arithmetic = replace(model.trunk.arithmetic, compiled=True, stacks=True) if on_gpu else None
+        self._step = optimizer_step(
+            strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm
+        )
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=on_gpu, autograph=False)
         self._update = tf.function(self._optimizer_step, autograph=False)
         self._held_out_scores = ComparisonScorer(model, config.batch_size)
         self.keeper = CheckpointKeeper(
@@ -147,13 +156,7 @@ class RewardTrainer:
         bar.advance(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 
     def _optimizer_step(self, batch):
-        statistics, norm, _, _ = optimize(
-            self.strategy,
-            self.optimizer,
-            self._replica_gradients,
-            (batch,),
-            max_grad_norm=self.config.max_grad_norm,
-        )
+        statistics, norm, _, _ = self._step(batch)
         return statistics, norm
 
     def _replica_gradients(self, batch):
@@ -164,7 +167,7 @@ class RewardTrainer:
         variables = [variable.value for variable in self.model.trainable_variables]
 
         def loss_fn():
-            scores = comparison_scores(self.model, batch)
+            scores = comparison_scores(self.model, batch, self._arithmetic)
             loss = tf.reduce_sum(preference_loss(scores)) / self.config.batch_size
             hits = tf.reduce_sum(tf.cast(ranks_chosen_first(scores), tf.float32)) / self.config.batch_size
             return loss, (loss, hits)

@@ -50,10 +50,11 @@ class _FusedAdam(keras.optimizers.Adam):
     """Adam's step as one pass over a variable and its moments, of gradients that are summed over replicas already.
 
     Keras would sum them a second time, and make a dozen passes. Some variables may learn at another rate. With an
-    engine's `kernels`, one operation makes the step of all variables.
+    engine's `kernels`, one operation makes the step of all variables; with `at_once`, one program of XLA.
     """
 
     kernels: Kernels | None = None
+    at_once = False
     _rate_scales: dict[int, float] | None = None
     _scaling: _Scaling | None = None
     _may_rest: frozenset[int] = frozenset()
@@ -253,3 +254,16 @@ def scaled(gradient: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:
     """A gradient in float32 times a scalar (None: as it is)."""
     gradient = tf.cast(gradient, tf.float32)
     return gradient if scale is None else gradient * scale
+
+
+@tf.function(jit_compile=True, autograph=False)
+def step_of_replica(
+    optimizer: _FusedAdam,
+    gradients: Sequence[tf.Tensor],
+    scales: Sequence[tf.Tensor | None],
+    taken: tf.Tensor,
+    rest: tuple[tf.Tensor, tf.Tensor] | None,
+) -> None:
+    """`step_at_once` as a program of its own, for each of several replicas. Args: rest: what a `Rest` is made of."""
+    with optimizer.resting(rest and Rest(*rest)):
+        optimizer.step_at_once(gradients, scales, taken)

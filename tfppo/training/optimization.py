@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfppo.computation.differentiation import Statistics, dense_gradients
 from tfppo.computation.engine import Kernels
-from tfppo.training.adam import Adam, AdamW, Rest, scaled
+from tfppo.training.adam import Adam, AdamW, Rest, scaled, step_of_replica
 
 # Lists of indices of the variables whose gradients are clipped by their common norm.
 Groups = Sequence[Sequence[int]]
@@ -27,17 +27,19 @@ def make_optimizer(
     epsilon: float,
     weight_decay: float,
     kernels: Kernels | None = None,
+    at_once: bool = False,
 ) -> keras.optimizers.Optimizer:
     """An optimizer by name ("adam" or "adamw"), built for the variables. Vectors and scalars are not decayed.
 
-    Args: kernels: of the engine that makes the gradients; None: TensorFlow's own operations.
+    Args: kernels: of the engine that makes the gradients; None: TensorFlow's own operations; at_once: whether a step of
+        all variables is one program of XLA, for GPUs.
     """
     if name == "adam":
         optimizer = Adam(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon)
     else:
         optimizer = AdamW(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, weight_decay=weight_decay)
         optimizer.exclude_from_weight_decay(var_list=[v for v in variables if len(v.shape) < 2])
-    optimizer.kernels = kernels
+    optimizer.kernels, optimizer.at_once = kernels, at_once
     optimizer.build(variables)
     return optimizer
 
@@ -139,7 +141,7 @@ def optimize(
 
     kernels = optimizer.kernels
     alone = strategy.num_replicas_in_sync == 1
-    scaled_when_applied = alone or kernels is not None
+    scaled_when_applied = alone or kernels is not None or optimizer.at_once
 
     def reduced(*args):
         context = tf.distribute.get_replica_context()
@@ -167,5 +169,9 @@ def optimize(
                 strategy.run(optimizer.apply, (gradients,))
         return tf.constant(0)
 
-    tf.cond(taken, apply, lambda: tf.constant(0))
+    if optimizer.at_once:  # without a branch: whether it is taken is a part of the step
+        rests = rest and (rest.now, rest.steps)
+        strategy.run(step_of_replica, (optimizer, gradients, scales, taken, rests))
+    else:
+        tf.cond(taken, apply, lambda: tf.constant(0))
     return statistics, norm, taken, stopped

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from tfppo.computation.differentiation import Statistics
 from tfppo.training.adam import Rest
-from tfppo.training.optimization import Groups, clipping_scales
+from tfppo.training.optimization import Groups, clipping_scales, optimize
 
 
 class Program:
@@ -50,6 +50,28 @@ def optimize_at_once(
     with optimizer.resting(rest):
         optimizer.step_at_once(gradients, scales, taken)
     return statistics, norm, taken, stopped
+
+
+def optimizer_step(
+    strategy: tf.distribute.Strategy,
+    optimizer: keras.optimizers.Optimizer,
+    gradients_of: Callable[..., tuple[list[tf.Tensor], Statistics]],
+    *,
+    max_grad_norm: float,
+) -> Callable[..., tuple[Statistics, tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """A function of one optimizer step: the arguments of `gradients_of` to the results of `optimization.optimize`.
+
+    With an optimizer that steps `at_once`, on one replica, all of it is one program.
+    """
+
+    def at_once(*args):
+        return optimize_at_once(optimizer, gradients_of, args, max_grad_norm=max_grad_norm)
+
+    def by_strategy(*args):
+        return optimize(strategy, optimizer, gradients_of, args, max_grad_norm=max_grad_norm)
+
+    is_program = optimizer.at_once and strategy.num_replicas_in_sync == 1
+    return Program(strategy, at_once) if is_program else by_strategy
 
 
 def sum_in_a_loop(
