@@ -28,8 +28,8 @@ from tfppo.config import PpoConfig, SamplingConfig
 def choose_computation(ppo: PpoConfig, sampling: SamplingConfig, *, width: int, architecture: str) -> Computation:
     """The engines with which PPO samples, scores and updates a model of this width and architecture.
 
-    With `rollout_dtype` "auto", rollouts use the dtype of the update if C++ does both: the policy that samples and the
-    policy that learns then agree more closely than bfloat16 can resolve.
+    With `rollout_dtype` "auto", rollouts use the dtype of the update where one engine does both, C++ or XLA on a GPU:
+    the policy that samples and the policy that learns then agree as closely as their dtype can resolve.
 
     Raises: UserError where a setting insists on what cannot be had.
     """
@@ -38,7 +38,8 @@ def choose_computation(ppo: PpoConfig, sampling: SamplingConfig, *, width: int, 
     rollout_dtype = ppo.rollout_dtype
     trains_natively = isinstance(update.engine, NativeEngine)
     if rollout_dtype == "auto":
-        rollout_dtype = update_dtype if trains_natively and sampling.native is not False else ppo.dtype
+        agrees = trains_natively and sampling.native is not False or has_gpu()
+        rollout_dtype = update_dtype if agrees else ppo.dtype
     if trains_natively and rollout_dtype == "mixed_bfloat16":
         scoring = Chosen(engines=(update.engine,), reason="as the update")
     else:
