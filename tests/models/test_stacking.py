@@ -3,7 +3,6 @@
 import functools
 
 import numpy as np
-import pytest
 import tensorflow as tf
 
 from tfppo.computation.engine import Loss
@@ -60,21 +59,19 @@ def expected():
     return dict(zip(map(id, variables), found, strict=True)), loss
 
 
-@pytest.mark.parametrize("recomputes", [False, True])
-def test_gradients_are_the_same(recomputes):
+def test_gradients_are_the_same():
     variables = policy().trainable_variables
-    engine = GraphEngine("float32", compiled=True, recomputes=recomputes, fixed_shapes=True)
+    engine = GraphEngine("float32", compiled=True, fixed_shapes=True)
     found, loss, function = gradients(engine, variables)
     wanted, wanted_loss = expected()
     np.testing.assert_allclose(loss, wanted_loss, rtol=1e-6)
     for variable, gradient in zip(variables, found, strict=True):
         assert np.abs(gradient).max() > 1e-3 or "qkv" in variable.path  # a key's bias changes no attention
         np.testing.assert_allclose(gradient, wanted[id(variable)], rtol=2e-5, atol=2e-6, err_msg=variable.path)
-    if not recomputes:
-        program = function.experimental_get_compiler_ir(*batch())(stage="optimized_hlo")
-        loops = [line for line in program.splitlines() if " while(" in line]
-        # One forward and one back; no device asks its host whether to go on.
-        assert len(loops) == 2 and all('"known_trip_count":{"n":"3"}' in line for line in loops)
+    program = function.experimental_get_compiler_ir(*batch())(stage="optimized_hlo")
+    loops = [line for line in program.splitlines() if " while(" in line]
+    # One forward and one back; no device asks its host whether to go on.
+    assert len(loops) == 2 and all('"known_trip_count":{"n":"3"}' in line for line in loops)
 
 
 def test_blocks_that_do_not_learn_have_a_loop_without_a_gradient():
@@ -102,7 +99,7 @@ def test_each_block_in_a_loop_has_a_dropout_of_its_own():
     trunk.set_weights(weights)
     token_ids, seed = tf.constant([[1, 2, 3, 4]]), tf.constant([5, 6])
     plain = Arithmetic(dtype="float32")
-    compiled = Arithmetic(dtype="float32", compiled=True, stacks=True)
+    compiled = plain.of_program([])
 
     @tf.function(jit_compile=True, autograph=False)
     def states(ids, seed):

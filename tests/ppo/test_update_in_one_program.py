@@ -9,6 +9,7 @@ from ppo_cases import KL_COEF, SEED, assert_same_weights, largest_change, make_l
 SETTINGS = {
     "separate critic, minibatches whitened, parts recomputed, clipping, decay": dict(
         lengths_vary=True,
+        num_layers=3,
         critic="separate",
         whiten_scope="minibatch",
         gradient_checkpointing=True,

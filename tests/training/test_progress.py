@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 import time
+import types
 
 import pytest
 
@@ -149,7 +150,7 @@ def test_a_bar_shows_for_how_long_the_first_step_compiles(monkeypatch):
             return len(seconds) > 4 and super().wait()
 
     seconds = []
-    monkeypatch.setattr(progress.threading, "Event", Clock)
+    monkeypatch.setattr(progress, "threading", types.SimpleNamespace(Event=Clock, Thread=threading.Thread))
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress(total=3, description="PPO", starts="compiles") as bar:
         while len(seconds) < 5:

@@ -85,11 +85,21 @@ class GraphEngine:
         *,
         trunk_coef: tf.Tensor,
         places: tf.Tensor | None,
+        stacked: Sequence[tuple[Sequence[keras.Variable], tf.Tensor]] = (),
     ) -> tuple[list[tf.Tensor], Statistics]:
-        """See `Engine`."""
-        arithmetic = replace(self._of_update, learning=frozenset(map(id, variables))).holding(policy.product_weights())
-        copies = [arithmetic.copies.get(id(variable)) for variable in variables]
-        values = [variable.value for variable in variables]
+        """See `Engine`.
+
+        Args: stacked: variables of several blocks that are stacked already, and the stack. Of these come the first
+            gradients, then those of `variables`, which are the others.
+        """
+        learning = [*variables, *(variable for alike, _ in stacked for variable in alike)]
+        arithmetic = replace(
+            self._of_update,
+            learning=frozenset(map(id, learning)),
+            stacked={id(alike[0]): stack for alike, stack in stacked},
+        ).holding(policy.product_weights())
+        copies = [*[None] * len(stacked), *(arithmetic.copies.get(id(variable)) for variable in variables)]
+        values = [*(stack for _, stack in stacked), *(variable.value for variable in variables)]
         # Nothing else is watched: so the backward pass ends at the lowest block that learns.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*values, *(copy for copy in copies if copy is not None)])

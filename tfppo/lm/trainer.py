@@ -3,7 +3,6 @@
 import math
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import tensorflow as tf
@@ -70,7 +69,7 @@ class LmTrainer:
                 at_once=on_gpu,
             )
         # Blocks in a loop: a step then compiles as fast whatever the depth.
-        self._arithmetic = replace(model.trunk.arithmetic, compiled=True, stacks=True) if on_gpu else None
+        self._arithmetic = model.trunk.arithmetic.of_program(model.trainable_variables) if on_gpu else None
         self._gradients = tf.function(self._gradients_of_share, jit_compile=compiled, autograph=False)
         self._step = optimizer_step(
             strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm

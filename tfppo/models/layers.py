@@ -122,13 +122,8 @@ class TransformerBlock(keras.layers.Layer):
         return [variable for norm in (self.attention_norm, self.mlp_norm) for variable in (norm.gamma, norm.beta)]
 
     def weights_in_order(self) -> list[keras.Variable]:
-        """All variables, in the order of `read`."""
+        """All variables: those of products first."""
         return [*self.product_weights(), *self.norm_weights()]
-
-    def read(self, arithmetic: Arithmetic) -> list[tf.Tensor]:
-        """All weights, as the equations read them."""
-        others = (tf.convert_to_tensor(arithmetic.held(variable)) for variable in self.norm_weights())
-        return [*map(arithmetic.read, self.product_weights()), *others]
 
     def states(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+import keras
 import tensorflow as tf
 
 from tfppo.models.layers import TransformerBlock
@@ -28,11 +29,23 @@ def through_blocks(blocks: Sequence[TransformerBlock], x: tf.Tensor, step: Step,
             x = step(block, number, x, arithmetic)
         return x
     first = 0
-    for _, group in groupby(blocks, key=lambda block: _learns(block, arithmetic)):
+    for learns, group in groupby(blocks, key=lambda block: _learns(block, arithmetic.learning)):
         alike = list(group)
-        x = _Loop(alike, first, step, arithmetic)(x)
+        loop = _Loop(alike, first, step, arithmetic)
+        x = loop.with_gradient(x) if learns else loop.without_gradient(x)
         first += len(alike)
     return x
+
+
+def alike_weights(blocks: Sequence[TransformerBlock], learning: frozenset[int]) -> list[tuple[keras.Variable, ...]]:
+    """The variables that `through_blocks` stacks and that learn: a tuple of one of each block."""
+    groups = groupby(blocks, key=lambda block: _learns(block, learning))
+    return [
+        alike
+        for learns, group in groups
+        if learns
+        for alike in zip(*(block.weights_in_order() for block in group), strict=True)
+    ]
 
 
 def collect_from_blocks(
@@ -64,7 +77,7 @@ def collect_from_blocks(
 
 
 class _Loop:
-    """Some blocks in a row, with a gradient.
+    """Some blocks in a row.
 
     Args: first: the number of the first of them.
     """
@@ -72,16 +85,30 @@ class _Loop:
     def __init__(self, blocks, first, step, arithmetic):
         self._blocks, self._first, self._step = blocks, first, step
         # The loop of the gradient computes again what it needs, be it all of a block.
-        self._keeps_products = not arithmetic.recomputes
+        self._widths = [] if arithmetic.recomputes else [each.output_dim for each in blocks[0].projections()]
         self._arithmetic = replace(arithmetic, recomputes=False)
 
-    def __call__(self, x):
+    def without_gradient(self, x):
+        """x after the blocks, where nothing in or below them learns: nothing is kept."""
+        stacks = _stacked(self._blocks, self._arithmetic)
+
+        def one(number, x):
+            return number + 1, self._of_block(number, x, _slices(stacks, number), None)
+
+        return tf.while_loop(self._goes_on, one, (tf.constant(0), x))[1]
+
+    def with_gradient(self, x):
+        """x after the blocks."""
+
         @tf.custom_gradient
         def through_all(x, *stacks):
             result, inputs, products = self._forward(x, stacks)
             return result, lambda upstream: self._backward(upstream, stacks, inputs, products)
 
         return through_all(x, *_stacked(self._blocks, self._arithmetic))
+
+    def _goes_on(self, number, *_):
+        return number < len(self._blocks)
 
     def _forward(self, x, stacks):
         """x after the blocks; of each block its input, and the results of its products."""
@@ -94,11 +121,9 @@ class _Loop:
             return number + 1, result, inputs, _write(arithmetic, products, recorded.results, number)
 
         num_rows = x.shape[0] * x.shape[1]
-        widths = [projection.output_dim for projection in self._blocks[0].projections()]
-        products = [tf.zeros([count, num_rows, width], arithmetic.dtype) for width in widths * self._keeps_products]
+        products = [tf.zeros([count, num_rows, width], arithmetic.dtype) for width in self._widths]
         start = tf.constant(0), x, tf.zeros([count, *x.shape], x.dtype), products
-        _, *results = tf.while_loop(lambda number, *_: number < count, one, start)
-        return results
+        return tf.while_loop(self._goes_on, one, start)[1:]
 
     def _backward(self, upstream, stacks, inputs, products):
         """Gradients of the input and of the stacked weights."""
@@ -115,7 +140,7 @@ class _Loop:
             return done + 1, upstream, _write(arithmetic, gradients, mine, number)
 
         start = tf.constant(0), upstream, [tf.zeros_like(stack) for stack in stacks]
-        _, upstream, gradients = tf.while_loop(lambda done, *_: done < count, one, start)
+        _, upstream, gradients = tf.while_loop(self._goes_on, one, start)
         return (upstream, *gradients)
 
     def _of_block(self, number, x, weights, products):
@@ -124,13 +149,18 @@ class _Loop:
         return self._step(block, self._first + number, x, arithmetic)
 
 
-def _learns(block, arithmetic):
-    return any(id(variable) in arithmetic.learning for variable in block.weights_in_order())
+def _learns(block, learning):
+    return any(id(variable) in learning for variable in block.weights_in_order())
 
 
 def _stacked(blocks, arithmetic):
     """Each weight of all blocks, as a block reads it: [blocks, ...]."""
-    return [tf.stack(alike) for alike in zip(*(block.read(arithmetic) for block in blocks), strict=True)]
+    weights = zip(*(block.weights_in_order() for block in blocks), strict=True)
+    num_products = len(blocks[0].product_weights())
+    return [
+        arithmetic.read_all(alike) if place < num_products else arithmetic.held_all(alike)
+        for place, alike in enumerate(weights)
+    ]
 
 
 def _slices(stacks, number):

@@ -24,7 +24,9 @@ class Arithmetic:
         fuses_activations: whether XLA compiles each activation as one piece, where the graph around is a plain one.
         recomputes: whether each block keeps only its input for the gradient (Chen et al. 2016).
         stacks: whether the blocks of a trunk are one loop over their stacked weights, which XLA compiles once.
-        learning: the identities of variables whose gradients are wanted; `stacks` goes by it.
+        learning: the identities of variables whose gradients are wanted; `stacks` goes by it: blocks below all of them,
+            or all blocks where there are none, have no gradient.
+        stacked: weights of several blocks, stacked already, by the identity of the first one's variable.
         products: what computes products with weights; None: `product`.
         copies: of weights, by the identity of their variable, that stand for them in products; see `holding`.
     """
@@ -35,6 +37,7 @@ class Arithmetic:
     recomputes: bool = False
     stacks: bool = False
     learning: frozenset[int] = frozenset()
+    stacked: Mapping[int, tf.Tensor] = field(default_factory=dict)
     products: "Recorded | Replayed | None" = None
     copies: Mapping[int, tf.Tensor] = field(default_factory=dict)
 
@@ -47,6 +50,18 @@ class Arithmetic:
         """A weight that enters no product: its copy where one is held, else itself."""
         return self.copies.get(id(variable), variable)
 
+    def read_all(self, variables: Sequence[tf.Variable]) -> tf.Tensor:
+        """`read` of weights of several blocks, stacked."""
+        stack = self.stacked.get(id(variables[0]))
+        return (
+            tf.stack([self.read(variable) for variable in variables]) if stack is None else tf.cast(stack, self.dtype)
+        )
+
+    def held_all(self, variables: Sequence[tf.Variable]) -> tf.Tensor:
+        """`held` of weights of several blocks, stacked."""
+        stack = self.stacked.get(id(variables[0]))
+        return tf.stack([tf.convert_to_tensor(self.held(each)) for each in variables]) if stack is None else stack
+
     def holding(self, variables: Iterable) -> "Arithmetic":
         """The same with weights cast once, here, for all later uses, such as the steps of a loop.
 
@@ -54,6 +69,10 @@ class Arithmetic:
         copies can be had in the dtype of products.
         """
         return replace(self, copies={id(v): tf.cast(v, self.dtype) for v in variables})
+
+    def of_program(self, variables: Iterable) -> "Arithmetic":
+        """The same for a program of XLA in which these variables learn, and blocks are loops."""
+        return replace(self, compiled=True, stacks=True, learning=frozenset(map(id, variables)))
 
     def activation(self, x: tf.Tensor) -> tf.Tensor:
         """GELU, elementwise."""

@@ -14,8 +14,8 @@ from tfppo.ppo.minibatches import Cutter, Part, at_places_of, shuffled_minibatch
 from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
 from tfppo.ppo.targets import prepare_targets
 from tfppo.training.adam import Rest
-from tfppo.training.optimization import optimize, sum_over_parts
-from tfppo.training.programs import Program, optimize_at_once, sum_in_a_loop
+from tfppo.training.optimization import sum_over_parts
+from tfppo.training.programs import Program, StackedSteps, Steps, sum_in_a_loop
 from tfppo.training.replicas import check_divides, slot_of_replica
 
 
@@ -53,13 +53,18 @@ class Learner:
         lengths_vary = lengths_vary and not engine.fixed_shapes
         self._cutter = Cutter(config, lengths_vary=lengths_vary, skips_padding=engine.skips_padding)
         self._epochs: Callable[..., Any]
-        whole = engine.function(self._gradients_in_a_loop) if engine.fixed_shapes else self._replica_gradients
         self._part_gradients = engine.function(self._gradients_of_part)
-        optimize_step = partial(optimize, strategy, self.optimizer, whole)
-        self._epochs = partial(self._run_epochs, optimize_step)
+        settings: dict[str, Any] = dict(
+            max_grad_norm=config.max_grad_norm, groups=self._clipped_together, stop_when=self._is_too_far
+        )
+        in_a_loop = partial(self._gradients_in_a_loop, (), self.variables)
+        whole = engine.function(in_a_loop) if engine.fixed_shapes else self._replica_gradients
+        self._steps: Steps | StackedSteps = Steps(strategy, self.optimizer, whole, **settings)
+        self._epochs = self._run_epochs
         if engine.fixed_shapes and strategy.num_replicas_in_sync == 1:
-            optimize_step = partial(optimize_at_once, self.optimizer, self._gradients_in_a_loop)
-            self._epochs = Program(strategy, partial(self._run_epochs, optimize_step))
+            alike = policy.alike_weights(self.variables)
+            self._steps = StackedSteps(self.optimizer, self._gradients_in_a_loop, alike, **settings)
+            self._epochs = Program(strategy, self._run_epochs)
         # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
         self.update = tf.function(self._update, autograph=False)
 
@@ -84,10 +89,10 @@ class Learner:
             "policy/epochs": tf.cast(steps, tf.float32) / self.config.num_minibatches,
         }
 
-    def _run_epochs(self, optimize_step, rollout, minibatches, kl_coef, policy_coef, idle_steps):
+    def _run_epochs(self, rollout, minibatches, kl_coef, policy_coef, idle_steps):
         """All optimizer steps of an update.
 
-        Args: optimize_step: makes one, as `optimize` and `optimize_at_once` do; minibatches: row numbers [steps, M].
+        Args: minibatches: row numbers [steps, M].
         Returns: statistics of the rollout, the number of steps, the first ratio error, and the history [steps, 10].
         """
         config = self.config
@@ -99,23 +104,19 @@ class Learner:
             # Without a limit the number of steps is known beforehand, and no device waits to be told to go on.
             return step < num_steps if config.target_kl is None else (step < num_steps) & ~too_far
 
-        def learn(step, too_far, first_ratio_error, history):
+        def learn(step, too_far, first_ratio_error, history, state):
             """One optimizer step, on one minibatch."""
             minibatch = self._targets_of_step(rollout, targets, minibatches[step], kl_coef)
-            (shares, ratio_errors), norm, taken, too_far = optimize_step(
-                (*minibatch, policy_coef),
-                max_grad_norm=config.max_grad_norm,
-                groups=self._clipped_together,
-                stop_when=self._is_too_far,
-                rest=rest,
-            )
+            results, state = self._steps.step(state, (*minibatch, policy_coef), rest)
+            (shares, ratio_errors), norm, taken, too_far = results
             first_ratio_error = tf.where(step == 0, tf.reduce_max(ratio_errors), first_ratio_error)
             history = history.write(step, tf.concat([shares, [norm, tf.cast(taken, tf.float32)]], axis=0))
-            return step + 1, too_far, first_ratio_error, history
+            return step + 1, too_far, first_ratio_error, history, state
 
         history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
-        start = tf.constant(0), tf.constant(False), tf.constant(0.0), history
-        steps, _, first_ratio_error, history = tf.while_loop(goes_on, learn, start)
+        start = tf.constant(0), tf.constant(False), tf.constant(0.0), history, self._steps.start()
+        steps, _, first_ratio_error, history, state = tf.while_loop(goes_on, learn, start)
+        self._steps.finish(state)
         return statistics, steps, first_ratio_error, history.stack()
 
     def _minibatches(self, seed):
@@ -144,22 +145,31 @@ class Learner:
         gradients, (shares, ratio_error) = sum_over_parts(of_part, division.rows.shape[0])
         return gradients, (shares, slot_of_replica(ratio_error))
 
-    def _gradients_in_a_loop(self, targets, rows, policy_coef):
-        """As `_replica_gradients`, for a function that is compiled as a whole."""
+    def _gradients_in_a_loop(self, stacked, variables, targets, rows, policy_coef):
+        """As `_replica_gradients`, for a function that is compiled as a whole.
+
+        Args: stacked, variables: what learns, as of `GraphEngine.gradients`.
+        """
         division = self._cutter.divide(targets, rows)
 
         def of_part(number):
-            return self._gradients_of_part(self._cutter.part(targets, division, number), policy_coef)
+            part = self._cutter.part(targets, division, number)
+            return self._gradients_of_part(part, policy_coef, variables, stacked=stacked)
 
-        gradients, (shares, ratio_error) = sum_in_a_loop(
-            of_part, self.config.accumulation_steps, self.variables, len(STEP_STATISTICS)
-        )
+        like = [*(stack for _, stack in stacked), *variables]
+        num_parts = self.config.accumulation_steps
+        gradients, (shares, ratio_error) = sum_in_a_loop(of_part, num_parts, like, len(STEP_STATISTICS))
         return gradients, (shares, slot_of_replica(ratio_error))
 
-    def _gradients_of_part(self, part: Part, policy_coef):
+    def _gradients_of_part(self, part: Part, policy_coef, variables=None, **stacks):
         """Gradients and statistics of some rows: of all their states, or of those that count alone."""
         loss = make_loss(*at_places_of(part), self.config, self.temperature, policy_coef)
-        sequences = part.targets[:4]
         return self.engine.gradients(
-            self.policy, self.variables, sequences, loss, trunk_coef=policy_coef, places=part.places
+            self.policy,
+            self.variables if variables is None else variables,
+            part.targets[:4],
+            loss,
+            trunk_coef=policy_coef,
+            places=part.places,
+            **stacks,
         )

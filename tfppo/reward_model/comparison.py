@@ -17,7 +17,7 @@ def comparison_scores(model: RewardModel, batch: Comparisons, arithmetic: Arithm
     size = batch.response_ids.shape[1]
     prompts = (tf.repeat(tensor, size, axis=0) for tensor in (batch.prompt_ids, batch.prompt_mask))
     responses = (tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (batch.response_ids, batch.response_mask))
-    return tf.reshape(model.response_scores(*prompts, *responses, arithmetic), [-1, size])
+    return tf.reshape(model.response_scores(*prompts, *responses, arithmetic=arithmetic), [-1, size])
 
 
 def ranks_chosen_first(scores: tf.Tensor) -> tf.Tensor:

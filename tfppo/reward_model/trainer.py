@@ -3,7 +3,6 @@
 import math
 import time
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import tensorflow as tf
@@ -67,7 +66,7 @@ class RewardTrainer:
                 weight_decay=0.0,
                 at_once=on_gpu,
             )
-        self._arithmetic = replace(model.trunk.arithmetic, compiled=True, stacks=True) if on_gpu else None
+        self._arithmetic = model.trunk.arithmetic.of_program(model.trainable_variables) if on_gpu else None
         self._step = optimizer_step(
             strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm
         )

@@ -1,7 +1,8 @@
 """Adam as one pass over a variable and its moments, of gradients that are summed over replicas already."""
 
 import math
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,6 +45,13 @@ class _Numbers(NamedTuple):
     beta_1_power: tf.Tensor
     beta_2_power: tf.Tensor
     epsilon: float | tf.Tensor
+
+
+class Stack(NamedTuple):
+    """Variables of one kind and shape and their moments, each as one tensor."""
+
+    variables: Sequence[keras.Variable]
+    tensors: tuple[tf.Tensor, tf.Tensor, tf.Tensor]  # variables, momentums, velocities
 
 
 class _FusedAdam(keras.optimizers.Adam):
@@ -90,33 +98,67 @@ class _FusedAdam(keras.optimizers.Adam):
         finally:
             self._scaling = None
 
-    def step_at_once(self, gradients: Sequence[tf.Tensor], scales: Sequence[tf.Tensor | None], taken: tf.Tensor):
+    def step_at_once(
+        self,
+        gradients: Sequence[tf.Tensor],
+        scales: Sequence[tf.Tensor | None],
+        taken: tf.Tensor,
+        stacks: Sequence[Stack] = (),
+    ) -> list[Stack]:
         """The step of all variables as plain arithmetic, for XLA to compile; no number changes where it isn't taken.
 
         A choice for every number costs nothing, as all of them are read anyway; a branch would wait for the host. Call
         it in a function that XLA compiles, inside of `strategy.run`.
-        Args: gradients, scales: as of `apply_scaled`; taken: bool [].
+        Args:
+            gradients, scales: as of `apply_scaled`: of the stacks first, then of the variables that are in none.
+            taken: bool [].
+            stacks: of variables, which stay as they are.
+        Returns: the stacks after the step.
         """
-        variables = self._trainable_variables
-        numbers = self._numbers(range(len(variables)), self.learning_rate)
-
-        def write(variable, old, new):
-            tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=tf.where(taken, new, old))
-
-        for index, (variable, gradient, scale) in enumerate(zip(variables, gradients, scales, strict=True)):
-            mine = numbers[self._kind_of(index)]
-            momentum, velocity = self._momentums[index], self._velocities[index]
-            old, old_m, old_v = (tf.convert_to_tensor(each.value) for each in (variable, momentum, velocity))
-            gradient = scaled(gradient, scale)
-            m = old_m + (gradient - old_m) * (1.0 - mine.beta_1)
-            v = old_v + (tf.square(gradient) - old_v) * (1.0 - mine.beta_2)
-            decayed = old - old * self.weight_decay * mine.rate if self._decays(variable) else old
-            rate = mine.rate * tf.sqrt(1.0 - mine.beta_2_power) / (1.0 - mine.beta_1_power)
-            write(momentum, old_m, m)
-            write(velocity, old_v, v)
-            write(variable, old, decayed - rate * m / (tf.sqrt(v) + mine.epsilon))
+        numbers = self._numbers(range(len(self._trainable_variables)), self.learning_rate)
+        stacked = {id(variable) for stack in stacks for variable in stack.variables}
+        others = [variable for variable in self._trainable_variables if id(variable) not in stacked]
+        singles = [self.stack_of([variable], operator.itemgetter(0)) for variable in others]
+        after = []
+        for stack, gradient, scale in zip([*stacks, *singles], gradients, scales, strict=True):
+            after.append(self._stepped(stack, scaled(gradient, scale), numbers, taken))
+        for stack in after[len(stacks) :]:
+            self.write(stack, lambda tensor, number: tensor)
         count = tf.convert_to_tensor(self.iterations.value)
-        write(self.iterations, count, count + 1)
+        _write(self.iterations, tf.where(taken, count + 1, count))
+        return after[: len(stacks)]
+
+    def _stepped(self, stack, gradient, numbers, taken):
+        mine = numbers[self._kind_of(self._get_variable_index(stack.variables[0]))]
+        old, old_m, old_v = stack.tensors
+        m = old_m + (gradient - old_m) * (1.0 - mine.beta_1)
+        v = old_v + (tf.square(gradient) - old_v) * (1.0 - mine.beta_2)
+        decayed = old - old * self.weight_decay * mine.rate if self._decays(stack.variables[0]) else old
+        rate = mine.rate * tf.sqrt(1.0 - mine.beta_2_power) / (1.0 - mine.beta_1_power)
+        new = decayed - rate * m / (tf.sqrt(v) + mine.epsilon)
+        chosen = (tf.where(taken, *pair) for pair in ((new, old), (m, old_m), (v, old_v)))
+        return Stack(stack.variables, tuple(chosen))
+
+    def variables_in_order(self) -> list[keras.Variable]:
+        """Those that it was built for."""
+        return list(self._trainable_variables)
+
+    def stack_of(self, variables: Sequence[keras.Variable], together: Callable = tf.stack) -> Stack:
+        """Variables and their moments as three tensors. Args: together: [tensors] -> tensor."""
+        return Stack(
+            variables, tuple(together([tf.convert_to_tensor(v.value) for v in each]) for each in self._kept(variables))
+        )
+
+    def write(self, stack: Stack, take: Callable = operator.getitem) -> None:
+        """Writes a stack into its variables and moments. Args: take: (tensor, number) -> tensor of a variable."""
+        for tensor, variables in zip(stack.tensors, self._kept(stack.variables), strict=True):
+            for number, variable in enumerate(variables):
+                _write(variable, take(tensor, number))
+
+    def _kept(self, variables):
+        """Variables, their momentums and their velocities."""
+        indices = [self._get_variable_index(variable) for variable in variables]
+        return variables, *([moments[i] for i in indices] for moments in (self._momentums, self._velocities))
 
     def update_step(self, gradient, variable, numbers):
         """One variable's step. Args: numbers: what `_numbers` returned, where Keras has the learning rate."""
@@ -248,6 +290,11 @@ class AdamW(_FusedAdam, keras.optimizers.AdamW):
     def _kernel_epsilon(self, correction):
         # sqrt(v_hat) + epsilon = (sqrt(v) + epsilon * sqrt(1 - b2^t)) / sqrt(1 - b2^t)
         return self.epsilon * tf.sqrt(correction)
+
+
+def _write(variable, value):
+    """Assigns to the variable of this replica."""
+    tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=value)
 
 
 def scaled(gradient: tf.Tensor, scale: tf.Tensor | None) -> tf.Tensor:

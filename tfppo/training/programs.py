@@ -5,13 +5,14 @@ of a whole update follow each other on the device.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from tfppo.computation.differentiation import Statistics
-from tfppo.training.adam import Rest
+from tfppo.training.adam import Rest, Stack
 from tfppo.training.optimization import Groups, clipping_scales, optimize
 
 
@@ -41,15 +42,90 @@ def optimize_at_once(
     groups: Groups | None = None,
     stop_when: Callable[[Statistics], bool | tf.Tensor] = lambda statistics: False,
     rest: Rest | None = None,
-) -> tuple[Statistics, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """One optimizer step as a part of a program; the arguments and results are those of `optimization.optimize`."""
+    stacks: Sequence[Stack] = (),
+) -> tuple[tuple[Statistics, tf.Tensor, tf.Tensor, tf.Tensor], list[Stack]]:
+    """One optimizer step as a part of a program.
+
+    Args:
+        stacks: of variables, whose gradients come first; `groups` is of the order of the gradients.
+        others: those of `optimization.optimize`.
+    Returns: the results of `optimization.optimize`, and the stacks after the step.
+    """
     gradients, statistics = gradients_of(*args)
     scales, norm = clipping_scales(gradients, max_grad_norm, groups)
     stopped = tf.convert_to_tensor(stop_when(statistics))
     taken = tf.math.is_finite(norm) & ~stopped
     with optimizer.resting(rest):
-        optimizer.step_at_once(gradients, scales, taken)
-    return statistics, norm, taken, stopped
+        after = optimizer.step_at_once(gradients, scales, taken, stacks)
+    return (statistics, norm, taken, stopped), after
+
+
+class Steps:
+    """The optimizer steps of an update, one by one on all replicas.
+
+    Args: gradients_of: (*args) -> a replica's share of gradients and statistics; settings: as for `optimize`.
+    """
+
+    def __init__(self, strategy, optimizer, gradients_of, **settings: Any):
+        self._strategy, self._optimizer, self._gradients_of = strategy, optimizer, gradients_of
+        self._settings = settings
+
+    def start(self) -> list[tuple[tf.Tensor, ...]]:
+        """What goes from step to step."""
+        return []
+
+    def step(self, state: list, args: tuple, rest: Rest) -> tuple[tuple, list]:
+        """One step: the results of `optimize`, and what goes on to the next."""
+        results = optimize(self._strategy, self._optimizer, self._gradients_of, args, rest=rest, **self._settings)
+        return results, state
+
+    def finish(self, state: list) -> None:
+        """Ends the steps."""
+
+
+class StackedSteps:
+    """As `Steps`, within a program. What blocks have alike is one tensor from the first step to the last.
+
+    XLA then compiles, and a GPU launches, as much for many blocks as for two. The stacked variables and moments are in
+    memory twice for the time of the program.
+
+    Args:
+        gradients_of: (stacked, variables, *args) -> as of `Steps`; the first two are those of `GraphEngine.gradients`.
+        alike: variables of several blocks each.
+    """
+
+    def __init__(self, optimizer, gradients_of, alike, *, groups: Groups, **settings: Any):
+        self._optimizer, self._gradients_of, self._alike = optimizer, gradients_of, alike
+        variables = optimizer.variables_in_order()
+        stacked = {id(variable) for each in alike for variable in each}
+        self._singles = [variable for variable in variables if id(variable) not in stacked]
+        place = {id(variable): i for i, variable in enumerate([*(each[0] for each in alike), *self._singles])}
+        self._groups = [[place[id(variables[i])] for i in group if id(variables[i]) in place] for group in groups]
+        self._settings = settings
+
+    def start(self) -> list[tuple[tf.Tensor, ...]]:
+        """The stacks: a triple for each of `alike`."""
+        return [self._optimizer.stack_of(each).tensors for each in self._alike]
+
+    def step(self, state: list, args: tuple, rest: Rest) -> tuple[tuple, list]:
+        """One step: the results of `optimize`, and the stacks after it."""
+        stacks = [Stack(*pair) for pair in zip(self._alike, state, strict=True)]
+        stacked = [(stack.variables, stack.tensors[0]) for stack in stacks]
+        results, stacks = optimize_at_once(
+            self._optimizer,
+            partial(self._gradients_of, stacked, self._singles),
+            args,
+            groups=self._groups,
+            rest=rest,
+            stacks=stacks,
+            **self._settings,
+        )
+        return results, [stack.tensors for stack in stacks]
+
+    def finish(self, state: list) -> None:
+        """Writes the stacks into the variables and their moments."""
+        for alike, tensors in zip(self._alike, state, strict=True):
+            self._optimizer.write(Stack(alike, tensors))
 
 
 def optimizer_step(
@@ -65,7 +141,7 @@ def optimizer_step(
     """
 
     def at_once(*args):
-        return optimize_at_once(optimizer, gradients_of, args, max_grad_norm=max_grad_norm)
+        return optimize_at_once(optimizer, gradients_of, args, max_grad_norm=max_grad_norm)[0]
 
     def by_strategy(*args):
         return optimize(strategy, optimizer, gradients_of, args, max_grad_norm=max_grad_norm)
@@ -77,12 +153,13 @@ def optimizer_step(
 def sum_in_a_loop(
     of_part: Callable[[tf.Tensor], tuple[list[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]],
     num_parts: int,
-    variables: Sequence[tf.Variable],
+    like: Sequence[tf.Tensor | tf.Variable],
     num_statistics: int,
 ) -> tuple[list[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """As `optimization.sum_over_parts`, by one computation in a loop: XLA compiles that once, however many parts.
 
-    Args: of_part: number int32 [] -> (gradients, ([num_statistics] sums, largest error)).
+    Args: of_part: number int32 [] -> (gradients, ([num_statistics] sums, largest error)); like: of the shapes of the
+        gradients.
     """
     if num_parts == 1:
         return of_part(tf.constant(0))
@@ -92,6 +169,6 @@ def sum_in_a_loop(
         totals = [total + tf.cast(gradient, tf.float32) for total, gradient in zip(totals, gradients, strict=True)]
         return number + 1, totals, sums + more_sums, tf.maximum(error, more_error)
 
-    start = tf.constant(0), [tf.zeros(v.shape) for v in variables], tf.zeros([num_statistics]), tf.constant(0.0)
+    start = tf.constant(0), [tf.zeros(each.shape) for each in like], tf.zeros([num_statistics]), tf.constant(0.0)
     _, totals, sums, error = tf.while_loop(lambda number, *_: number < num_parts, add, start)
     return totals, (sums, error)
