@@ -142,5 +142,6 @@ class Engine(Protocol):
     ) -> tuple[list[tf.Tensor], Statistics]:
         """Gradients of a loss with respect to variables, and its statistics.
 
+        An engine of `fixed_shapes` takes weights that are stacked already besides; see `GraphEngine`.
         Args: batch, trunk_coef, places: see `Policy.response_states`.
         """

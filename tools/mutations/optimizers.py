@@ -8,6 +8,7 @@ UPDATE = "tests/parity/test_update_parity.py"
 STEPS = "tests/training/test_optimization.py"
 CRITIC = "tests/ppo/test_critic_rates.py"
 TRAINER = "tests/ppo/test_trainer.py"
+PROGRAM = "tests/ppo/test_update_in_one_program.py"
 
 MUTATIONS = [
     Mutation(
@@ -71,5 +72,26 @@ MUTATIONS = [
         "PpoTrainer.improve",
         [replace("tf.constant(self.idle_steps)", "tf.constant(0)")],
         TRAINER,
+    ),
+    Mutation(
+        "a_program_steps_where_no_gradient_is_finite",
+        "training/adam.py",
+        "_FusedAdam._stepped",
+        [replace("tf.where(taken, *pair)", "pair[0]")],
+        PROGRAM,
+    ),
+    Mutation(
+        "a_program_forgets_the_moments",
+        "training/adam.py",
+        "_FusedAdam.write",
+        [replace("self._kept(stack.variables)", "[stack.variables] * 3")],
+        PROGRAM,
+    ),
+    Mutation(
+        "blocks_backward_in_the_wrong_order",
+        "models/stacking.py",
+        "_Loop._backward.one",
+        [assign("number", "done")],
+        "tests/models/test_stacking.py",
     ),
 ]
