@@ -65,7 +65,7 @@ def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
         trainer = make_trainer(tmp_path / str(on_gpu), num_layers=3, dropout=0.0)
         rng = np.random.default_rng(0)
         trainer.model.set_weights([rng.normal(0.0, 0.3, weight.shape) for weight in trainer.model.get_weights()])
-        trainer.optimizer.learning_rate.assign(0.1)
+        trainer.optimizer.learning_rate.assign(0.01)
         assert isinstance(trainer._step, Program) is on_gpu
         for step in range(2):
             loss, norm = trainer._update(trainer.batch(step), np.array([3, step], np.int32))
