@@ -39,6 +39,7 @@ SLOW: dict[str, set[str] | None] = {
     "computation/native/test_trunk.py": {"test_an_update_is_near_the_one_in_float32"},
     "computation/test_modes.py": None,
     "data/test_tokenizer.py": {"test_saved_model_in_process_with_tensorflow_only"},
+    "lm/test_lm_trainer.py": {"test_on_a_gpu_a_step_is_one_program_and_the_same"},
     "models/test_folder.py": {"test_policy_comes_back"},
     "models/test_folder_killed.py": None,
     "models/test_stacking.py": None,
