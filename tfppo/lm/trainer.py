@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
 from tfppo.data.tokenizer import Tokenizer
@@ -97,6 +98,7 @@ class LmTrainer:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
                 stop.begins(f"step {step + 1}")
+                restart_device_peak()
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,
@@ -127,6 +129,7 @@ class LmTrainer:
                     if not waited:
                         best = scalars["lm/held_out_loss"]
                         save_model(self.model, self.tokenizer, self.folder / "lm")
+                scalars |= device_figures()
                 self.report(metrics, bar, finished, scalars)
                 if due or stopping:
                     metrics.flush()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
 from tfppo.data.prompts import PromptSet
@@ -120,6 +121,7 @@ class PpoTrainer:
             self.evaluate(bar, done, finished)
             while not finished:
                 stop.begins(f"iteration {done + 1}")
+                restart_device_peak()
                 clock = [time.perf_counter()]
                 with self.saved_first(done, kl_coef, metrics):
                     collected = self.collect(done)
@@ -130,7 +132,7 @@ class PpoTrainer:
                 self.check(statistics)
                 self.average()
 
-                scalars = {**statistics, **self.figures(done, collected, clock)}
+                scalars = {**statistics, **self.figures(done, collected, clock), **device_figures()}
                 self.report(metrics, bar, done, scalars, collected)
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.data.tokenizer import Tokenizer
@@ -98,6 +99,7 @@ class RewardTrainer:
         with StopRequest() as stop, closing(metrics), bar:
             while self.done < self.num_steps:
                 stop.begins(f"step {self.done + 1}")
+                restart_device_peak()
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
                 self.optimizer.learning_rate.assign(learning_rate)
@@ -119,6 +121,7 @@ class RewardTrainer:
                     scalars.update({f"reward_model/held_out_{name}": value for name, value in figures.items()})
                 if due or stopping:
                     watch.check_before_saving(self.done, scalars.get("reward_model/held_out_loss"))
+                scalars |= device_figures()
                 self.report(metrics, bar, scalars)
                 if due or stopping:
                     metrics.flush()

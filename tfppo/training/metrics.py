@@ -60,6 +60,7 @@ TAGS = {
     "time/reward": "seconds that the reward functions took; meanwhile the reference is looked up",
     "time/reward_share": "these seconds over the seconds of the iteration",
     "time/tokens_per_second": "PPO: response tokens over the seconds of the iteration; otherwise tokens a second",
+    "memory/device_peak_gb": "most GB in use on a GPU in this iteration or step; of several GPUs, on the fullest",
     "reward_model/loss": "training loss: -log of the softmax share of the chosen response, mean over comparisons",
     "reward_model/accuracy": "share of the batch's comparisons in which the chosen response scores highest",
     "reward_model/learning_rate": "learning rate",
