@@ -37,6 +37,7 @@ SLOW: dict[str, set[str] | None] = {
     "computation/native/test_refusals.py": {"test_where_memory_ends_an_operation_fails_and_the_next_one_runs"},
     "computation/native/test_threads.py": None,
     "computation/native/test_trunk.py": {"test_an_update_is_near_the_one_in_float32"},
+    "computation/test_graph.py": None,
     "computation/test_modes.py": None,
     "data/test_tokenizer.py": {"test_saved_model_in_process_with_tensorflow_only"},
     "models/test_folder.py": {"test_policy_comes_back"},

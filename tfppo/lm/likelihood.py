@@ -18,6 +18,11 @@ def _summed_loss(logits, targets, weights):
     return masked_sum(-token_logprobs(logits, targets), weights)
 
 
+@tf.function(jit_compile=True, autograph=False)
+def _logprobs(logits, targets):
+    return (token_logprobs(logits, targets),)
+
+
 def negative_log_likelihood(
     model: LanguageModel, batch: PackedSequences, dropout_seed: tf.Tensor | None = None
 ) -> tf.Tensor:
@@ -25,6 +30,9 @@ def negative_log_likelihood(
     hidden = model.trunk(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
     )
+    if model.has_many_logits(hidden):
+        (logprobs,) = model.of_logits_by_chunks(_logprobs, hidden, batch.targets)
+        return masked_sum(-logprobs, batch.weights)
     logits = model.logits(hidden)
     return _summed_loss(logits, batch.targets, batch.weights)
 
