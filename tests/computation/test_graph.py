@@ -66,7 +66,7 @@ def in_parts(monkeypatch):
     """From now on, blocks of 4 positions and chunks of 5."""
     monkeypatch.setattr(attention, "LENGTH_FOR_BLOCKS", 4)
     monkeypatch.setattr(attention, "BLOCK", 4)
-    monkeypatch.setattr(chunks, "NUMBERS_AT_ONCE", 5 * VOCABULARY)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 5 * VOCABULARY)
     monkeypatch.setattr(chunks, "_TILE", 1)
 
     def refuse(segment_ids):

@@ -40,7 +40,7 @@ def plain(rows, matrix, labels, of_logprobs, of_entropies):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("at_once", [COLUMNS, 4 * COLUMNS, 1000])  # rows of 1, of 4, all of 14 in a chunk
 def test_values_and_gradients_are_those_of_the_whole(monkeypatch, at_once, compiled):
-    monkeypatch.setattr(chunks, "NUMBERS_AT_ONCE", at_once)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", at_once)
     monkeypatch.setattr(chunks, "_TILE", 1)
     rows, matrix = numbers(2, 7, WIDTH, seed=0), numbers(COLUMNS, WIDTH, seed=1)
     labels = np.random.default_rng(2).integers(0, COLUMNS, [2, 7])
@@ -60,7 +60,7 @@ def test_values_and_gradients_are_those_of_the_whole(monkeypatch, at_once, compi
 
 def test_the_gradient_of_the_matrix_is_added_up_in_float32(monkeypatch):
     """A thousand rows of 1, each a chunk: a sum in bfloat16 would stop growing at 256."""
-    monkeypatch.setattr(chunks, "NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 1)
     monkeypatch.setattr(chunks, "_TILE", 1)
 
     @tf.function(autograph=False)
@@ -81,7 +81,7 @@ def test_the_gradient_of_the_matrix_is_added_up_in_float32(monkeypatch):
 
 
 def test_what_is_large(monkeypatch):
-    monkeypatch.setattr(chunks, "NUMBERS_AT_ONCE", 24)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 24)
     assert not is_large(tf.zeros([2, 3, WIDTH]), 4)
     assert is_large(tf.zeros([2, 3, WIDTH]), 5)
 
@@ -94,7 +94,7 @@ def test_what_is_large(monkeypatch):
 
 
 def test_chunks_are_of_like_size_in_whole_tiles(monkeypatch):
-    monkeypatch.setattr(chunks, "NUMBERS_AT_ONCE", 1000)
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 1000)
     monkeypatch.setattr(chunks, "_TILE", 8)
     assert chunks._rows_of_chunk(100, 10) == 104  # one chunk, of 13 tiles
     assert chunks._rows_of_chunk(101, 10) == 56  # two

@@ -6,14 +6,8 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfppo.ops.masking import MASKED_SCORE, causal_mask
+from tfppo.ops.sizes import BLOCK, LENGTH_FOR_BLOCKS
 
-# Positions of a block of queries, and of keys. On two cores, 256 and 512 take the same time within the noise; a GPU
-# gains from fewer and larger products.
-BLOCK = 512
-# Positions from which on attention goes by blocks. On two cores, twelve heads of 64, forward and backward: at 512
-# positions blocks took 0.6 to 1.3 times as long as all scores at once, at 1,024 0.8 to 1.4 times, at 2,048 0.4 to 0.9
-# times. The scores of a row then are 50 MB a layer, 4 H T^2 bytes. A context of 1,024 tokens computes 1,023 positions.
-LENGTH_FOR_BLOCKS = 1000
 _TILE = 64  # what sizes of blocks are multiples of: odd sizes are slow to multiply
 
 

@@ -5,17 +5,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Numbers of such a product at a time: of logits with softmax and gradient 0.8 GB. At a vocabulary of 50,000 a chunk has
-# up to 1,300 rows, enough for products at full speed. What has no more rows is one piece: its product is not made a
-# second time for the gradient.
-NUMBERS_AT_ONCE = 2**26
+from tfppo.ops.sizes import LOGITS_AT_ONCE
+
 _TILE = 64  # what numbers of rows are multiples of: odd sizes are slow to multiply
 
 
 def is_large(rows: tf.Tensor, num_columns: int) -> bool:
     """Whether a product [..., V] of rows [..., D] is to be made by chunks; not where the graph knows no size."""
     sizes = [*rows.shape[:-1], num_columns]
-    return None not in sizes and math.prod(sizes) > NUMBERS_AT_ONCE
+    return None not in sizes and math.prod(sizes) > LOGITS_AT_ONCE
 
 
 def by_chunks(
@@ -90,6 +88,6 @@ def _loop(chunks, step, *start):
 
 def _rows_of_chunk(number, num_columns):
     """Chunks of like size, so that the last one has little to fill up."""
-    chunks = -(-number * num_columns // NUMBERS_AT_ONCE)
+    chunks = -(-number * num_columns // LOGITS_AT_ONCE)
     size, tile = -(-number // chunks), min(_TILE, number)
     return -(-size // tile) * tile
