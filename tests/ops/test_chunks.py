@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tfppo.ops import chunks
-from tfppo.ops.chunks import by_chunks, is_large
+from tfppo.ops.chunks import by_chunks, in_chunks, is_large
 from tfppo.ops.logprobs import entropy, token_logprobs
 
 WIDTH, COLUMNS = 5, 11
@@ -56,6 +56,20 @@ def test_values_and_gradients_are_those_of_the_whole(monkeypatch, at_once, compi
     found = run(*(tf.constant(array) for array in (rows, matrix, labels.astype(np.int32), *upstream)))
     for wanted, got in zip(plain(rows, matrix, labels, *upstream), found, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=2e-6)
+
+
+def test_several_tensors_may_go_by_chunks(monkeypatch):
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 3)
+    monkeypatch.setattr(chunks, "_TILE", 1)
+    wide, narrow, labels = numbers(2, 4, 3, seed=0), numbers(2, 4, 2, seed=1), np.arange(8.0, dtype=np.float32)
+
+    def function(wide, narrow, labels):
+        assert labels.shape == [3]
+        return tf.reduce_sum(wide, axis=-1) + labels, tf.reduce_max(narrow, axis=-1)
+
+    found = in_chunks(function, wide, narrow, tf.reshape(labels, [2, 4]), num_columns=1, num_results=2)
+    np.testing.assert_allclose(found[0], wide.sum(axis=-1) + labels.reshape(2, 4), rtol=1e-6)
+    np.testing.assert_array_equal(found[1], narrow.max(axis=-1))
 
 
 def test_the_gradient_of_the_matrix_is_added_up_in_float32(monkeypatch):

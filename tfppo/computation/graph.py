@@ -69,11 +69,9 @@ class GraphEngine:
         # Compiled even where the products are not: XLA makes one pass of the logits.
         @tf.function(jit_compile=True, autograph=False)
         def of_logits(logits, token_ids):
-            return (token_logprobs(logits, token_ids, temperature),)
+            return token_logprobs(logits, token_ids, temperature)
 
-        if language_model.has_many_logits(hidden):
-            return language_model.of_logits_by_chunks(of_logits, hidden, token_ids, self._arithmetic)[0]
-        return of_logits(language_model.logits(hidden, self._arithmetic), token_ids)[0]
+        return language_model.of_logits(of_logits, hidden, token_ids, self._arithmetic)
 
     def gradients(
         self,

@@ -20,7 +20,7 @@ def _summed_loss(logits, targets, weights):
 
 @tf.function(jit_compile=True, autograph=False)
 def _logprobs(logits, targets):
-    return (token_logprobs(logits, targets),)
+    return token_logprobs(logits, targets)
 
 
 def negative_log_likelihood(
@@ -31,8 +31,7 @@ def negative_log_likelihood(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
     )
     if model.has_many_logits(hidden):
-        (logprobs,) = model.of_logits_by_chunks(_logprobs, hidden, batch.targets)
-        return masked_sum(-logprobs, batch.weights)
+        return masked_sum(-model.of_logits(_logprobs, hidden, batch.targets), batch.weights)
     logits = model.logits(hidden)
     return _summed_loss(logits, batch.targets, batch.weights)
 

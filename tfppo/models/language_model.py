@@ -86,6 +86,21 @@ class LanguageModel(keras.Model):
         """Whether the logits of hidden states [..., D] are better never held as a whole; see `of_logits_by_chunks`."""
         return is_large(hidden, self.trunk.sizes["vocabulary_size"])
 
+    def of_logits(
+        self,
+        function: Callable[..., tf.Tensor],
+        hidden: tf.Tensor,
+        token_ids: tf.Tensor,
+        arithmetic: Arithmetic | None = None,
+    ) -> tf.Tensor:
+        """function(logits, token_ids), float32 [...], of hidden states [..., D]: by chunks where logits are many."""
+        if self.has_many_logits(hidden):
+            (figures,) = self.of_logits_by_chunks(
+                lambda *chunk: (function(*chunk),), hidden, token_ids, arithmetic, num_results=1
+            )
+            return figures
+        return function(self.logits(hidden, arithmetic), token_ids)
+
     def of_logits_by_chunks(
         self,
         function: Callable[..., tuple[tf.Tensor, ...]],
@@ -93,7 +108,7 @@ class LanguageModel(keras.Model):
         token_ids: tf.Tensor,
         arithmetic: Arithmetic | None = None,
         *,
-        num_results: int = 1,
+        num_results: int,
     ) -> tuple[tf.Tensor, ...]:
         """function(logits, token_ids) of hidden states [..., D], of which only a chunk's logits are held at a time.
 

@@ -16,6 +16,48 @@ def is_large(rows: tf.Tensor, num_columns: int) -> bool:
     return None not in sizes and math.prod(sizes) > LOGITS_AT_ONCE
 
 
+class _Cutting:
+    """How N rows are cut into chunks whose products with V columns are small enough. Args: leading: N by axes."""
+
+    def __init__(self, leading, num_columns):
+        self._leading, self._number = leading, math.prod(leading)
+        self._size = _rows_of_chunk(self._number, num_columns)
+        self.count = -(-self._number // self._size)
+
+    def cut(self, tensor):
+        """[*leading, ...] as [chunks, size, ...], the last one filled up with zeros."""
+        rest = tensor.shape[len(self._leading) :]
+        filled = tf.pad(
+            tf.reshape(tensor, [self._number, *rest]), [[0, -self._number % self._size], *[[0, 0]] * len(rest)]
+        )
+        return tf.reshape(filled, [self.count, self._size, *rest])
+
+    def array(self, dtype, *rest):
+        return tf.TensorArray(dtype, self.count, element_shape=[self._size, *rest])
+
+    def join(self, array, *rest):
+        """What was written for each chunk as [*leading, ...]."""
+        stacked = tf.reshape(array.stack(), [self.count * self._size, *rest])
+        return tf.reshape(stacked[: self._number], [*self._leading, *rest])
+
+    def loop(self, step, *start):
+        """What steps carry along. Of a number that XLA knows: a GPU need not ask when it ends."""
+        return tf.while_loop(lambda i, *_: i < self.count, step, [tf.constant(0), *start])[1:]
+
+
+def in_chunks(
+    function: Callable[..., tuple[tf.Tensor, ...]], *tensors: tf.Tensor, num_columns: int, num_results: int
+) -> tuple[tf.Tensor, ...]:
+    """function(*tensors), computed for some rows at a time, without a gradient.
+
+    Args:
+        function: (tensors [n, ...]) -> `num_results` of float32 [n], of each row by itself, through products [n, V].
+        tensors: [..., *], the last one [...] alone, of known shapes; num_columns: V.
+    Returns: as many of float32 [...].
+    """
+    return _computed(_Cutting(tensors[-1].shape, num_columns), function, tensors, num_results)
+
+
 def by_chunks(
     function: Callable[..., tuple[tf.Tensor, ...]],
     rows: tf.Tensor,
@@ -33,31 +75,14 @@ def by_chunks(
         rows: [..., D] of known shape; labels: [...].
     Returns: as many of float32 [...].
     """
-    *leading, width = rows.shape
-    number = math.prod(leading)
-    size = _rows_of_chunk(number, matrix.shape[0])
-    chunks = -(-number // size)
-
-    def cut(tensor, *rest):
-        """[..., *rest] as [chunks, size, *rest], the last one filled up with zeros."""
-        filled = tf.pad(tf.reshape(tensor, [number, *rest]), [[0, -number % size], *[[0, 0]] * len(rest)])
-        return tf.reshape(filled, [chunks, size, *rest])
-
-    def join(array, *rest):
-        return tf.reshape(tf.reshape(array.stack(), [chunks * size, *rest])[:number], [*leading, *rest])
-
-    cut_labels = cut(labels)
+    cutting, width = _Cutting(rows.shape[:-1], matrix.shape[0]), rows.shape[-1]
 
     @tf.custom_gradient
     def computed(rows, matrix):
-        cut_rows = cut(rows, width)
-
-        def step(i, *arrays):
-            results = function(cut_rows[i], matrix, cut_labels[i])
-            return i + 1, *(array.write(i, result) for array, result in zip(arrays, results, strict=True))
+        results = _computed(cutting, lambda own, part: function(own, matrix, part), (rows, labels), num_results)
 
         def backward(*upstream):
-            cut_upstream = [cut(tensor) for tensor in upstream]
+            cut_rows, cut_labels, *cut_upstream = (cutting.cut(tensor) for tensor in (rows, labels, *upstream))
 
             def step(i, of_rows, of_matrix):
                 own = cut_rows[i]
@@ -67,23 +92,24 @@ def by_chunks(
                 of_own, of_part = tape.gradient(results, [own, matrix], [tensor[i] for tensor in cut_upstream])
                 return i + 1, of_rows.write(i, of_own), of_matrix + tf.cast(of_part, tf.float32)
 
-            start = _array(chunks, rows.dtype, size, width), tf.zeros_like(matrix, tf.float32)
-            of_rows, of_matrix = _loop(chunks, step, *start)
-            return join(of_rows, width), tf.cast(of_matrix, matrix.dtype)
+            start = cutting.array(rows.dtype, width), tf.zeros_like(matrix, tf.float32)
+            of_rows, of_matrix = cutting.loop(step, *start)
+            return cutting.join(of_rows, width), tf.cast(of_matrix, matrix.dtype)
 
-        results = _loop(chunks, step, *(_array(chunks, tf.float32, size) for _ in range(num_results)))
-        return tuple(join(result) for result in results), backward
+        return results, backward
 
     return computed(rows, matrix)
 
 
-def _array(chunks, dtype, *shape):
-    return tf.TensorArray(dtype, chunks, element_shape=shape)
+def _computed(cutting, function, tensors, num_results):
+    parts = [cutting.cut(tensor) for tensor in tensors]
 
+    def step(i, *arrays):
+        results = function(*(part[i] for part in parts))
+        return i + 1, *(array.write(i, result) for array, result in zip(arrays, results, strict=True))
 
-def _loop(chunks, step, *start):
-    """What is carried along by steps for each chunk. Of a number that XLA knows: a GPU need not ask when it ends."""
-    return tf.while_loop(lambda i, *_: i < chunks, step, [tf.constant(0), *start])[1:]
+    arrays = cutting.loop(step, *(cutting.array(tf.float32) for _ in range(num_results)))
+    return tuple(cutting.join(array) for array in arrays)
 
 
 def _rows_of_chunk(number, num_columns):

@@ -16,6 +16,7 @@ from tfppo.data.tokenizer import Tokenizer
 from tfppo.files import write_text
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.ops.chunks import in_chunks
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
@@ -73,10 +74,19 @@ def evaluate(
     @tf.function(autograph=False)
     def measure(*batch):
         ids, mask = batch[2:]
-        logits = policy.language_model.response_logits(*batch)
-        ref_logits = ref_model.response_logits(*batch)
-        kl = masked_sum(kl_exact(logits, ref_logits, temperature), mask, axis=1)
-        return kl, masked_sum(-token_logprobs(ref_logits, ids), mask, axis=1), tf.reduce_sum(mask, axis=1)
+        models = policy.language_model, ref_model
+        states = [model.trunk.response_states(*batch) for model in models]
+
+        def of_states(*states_and_ids):
+            logits, ref_logits = (model.logits(own) for model, own in zip(models, states_and_ids, strict=False))
+            return kl_exact(logits, ref_logits, temperature), token_logprobs(ref_logits, states_and_ids[-1])
+
+        if ref_model.has_many_logits(states[1]):
+            columns = ref_model.trunk.sizes["vocabulary_size"]
+            kl, logprobs = in_chunks(of_states, *states, ids, num_columns=columns, num_results=2)
+        else:
+            kl, logprobs = of_states(*states, ids)
+        return masked_sum(kl, mask, axis=1), masked_sum(-logprobs, mask, axis=1), tf.reduce_sum(mask, axis=1)
 
     texts, responses, scores, measured = [], [], [], []
     batches, total = prompts.batches(batch_size), math.ceil(len(prompts) / batch_size)

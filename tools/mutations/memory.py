@@ -1,7 +1,7 @@
 """Attention by blocks, and logits by chunks."""
 
 from mutations.mutation import Mutation
-from mutations.operators import drop_operand, replace, set_argument
+from mutations.operators import drop_operand, replace
 
 ATTENTION = "tests/ops/test_attention.py"
 CHUNKS = "tests/ops/test_chunks.py"
@@ -43,10 +43,10 @@ MUTATIONS = [
         CHUNKS,
     ),
     Mutation(
-        "chunks_with_the_labels_of_the_first",
+        "chunks_that_are_all_the_first",
         "ops/chunks.py",
-        "by_chunks.computed.step",
-        [set_argument("function", 2, "cut_labels[0]")],
+        "_computed.step",
+        [replace("part[i]", "part[0]")],
         CHUNKS,
     ),
 ]
