@@ -10,16 +10,21 @@ from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.sampler import Sampler
 
 
-def update_engine(ppo, dtype, native=None):
-    """What the settings say of a dtype: TensorFlow's own operations, or C++ where `native` has its operations."""
+def update_engine(ppo, dtype, native=None, on_gpu=False):
+    """What the settings say of a dtype: TensorFlow's own operations, C++ where `native` has its operations, or what is
+    made for GPUs.
+    """
     if native is not None:
         return NativeEngine(native, dtype)
-    return GraphEngine(dtype, resolve_jit_compile(ppo.jit_compile, dtype), recomputes=ppo.gradient_checkpointing)
+    compiled = on_gpu or resolve_jit_compile(ppo.jit_compile, dtype)
+    return GraphEngine(dtype, compiled, recomputes=ppo.gradient_checkpointing, fixed_shapes=on_gpu)
 
 
-def build_learner(policy, ppo, reward, strategy, temperature=1.0, dtype=None, lengths_vary=False, native=None):
+def build_learner(
+    policy, ppo, reward, strategy, temperature=1.0, dtype=None, lengths_vary=False, native=None, on_gpu=False
+):
     """A learner in the policy's own dtype, if nothing else is said."""
-    engine = update_engine(ppo, dtype or policy.dtype_policy.name, native)
+    engine = update_engine(ppo, dtype or policy.dtype_policy.name, native, on_gpu)
     return Learner(policy, ppo, reward, strategy, temperature=temperature, engine=engine, lengths_vary=lengths_vary)
 
 

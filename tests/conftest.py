@@ -42,6 +42,7 @@ SLOW: dict[str, set[str] | None] = {
     "data/test_tokenizer.py": {"test_saved_model_in_process_with_tensorflow_only"},
     "models/test_folder.py": {"test_policy_comes_back"},
     "models/test_folder_killed.py": None,
+    "models/test_stacking.py": None,
     "parity/test_architecture_parity.py": {"test_I5_what_is_frozen_keeps_its_last_bit"},
     "parity/test_reward_model_parity.py": {
         "test_R14_scores_of_samples_get_mean_0_and_deviation_1",
@@ -79,6 +80,7 @@ SLOW: dict[str, set[str] | None] = {
         "test_the_value_after_the_stop_token",
     },
     "ppo/test_trainable_blocks.py": None,
+    "ppo/test_update_in_one_program.py": None,
     "ppo/test_trainer.py": None,
     "ppo/test_update.py": {"test_the_epochs_end_before_the_step_that_is_too_far"},
     "ppo/test_update_invariances.py": None,

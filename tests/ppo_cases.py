@@ -22,11 +22,11 @@ KL_COEF = tf.constant(0.1)
 SEED = np.array([1, 2], np.int32)
 
 
-def make_policy(separate_critic=False):
+def make_policy(separate_critic=False, num_layers=1):
     """A policy whose weights are large enough for every detail of the input to show in its outputs."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
-    language_model = LanguageModel(VOCABULARY_SIZE, 1, 2, 8, 16, 16)
+    language_model = LanguageModel(VOCABULARY_SIZE, num_layers, 2, 8, 16, 16)
     language_model.set_weights([w + rng.normal(0.0, 0.3, w.shape) for w in language_model.get_weights()])
     return Policy(language_model, separate_critic)
 
@@ -41,18 +41,30 @@ def make_config(**changes):
 
 
 @functools.cache
-def make_learner(critic="shared", value_head=True, whiten_rewards=False, lengths_vary=False, dtype=None, **changes):
-    """A learner, compiled once for all the tests that ask for the same settings."""
+def make_learner(
+    critic="shared",
+    value_head=True,
+    whiten_rewards=False,
+    lengths_vary=False,
+    dtype=None,
+    on_gpu=False,
+    num_layers=1,
+    **changes,
+):
+    """A learner, compiled once for all the tests that ask for the same settings.
+
+    Args: on_gpu: whether it computes as on a GPU, with an engine of `fixed_shapes`.
+    """
     strategy = make_strategy(1)
     with strategy.scope():
-        policy = make_policy(critic == "separate")
+        policy = make_policy(critic == "separate", num_layers)
         if value_head:
             rng = np.random.default_rng(1)
             policy.value_kernel.assign(rng.normal(0.0, 0.3, policy.value_kernel.shape))
             policy.value_bias.assign([0.2])
     reward = RewardConfig(whiten=whiten_rewards)
     config = make_config(critic=critic, **changes)
-    learner = build_learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary)
+    learner = build_learner(policy, config, reward, strategy, TEMPERATURE, dtype, lengths_vary, on_gpu=on_gpu)
     learner.start = policy.get_weights()
     return learner
 

@@ -73,11 +73,28 @@ def test_a_rollout_that_cannot_be_had_is_refused_before_a_language_model_is_trai
         check_ppo(Config(sampling=sampling, ppo=ppo), tmp_path)
 
 
-def test_on_a_gpu_xla_computes(monkeypatch):
+def test_on_a_gpu_xla_computes_and_nothing_is_measured(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
     computation = chosen()
-    assert names(computation) == [["XLA", "graph"], ["XLA"], ["XLA"]]
+    assert names(computation) == [["XLA"], ["XLA"], ["XLA"]]
+    parts = (computation.sampling, computation.scoring, computation.update)
+    assert all(part.engine.fixed_shapes for part in parts)
+    assert all("one program for all lengths, as on every GPU" in part.reason for part in parts)
     assert "there is a GPU" in computation.sampling.reason and "there is a GPU" in computation.update.reason
+
+
+def test_on_a_gpu_a_plain_graph_can_be_had_and_cuts_its_batches(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: ["GPU:0"])
+    computation = chosen({"jit_compile": False}, {"jit_compile": False})
+    assert names(computation) == [["graph"], ["graph"], ["graph"]]
+    assert not computation.sampling.engine.fixed_shapes and not computation.update.engine.fixed_shapes
+
+
+def test_on_a_cpu_no_engine_has_fixed_shapes():
+    for settings in ({}, {"native": False}, {"jit_compile": True}):
+        computation = chosen(settings, settings)
+        engines = [*computation.sampling.engines, computation.scoring.engine, computation.update.engine]
+        assert not any(engine.fixed_shapes for engine in engines)
 
 
 @pytest.mark.parametrize(

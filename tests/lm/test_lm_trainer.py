@@ -8,20 +8,22 @@ import tensorflow as tf
 from tfppo.config import LmConfig
 from tfppo.data.packing import pack
 from tfppo.data.tokenizer import Tokenizer
+from tfppo.lm import trainer as lm_trainer
 from tfppo.lm.trainer import LmTrainer
 from tfppo.models.language_model import LanguageModel
+from tfppo.training.programs import Program
 from tfppo.training.replicas import make_strategy
 
 STEPS = 4
 
 
-def make_trainer(folder):
+def make_trainer(folder, num_layers=1):
     """Eight sequences of eight different tokens, two a step."""
     config = LmConfig(num_steps=STEPS, batch_size=2, learning_rate=1.0, warmup_steps=1, schedule="linear", eval_every=9)
     packed = pack([([*range(9 * n, 9 * n + 9)], 0) for n in range(8)], 8)
     strategy = make_strategy(1)
     with strategy.scope():
-        model = LanguageModel(80, 1, 2, 8, 16, 8, dropout=0.5)
+        model = LanguageModel(80, num_layers, 2, 8, 16, 8, dropout=0.5)
     return LmTrainer(config, 0, model, Tokenizer([]), packed, packed, 64, strategy, folder)
 
 
@@ -54,3 +56,19 @@ def test_every_replica_drops_out_by_a_seed_of_its_own(tmp_path, monkeypatch):
         monkeypatch.setattr(tf.distribute, "get_replica_context", lambda context=context: context)
         trainer._replica_gradients(tf.nest.map_structure(tf.constant, batch), 16.0, np.array([3, 4], np.int32))
     assert len(set(seeds)) == len(set(rows)) == 2
+
+
+def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
+    weights = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(lm_trainer, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
+        trainer = make_trainer(tmp_path / str(on_gpu), num_layers=3)
+        rng = np.random.default_rng(0)
+        trainer.model.set_weights([rng.normal(0.0, 0.3, weight.shape) for weight in trainer.model.get_weights()])
+        trainer.optimizer.learning_rate.assign(0.1)
+        assert isinstance(trainer._step, Program) is on_gpu
+        for step in range(2):
+            loss, norm = trainer._update(trainer.batch(step), np.array([3, step], np.int32))
+        weights.append([*trainer.model.get_weights(), loss.numpy(), norm.numpy()])
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)

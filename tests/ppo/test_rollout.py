@@ -9,6 +9,7 @@ import tensorflow as tf
 from computations import build_collector, build_learner
 from native_support import ops_of_sampling
 
+from tfppo.computation.graph import GraphEngine
 from tfppo.config import PpoConfig, RewardConfig, SamplingConfig
 from tfppo.data.prompts import pad_left
 from tfppo.data.tokenizer import Tokenizer
@@ -18,7 +19,7 @@ from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
 from tfppo.ppo.scored_part import first_stop_mask
 from tfppo.ppo.targets import prepare_targets
-from tfppo.ppo.teacher_forcing import by_length
+from tfppo.ppo.teacher_forcing import TeacherForcing, by_length
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
 
@@ -306,3 +307,27 @@ def test_a_reference_by_length_is_the_same():
     )
     assert len(set(collected.response_mask.numpy().sum(axis=1))) > 1
     np.testing.assert_allclose(collected.ref_logprobs, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_gpu_the_reference_reads_all_rows_at_once():
+    """Parts of like length would be compiled one by one."""
+    reads = []
+
+    class Engine(GraphEngine):
+        def response_states(self, trunk, *batch):
+            reads.append(batch[2].shape.as_list())
+            return super().response_states(trunk, *batch)
+
+    policy, ref_model = models()
+    collected = make_collector(RewardConfig(), stop_at_eos=True).collect(prompts(), seed_for(3, "sample")).rollout
+    forcing = TeacherForcing(
+        policy,
+        ref_model,
+        Engine("float32", compiled=True, fixed_shapes=True),
+        temperature=TEMPERATURE,
+        lengths_vary=True,
+        strategy=strategy(),
+    )
+    found = forcing.ref_logprobs(prompts(), collected.response_ids, collected.response_mask)
+    assert reads == [collected.response_ids.shape.as_list()]
+    np.testing.assert_allclose(found, collected.ref_logprobs, rtol=1e-5, atol=1e-5)

@@ -25,7 +25,7 @@ NATIVE = pytest.param("native", marks=needs_compiler)
 def make_engine(name):
     if name == "native":
         return NativeEngine(OPS, "float32", compiles_filters=False)
-    return GraphEngine("float32", compiled=name == "xla")
+    return GraphEngine("float32", compiled=name != "graph", fixed_shapes=name == "gpu")
 
 
 @pytest.fixture(params=["graph", NATIVE])
@@ -427,7 +427,7 @@ class TestDrawUniforms:
 
 @pytest.mark.parametrize(
     ("engine", "size", "value_after_stop"),
-    [("graph", 16, True), ("xla", 8, False), pytest.param("native", 16, True, marks=needs_compiler)],
+    [("graph", 16, True), ("xla", 8, False), ("gpu", 8, True), pytest.param("native", 16, True, marks=needs_compiler)],
     indirect=["engine"],
 )
 def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole(engine, size, value_after_stop):
@@ -446,3 +446,23 @@ def test_rows_that_go_on_in_smaller_batches_get_what_they_would_get_in_the_whole
         np.testing.assert_array_equal(getattr(shrunk, name), getattr(whole, name), err_msg=name)
     np.testing.assert_allclose(shrunk.logprobs, whole.logprobs, atol=1e-5)
     np.testing.assert_allclose(shrunk.values, whole.values, atol=1e-6)
+
+
+def test_on_a_gpu_one_program_samples_all_rows_to_their_end(monkeypatch):
+    """Every batch of another size would be compiled anew."""
+    engine, sizes = make_engine("gpu"), []
+
+    def piece(function):
+        def called(*arguments):
+            results = function(*arguments)
+            sizes.append((function.__name__, results.tokens.shape[0], int(results.step)))
+            return results
+
+        return called
+
+    monkeypatch.setattr(engine, "piece", piece)
+    monkeypatch.setattr(engine, "decoder", make_engine("graph").decoder)
+    monkeypatch.setattr(engine, "write_slot", make_engine("graph").write_slot)
+    prompts = np.full([8, PROMPT], 3, np.int32), np.ones([8, PROMPT], np.int32)
+    sample(make_policy(), *prompts, uniforms(3, 8), engine=engine, stop_id=STOP, pad_id=PAD, temperature=0.7)
+    assert sizes == [("start", 8, RESPONSE)]

@@ -30,10 +30,12 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
 from tfppo.ppo.types import Samples
 from tfppo.reward_model import normalization
+from tfppo.reward_model import trainer as reward_trainer
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer, num_tokens
 from tfppo.training.interrupt import Interrupted
 from tfppo.training.metrics import read_metrics
+from tfppo.training.programs import Program
 from tfppo.training.replicas import make_strategy
 
 WORDS = [
@@ -340,3 +342,18 @@ def train_on(num_replicas, folder, source):
 
 if __name__ == "__main__":
     train_on(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+
+
+def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
+    config = RewardModelConfig(source=write_comparisons(tmp_path / "c.jsonl", 80), batch_size=16)
+    weights = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(reward_trainer, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
+        trainer = make_trainer(tmp_path / str(on_gpu), config)
+        trainer.optimizer.learning_rate.assign(1e-2)
+        assert isinstance(trainer._step, Program) is on_gpu
+        for step in range(2):
+            (loss, accuracy), norm = trainer._update(trainer.batch(step))
+        weights.append([*trainer.model.get_weights(), loss.numpy(), accuracy.numpy(), norm.numpy()])
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=5e-5)

@@ -8,14 +8,8 @@ from native_support import OPS
 from tfppo.computation.devices import has_fast_bfloat16
 from tfppo.computation.differentiation import dense_gradients
 from tfppo.computation.native.engine import NativeKernels
-from tfppo.training.optimization import (
-    Rest,
-    clip_by_global_norm,
-    clipping_scales,
-    make_optimizer,
-    scaled,
-    sum_over_parts,
-)
+from tfppo.training.adam import Rest, scaled
+from tfppo.training.optimization import clip_by_global_norm, clipping_scales, make_optimizer, sum_over_parts
 
 RATE = 0.5
 

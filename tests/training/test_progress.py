@@ -2,6 +2,9 @@
 
 import io
 import sys
+import threading
+import time
+import types
 
 import pytest
 
@@ -135,3 +138,32 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_bar_shows_for_how_long_the_first_step_compiles(monkeypatch):
+    class Clock(threading.Event):
+        """Four seconds that pass at once."""
+
+        def wait(self, timeout):
+            assert timeout == 1.0
+            seconds.append(timeout)
+            return len(seconds) > 4 and super().wait()
+
+    seconds = []
+    monkeypatch.setattr(progress, "threading", types.SimpleNamespace(Event=Clock, Thread=threading.Thread))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with Progress(total=3, description="PPO", starts="compiles") as bar:
+        while len(seconds) < 5:
+            time.sleep(0.01)
+        bar.advance(score="0.1")
+        bar.advance(score="0.2")
+    shown = sys.stderr.getvalue()
+    assert "compiling: 4 s" in shown
+    assert "compiling" not in shown[shown.index("1/3") :]
+
+
+def test_a_run_that_is_over_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    before = threading.active_count()
+    with Progress(total=3, done=3, description="PPO", starts="compiles"):
+        assert threading.active_count() == before

@@ -27,7 +27,8 @@ RUNS = {
 CUT = [name for name in RUNS if name != "1"]
 # One round of the top block with a head of two layers, whitened by minibatch, against the same on one replica.
 TOP = {"trainable_blocks": 1, "value_head": "mlp", "whiten_scope": "minibatch"}
-TOP_RUNS = {"1_top": (1, TOP), "2_top": (2, TOP)}
+ON_GPU = {**TOP, "accumulation_steps": 2, "on_gpu": True}  # its gradients and its step in one program each
+TOP_RUNS = {"1_top": (1, TOP), "2_top": (2, TOP), "2_top_as_on_gpus": (2, ON_GPU)}
 # One round in bfloat16, where a sum over replicas is made in float32 and gradients of one replica are rounded.
 BFLOAT16 = {"dtype": "mixed_bfloat16"}
 BFLOAT16_RUNS = {
@@ -115,8 +116,9 @@ def test_replicas_draw_different_samples_of_one_prompt(results):
     np.testing.assert_array_equal(rows, results["1"]["responses_to_one_prompt"])
 
 
-def test_A7_A8_the_top_block_alone_whitened_by_minibatch_learns_the_same_on_two_replicas(results):
-    one, two = results["1_top"], results["2_top"]
+@pytest.mark.parametrize("name", ["2_top", "2_top_as_on_gpus"])
+def test_A7_A8_the_top_block_alone_whitened_by_minibatch_learns_the_same_on_two_replicas(results, name):
+    one, two = results["1_top"], results[name]
     np.testing.assert_array_equal(one["weights_0"], two["weights_0"])
     step = one["weights"] - one["weights_0"]
     assert np.linalg.norm(two["weights"] - one["weights"]) <= 1e-4 * np.linalg.norm(step)
@@ -190,11 +192,12 @@ def make_collector(num_replicas, mirrored, mlp_value_head):
     return strategy, policy, policy.get_weights(), reward, collector
 
 
-def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **changes):
+def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, on_gpu=False, **changes):
     """Rounds of collecting and updating; everything that the tests compare, by name.
 
     Args:
-        padding: on the right of every response, before the update; mirrored: under MirroredStrategy.
+        padding: on the right of every response, before the update; mirrored: under MirroredStrategy;
+            on_gpu: with an engine as for GPUs.
         changes: of PpoConfig.
     """
     import tensorflow as tf
@@ -215,7 +218,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, **c
     config.validate()
     language_model = policy.language_model
 
-    learner = build_learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype)
+    learner = build_learner(policy, config, reward, strategy, temperature=0.7, dtype=dtype, on_gpu=on_gpu)
     optimizer_start = [variable.numpy() for variable in learner.optimizer.variables]
 
     def padded(rollout):

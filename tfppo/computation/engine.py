@@ -94,6 +94,9 @@ class Engine(Protocol):
     dtype: str  # Keras dtype policy
     compiled: bool  # whether XLA compiles what goes through `piece` and `function`
     skips_padding: bool  # whether padded positions of a batch cost nothing: else the caller cuts it to its longest row
+    # Whether every shape costs a compilation of many seconds, and every launch microseconds, as under XLA on a GPU: the
+    # caller then neither cuts nor halves batches, and makes one program of as much as it can.
+    fixed_shapes: bool
 
     @property
     def kernels(self) -> Kernels | None:
@@ -143,5 +146,6 @@ class Engine(Protocol):
     ) -> tuple[list[tf.Tensor], Statistics]:
         """Gradients of a loss with respect to variables, and its statistics.
 
+        An engine of `fixed_shapes` takes weights that are stacked already besides; see `GraphEngine`.
         Args: batch, trunk_coef, places: see `Policy.response_states`.
         """

@@ -22,15 +22,18 @@ class GraphEngine:
         dtype: Keras dtype policy of products; weights stay what they are, float32.
         compiled: whether XLA compiles.
         recomputes: whether the update keeps each block's input alone, and computes the rest again for the gradient.
+        fixed_shapes: see `Engine`; for GPUs.
     """
 
     skips_padding = False
     kernels = None
 
-    def __init__(self, dtype: str, compiled: bool, recomputes: bool = False):
-        self.dtype, self.compiled = dtype, compiled
+    def __init__(self, dtype: str, compiled: bool, recomputes: bool = False, fixed_shapes: bool = False):
+        self.dtype, self.compiled, self.fixed_shapes = dtype, compiled, fixed_shapes
         self.name = "XLA" if compiled else "graph"
-        self._arithmetic = Arithmetic(dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled)
+        self._arithmetic = Arithmetic(
+            dtype=keras.DTypePolicy(dtype).compute_dtype, compiled=compiled, stacks=fixed_shapes
+        )
         # Activations in one piece inside a plain graph; where XLA compiles all of it, that changes nothing.
         self._of_update = replace(self._arithmetic, fuses_activations=True, recomputes=recomputes)
 
@@ -82,11 +85,21 @@ class GraphEngine:
         *,
         trunk_coef: tf.Tensor,
         places: tf.Tensor | None,
+        stacked: Sequence[tuple[Sequence[keras.Variable], tf.Tensor]] = (),
     ) -> tuple[list[tf.Tensor], Statistics]:
-        """See `Engine`."""
-        arithmetic = self._of_update.holding(policy.product_weights())
-        copies = [arithmetic.copies.get(id(variable)) for variable in variables]
-        values = [variable.value for variable in variables]
+        """See `Engine`.
+
+        Args: stacked: variables of several blocks that are stacked already, and the stack. Of these come the first
+            gradients, then those of `variables`, which are the others.
+        """
+        learning = [*variables, *(variable for alike, _ in stacked for variable in alike)]
+        arithmetic = replace(
+            self._of_update,
+            learning=frozenset(map(id, learning)),
+            stacked={id(alike[0]): stack for alike, stack in stacked},
+        ).holding(policy.product_weights())
+        copies = [*[None] * len(stacked), *(arithmetic.copies.get(id(variable)) for variable in variables)]
+        values = [*(stack for _, stack in stacked), *(variable.value for variable in variables)]
         # Nothing else is watched: so the backward pass ends at the lowest block that learns.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*values, *(copy for copy in copies if copy is not None)])

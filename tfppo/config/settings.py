@@ -93,7 +93,7 @@ class LmConfig:
     eval_every: int = 100  # steps between held-out perplexities
     patience: int = 3  # evaluations without improvement before training stops; 0: never
     dtype: str = "auto"  # Keras dtype policy; auto: mixed_bfloat16 where it is fast, else float32
-    jit_compile: bool = False  # compile the gradients with XLA
+    jit_compile: bool | None = None  # compile the gradients with XLA; None: on GPUs, there with all of the step
     keep_checkpoints: int = 2  # how many of the newest checkpoints stay
 
     def validate(self) -> None:

@@ -1,12 +1,14 @@
 """Negative log-likelihood of texts under a language model, and perplexity."""
 
 import math
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
 from tfppo.data.packing import PackedSequences
 from tfppo.models.language_model import LanguageModel
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
 
@@ -24,15 +26,22 @@ def _logprobs(logits, targets):
 
 
 def negative_log_likelihood(
-    model: LanguageModel, batch: PackedSequences, dropout_seed: tf.Tensor | None = None
+    model: LanguageModel,
+    batch: PackedSequences,
+    dropout_seed: tf.Tensor | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> tf.Tensor:
-    """Sum of weight times -log P(target) over a batch, in nats: a scalar."""
-    hidden = model.trunk(
+    """Sum of weight times -log P(target) over a batch, in nats: a scalar.
+
+    Args: arithmetic: what computes it; None: the model's own.
+    """
+    hidden_states = model.trunk if arithmetic is None else partial(model.trunk.hidden_states, arithmetic=arithmetic)
+    hidden = hidden_states(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
     )
     if model.has_many_logits(hidden):
-        return masked_sum(-model.of_logits(_logprobs, hidden, batch.targets), batch.weights)
-    logits = model.logits(hidden)
+        return masked_sum(-model.of_logits(_logprobs, hidden, batch.targets, arithmetic=arithmetic), batch.weights)
+    logits = model.logits(hidden, arithmetic)
     return _summed_loss(logits, batch.targets, batch.weights)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.computation.devices import has_gpu
 from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
@@ -19,8 +20,9 @@ from tfppo.training.checkpoint import CheckpointKeeper, digest
 from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, shown_perplexity
-from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.optimization import gradients_of, make_optimizer
 from tfppo.training.profiling import Profiler
+from tfppo.training.programs import optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -54,6 +56,8 @@ class LmTrainer:
         check_divides(strategy, "lm.batch_size", config.batch_size)
         self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
         self.train_data, self.strategy, self.folder = train, strategy, folder
+        compiled = has_gpu() if config.jit_compile is None else config.jit_compile
+        on_gpu = compiled and has_gpu()
         with strategy.scope():
             self.optimizer = make_optimizer(
                 "adamw",
@@ -63,8 +67,14 @@ class LmTrainer:
                 beta_2=config.adam_beta2,
                 epsilon=1e-8,
                 weight_decay=config.weight_decay,
+                at_once=on_gpu,
             )
-        self._gradients = tf.function(self._gradients_of_share, jit_compile=config.jit_compile, autograph=False)
+        # Blocks in a loop: a step then compiles as fast whatever the depth.
+        self._arithmetic = model.trunk.arithmetic.of_program(model.trainable_variables) if on_gpu else None
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=compiled, autograph=False)
+        self._step = optimizer_step(
+            strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm
+        )
         self._update = tf.function(self._optimizer_step, autograph=False)
         self.held_out = HeldOutLoss(model, validation, num_words, 4 * config.batch_size)
         self.keeper = CheckpointKeeper(
@@ -174,13 +184,7 @@ class LmTrainer:
 
     def _optimizer_step(self, batch, dropout_seed):
         num_tokens = tf.maximum(tf.reduce_sum(batch.weights), 1.0)
-        loss, norm, _, _ = optimize(
-            self.strategy,
-            self.optimizer,
-            self._replica_gradients,
-            (batch, num_tokens, dropout_seed),
-            max_grad_norm=self.config.max_grad_norm,
-        )
+        loss, norm, _, _ = self._step(batch, num_tokens, dropout_seed)
         return loss, norm
 
     def _replica_gradients(self, batch, num_tokens, dropout_seed):
@@ -193,7 +197,7 @@ class LmTrainer:
         variables = [variable.value for variable in self.model.trainable_variables]
 
         def loss_fn():
-            loss = negative_log_likelihood(self.model, batch, dropout_seed) / num_tokens
+            loss = negative_log_likelihood(self.model, batch, dropout_seed, self._arithmetic) / num_tokens
             return loss, loss
 
         return gradients_of(loss_fn, variables)

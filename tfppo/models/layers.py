@@ -26,9 +26,9 @@ def dropout(x: tf.Tensor, rate: float, seed: tf.Tensor | None) -> tf.Tensor:
     return tf.nn.experimental.stateless_dropout(x, rate, seed, rng_alg="philox")
 
 
-def fold(seed: tf.Tensor | None, number: int) -> tf.Tensor | None:
+def fold(seed: tf.Tensor | None, number: int | tf.Tensor) -> tf.Tensor | None:
     """A seed derived from another one, different for each `number`; None stays None."""
-    return None if seed is None else seed + tf.constant([0, number], seed.dtype)
+    return None if seed is None else seed + tf.cast(tf.stack([0, number]), seed.dtype)
 
 
 @keras.saving.register_keras_serializable(package="tfppo")
@@ -50,7 +50,8 @@ class LayerNorm(keras.layers.Layer):
             centred = x32 - mean
             variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
             normed = centred * tf.math.rsqrt(variance + LAYER_NORM_EPSILON)
-            return tf.cast(normed * self.gamma + self.beta, arithmetic.dtype)
+            scale, shift = arithmetic.held(self.gamma), arithmetic.held(self.beta)
+            return tf.cast(normed * scale + shift, arithmetic.dtype)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "hidden_dim": self.hidden_dim}
@@ -72,7 +73,7 @@ class Projection(keras.layers.Layer):
         """x [..., input_dim] to [..., output_dim], in the dtype of products."""
         with tf.name_scope(self.name):
             x2d = tf.reshape(tf.cast(x, arithmetic.dtype), [-1, self.input_dim])
-            y = tf.nn.bias_add(tf.matmul(x2d, arithmetic.read(self.kernel)), arithmetic.read(self.bias))
+            y = arithmetic.product(x2d, self.kernel, self.bias)
             return tf.reshape(y, [*(size_of(x, axis) for axis in range(len(x.shape) - 1)), self.output_dim])
 
     def get_config(self) -> dict[str, Any]:
@@ -108,10 +109,21 @@ class TransformerBlock(keras.layers.Layer):
         self.mlp_out = Projection(intermediate_dim, hidden_dim, stddev=residual_stddev, dtype=policy, name="mlp_out")
         self.built = True
 
+    def projections(self) -> list[Projection]:
+        """The products with weights, in the order in which a block computes them."""
+        return [self.qkv, self.attention_out, self.mlp_in, self.mlp_out]
+
     def product_weights(self) -> list[keras.Variable]:
         """The variables that enter products, whose copies an `Arithmetic` may hold."""
-        projections = (self.qkv, self.attention_out, self.mlp_in, self.mlp_out)
-        return [variable for projection in projections for variable in (projection.kernel, projection.bias)]
+        return [variable for projection in self.projections() for variable in (projection.kernel, projection.bias)]
+
+    def norm_weights(self) -> list[keras.Variable]:
+        """The variables that enter no product, and stay in float32."""
+        return [variable for norm in (self.attention_norm, self.mlp_norm) for variable in (norm.gamma, norm.beta)]
+
+    def weights_in_order(self) -> list[keras.Variable]:
+        """All variables: those of products first."""
+        return [*self.product_weights(), *self.norm_weights()]
 
     def states(
         self,

@@ -11,6 +11,7 @@ from tfppo.config.validation import validate_trainable_blocks
 from tfppo.errors import UserError
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
+from tfppo.models.stacking import alike_weights
 from tfppo.models.transformer import Transformer, TrunkCache
 from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.lengths import at_places
@@ -151,6 +152,15 @@ class Policy(keras.Model):
         # By identity: paths are not unique, as every block has a qkv/kernel.
         below = {id(variable) for trunk in trunks for variable in trunk.variables_below(num_blocks)}
         return [variable for variable in self.trainable_variables if id(variable) not in below]
+
+    def alike_weights(self, learning: Sequence[keras.Variable]) -> list[tuple[keras.Variable, ...]]:
+        """The weights among `learning` that loops over blocks stack, in the actor and in a separate critic.
+
+        Returns: a tuple of one of each block, for each weight.
+        """
+        trunks = [self.language_model.trunk, *([self.critic] if self.critic else [])]
+        ids = frozenset(map(id, learning))
+        return [alike for trunk in trunks for alike in alike_weights(trunk.blocks[:-1], ids)]
 
     def restart_critic(self) -> None:
         """Gives a separate critic's trunk new random weights, drawn from Keras' global generator."""

@@ -1,5 +1,6 @@
 """The reward model: a Transformer trunk with a scalar head."""
 
+from functools import partial
 from typing import Any
 
 import keras
@@ -7,6 +8,7 @@ import tensorflow as tf
 
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.transformer import Transformer
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.shapes import size_of
 
 
@@ -42,16 +44,23 @@ class RewardModel(keras.Model):
         return self.trunk.sizes["max_sequence_length"]
 
     def response_scores(
-        self, prompt_ids: tf.Tensor, prompt_mask: tf.Tensor, response_ids: tf.Tensor, response_mask: tf.Tensor
+        self,
+        prompt_ids: tf.Tensor,
+        prompt_mask: tf.Tensor,
+        response_ids: tf.Tensor,
+        response_mask: tf.Tensor,
+        arithmetic: Arithmetic | None = None,
     ) -> tf.Tensor:
         """The score [B] of each response: that of the state after its last real token, which is EOS where it stopped.
 
-        Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R], on the right.
+        Args: prompt_ids, prompt_mask [B, P], padded on the left; response_ids, response_mask [B, R], on the right;
+            arithmetic: what computes it; None: the trunk's own.
         """
         token_ids = tf.concat([prompt_ids, response_ids], axis=1)
         mask = tf.concat([tf.cast(prompt_mask, tf.int32), tf.cast(response_mask, tf.int32)], axis=1)
         # From the prompt's end on: there, number n is the state after n tokens of the response.
-        states = self.trunk(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
+        trunk = self.trunk if arithmetic is None else partial(self.trunk.hidden_states, arithmetic=arithmetic)
+        states = trunk(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
         lengths = tf.cast(tf.reduce_sum(response_mask, axis=1), tf.int32)
         return self._head(tf.gather(states, lengths, batch_dims=1))
 

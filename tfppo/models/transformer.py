@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from tfppo.config.validation import validate_sizes
 from tfppo.models.layers import BlockCache, LayerNorm, TransformerBlock, dropout, fold
+from tfppo.models.stacking import collect_from_blocks, through_blocks
 from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.attention import attention_within
 from tfppo.ops.masking import positions_from_mask
@@ -139,8 +140,13 @@ class Transformer(keras.layers.Layer):
         # Read in the dtype of products, as Keras reads variables in a layer's call; a decoding step adds in float32.
         embedded = self.embed(token_ids, positions, arithmetic.dtype, summed_in=arithmetic.dtype)
         x = dropout(embedded, self.dropout, dropout_seed)
-        for number, (block, first) in enumerate(self._with_starts(start)):
-            x = block.states(x, attention, arithmetic, fold(dropout_seed, 1000 * (number + 1)), start=first)
+
+        def states(block, number, x, arithmetic, start=0):
+            return block.states(x, attention, arithmetic, fold(dropout_seed, 1000 * (number + 1)), start)
+
+        *lower, last = self.blocks
+        x = through_blocks(lower, x, states, arithmetic)
+        x = states(last, len(lower), x, arithmetic, start)
         return self.final_norm.normalize(x, arithmetic)
 
     def response_states(
@@ -168,12 +174,17 @@ class Transformer(keras.layers.Layer):
         attention = attention_within(tf.cast(padding_mask, tf.int32))
         x = self.embed(token_ids, positions_from_mask(padding_mask), arithmetic.dtype)
         room = cache_length - size_of(token_ids, 1)
-        caches = []
-        for block, start in self._with_starts(size_of(token_ids, 1) - 1):
+
+        def with_cache(block, x, arithmetic, start=0):
             x, pair = block.with_cache(x, attention, arithmetic, start=start)
             by_head = (tf.transpose(part, [0, 2, 1, 3]) for part in pair)
-            caches.append(tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head))
-        return self.final_norm.normalize(x, arithmetic)[:, 0], caches
+            return x, tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head)
+
+        *lower, last = self.blocks
+        shape = [size_of(token_ids, 0), self.num_heads, cache_length, self.head_dim]
+        x, caches = collect_from_blocks(lower, x, with_cache, arithmetic, [shape, shape])
+        x, cache = with_cache(last, x, arithmetic, size_of(token_ids, 1) - 1)
+        return self.final_norm.normalize(x, arithmetic)[:, 0], [*caches, cache]
 
     def decode_step(
         self,
@@ -196,10 +207,6 @@ class Transformer(keras.layers.Layer):
             x, cache = block.decode_step(x, cache, index, visible[:, None, None, :], arithmetic)
             grown.append(cache)
         return self.final_norm.normalize(x, arithmetic), grown
-
-    def _with_starts(self, start):
-        """Pairs of a block and the first position that it computes: 0, and `start` for the last block."""
-        return zip(self.blocks, [0] * (len(self.blocks) - 1) + [start], strict=True)
 
     def embed(
         self,

@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from tfppo.ops.masking import masked_sum, zero_padding
+from tfppo.ops.shapes import size_of
 
 _ROUNDING = 4 * 2.0**-23  # four units in the last place of a float32 number, as a share of it
 
@@ -44,9 +45,24 @@ def gae(
 
 
 def _scan_from_the_end(step, rows, initial):
-    """Scans step(following, now) over the columns of [B, R] tensors, from the last to the first: [B, R] each."""
+    """Scans step(following, now) over the columns of [B, R] tensors, from the last to the first: [B, R] each.
+
+    Not by `tf.scan`, whose loop XLA cannot count: a GPU then asks its host before each column whether to go on.
+    """
     columns = tf.nest.map_structure(tf.transpose, rows)
-    return tf.nest.map_structure(tf.transpose, tf.scan(step, columns, initializer=initial, reverse=True))
+    count = size_of(tf.nest.flatten(columns)[0], 0)
+
+    def one(number, following, results):
+        place = count - 1 - number
+        following = step(following, tf.nest.map_structure(lambda column: column[place], columns))
+        results = tf.nest.map_structure(lambda result, value: result.write(place, value), results, following)
+        return number + 1, following, results
+
+    results = tf.nest.map_structure(
+        lambda value: tf.TensorArray(value.dtype, count, element_shape=value.shape), initial
+    )
+    _, _, results = tf.while_loop(lambda number, *_: number < count, one, (tf.constant(0), initial, results))
+    return tf.nest.map_structure(lambda result: tf.transpose(result.stack()), results)
 
 
 def without_spread(totals: tf.Tensor, group_size: int) -> tf.Tensor:

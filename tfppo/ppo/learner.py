@@ -1,5 +1,9 @@
 """The PPO update: epochs of shuffled minibatches over one rollout, in one compiled call."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import tensorflow as tf
 
 from tfppo.computation.engine import Engine
@@ -9,7 +13,9 @@ from tfppo.ppo.loss import APPROX_KL, STEP_STATISTICS, make_loss
 from tfppo.ppo.minibatches import Cutter, Part, at_places_of, shuffled_minibatches
 from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
 from tfppo.ppo.targets import prepare_targets
-from tfppo.training.optimization import Rest, optimize, sum_over_parts
+from tfppo.training.adam import Rest
+from tfppo.training.optimization import sum_over_parts
+from tfppo.training.programs import Program, StackedSteps, Steps, sum_in_a_loop
 from tfppo.training.replicas import check_divides, slot_of_replica
 
 
@@ -42,11 +48,23 @@ class Learner:
         self.strategy, self.temperature, self.engine = strategy, temperature, engine
         self.variables = learning_variables(policy, config)
         with strategy.scope():
-            self.optimizer, self._clipped_together = make_policy_optimizer(
-                policy, self.variables, config, engine.kernels
-            )
+            self.optimizer, self._clipped_together = make_policy_optimizer(policy, self.variables, config, engine)
+        # Where a shape costs a long compilation there is only one: all responses with their padding.
+        lengths_vary = lengths_vary and not engine.fixed_shapes
         self._cutter = Cutter(config, lengths_vary=lengths_vary, skips_padding=engine.skips_padding)
+        self._epochs: Callable[..., Any]
         self._part_gradients = engine.function(self._gradients_of_part)
+        settings: dict[str, Any] = dict(
+            max_grad_norm=config.max_grad_norm, groups=self._clipped_together, stop_when=self._is_too_far
+        )
+        in_a_loop = partial(self._gradients_in_a_loop, (), self.variables)
+        whole = engine.function(in_a_loop) if engine.fixed_shapes else self._replica_gradients
+        self._steps: Steps | StackedSteps = Steps(strategy, self.optimizer, whole, **settings)
+        self._epochs = self._run_epochs
+        if engine.fixed_shapes and strategy.num_replicas_in_sync == 1:
+            alike = policy.alike_weights(self.variables)
+            self._steps = StackedSteps(self.optimizer, self._gradients_in_a_loop, alike, **settings)
+            self._epochs = Program(strategy, self._run_epochs)
         # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
         self.update = tf.function(self._update, autograph=False)
 
@@ -57,43 +75,49 @@ class Learner:
             the critic alone learns, else 1; idle_steps: optimizer steps before this update in which it was 0.
         Returns: dict of scalars.
         """
-        config = self.config
-        targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
+        # Drawn outside: so they are the same whatever compiles the rest.
         minibatches = self._minibatches(shuffle_seed)
-        num_steps = config.ppo_epochs * config.num_minibatches
-        rest = Rest(tf.equal(policy_coef, 0.0), idle_steps)
-
-        def goes_on(step, too_far, *_):
-            return (step < num_steps) & ~too_far
-
-        def learn(step, too_far, first_ratio_error, history):
-            """One optimizer step, on one minibatch."""
-            minibatch = self._targets_of_step(rollout, targets, minibatches[step], kl_coef)
-            (shares, ratio_errors), norm, taken, too_far = optimize(
-                self.strategy,
-                self.optimizer,
-                self._replica_gradients,
-                (*minibatch, policy_coef),
-                max_grad_norm=config.max_grad_norm,
-                groups=self._clipped_together,
-                stop_when=self._is_too_far,
-                rest=rest,
-            )
-            first_ratio_error = tf.where(step == 0, tf.reduce_max(ratio_errors), first_ratio_error)
-            history = history.write(step, tf.concat([shares, [norm, tf.cast(taken, tf.float32)]], axis=0))
-            return step + 1, too_far, first_ratio_error, history
-
-        history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
-        start = tf.constant(0), tf.constant(False), tf.constant(0.0), history
-        step, _, first_ratio_error, history = tf.while_loop(goes_on, learn, start)
-        means = tf.unstack(tf.reduce_mean(history.stack()[:step], axis=0))
+        statistics, steps, first_ratio_error, history = self._epochs(
+            rollout, minibatches, kl_coef, policy_coef, idle_steps
+        )
+        means = tf.unstack(tf.reduce_mean(history[:steps], axis=0))
         names = (*STEP_STATISTICS, "policy/gradient_norm", "policy/steps_taken")
         return {
             **statistics,
             **dict(zip(names, means, strict=True)),
             "policy/first_ratio_error": first_ratio_error,
-            "policy/epochs": tf.cast(step, tf.float32) / config.num_minibatches,
+            "policy/epochs": tf.cast(steps, tf.float32) / self.config.num_minibatches,
         }
+
+    def _run_epochs(self, rollout, minibatches, kl_coef, policy_coef, idle_steps):
+        """All optimizer steps of an update.
+
+        Args: minibatches: row numbers [steps, M].
+        Returns: statistics of the rollout, the number of steps, the first ratio error, and the history [steps, 10].
+        """
+        config = self.config
+        targets, statistics = prepare_targets(rollout, config, self.reward, kl_coef)
+        num_steps = config.ppo_epochs * config.num_minibatches
+        rest = Rest(tf.equal(policy_coef, 0.0), idle_steps)
+
+        def goes_on(step, too_far, *_):
+            # Without a limit the number of steps is known beforehand, and no device waits to be told to go on.
+            return step < num_steps if config.target_kl is None else (step < num_steps) & ~too_far
+
+        def learn(step, too_far, first_ratio_error, history, state):
+            """One optimizer step, on one minibatch."""
+            minibatch = self._targets_of_step(rollout, targets, minibatches[step], kl_coef)
+            results, state = self._steps.step(state, (*minibatch, policy_coef), rest)
+            (shares, ratio_errors), norm, taken, too_far = results
+            first_ratio_error = tf.where(step == 0, tf.reduce_max(ratio_errors), first_ratio_error)
+            history = history.write(step, tf.concat([shares, [norm, tf.cast(taken, tf.float32)]], axis=0))
+            return step + 1, too_far, first_ratio_error, history, state
+
+        history = tf.TensorArray(tf.float32, num_steps, element_shape=[len(STEP_STATISTICS) + 2])
+        start = tf.constant(0), tf.constant(False), tf.constant(0.0), history, self._steps.start()
+        steps, _, first_ratio_error, history, state = tf.while_loop(goes_on, learn, start)
+        self._steps.finish(state)
+        return statistics, steps, first_ratio_error, history.stack()
 
     def _minibatches(self, seed):
         return shuffled_minibatches(seed, self.config)
@@ -121,10 +145,31 @@ class Learner:
         gradients, (shares, ratio_error) = sum_over_parts(of_part, division.rows.shape[0])
         return gradients, (shares, slot_of_replica(ratio_error))
 
-    def _gradients_of_part(self, part: Part, policy_coef):
+    def _gradients_in_a_loop(self, stacked, variables, targets, rows, policy_coef):
+        """As `_replica_gradients`, for a function that is compiled as a whole.
+
+        Args: stacked, variables: what learns, as of `GraphEngine.gradients`.
+        """
+        division = self._cutter.divide(targets, rows)
+
+        def of_part(number):
+            part = self._cutter.part(targets, division, number)
+            return self._gradients_of_part(part, policy_coef, variables, stacked=stacked)
+
+        like = [*(stack for _, stack in stacked), *variables]
+        num_parts = self.config.accumulation_steps
+        gradients, (shares, ratio_error) = sum_in_a_loop(of_part, num_parts, like, len(STEP_STATISTICS))
+        return gradients, (shares, slot_of_replica(ratio_error))
+
+    def _gradients_of_part(self, part: Part, policy_coef, variables=None, **stacks):
         """Gradients and statistics of some rows: of all their states, or of those that count alone."""
         loss = make_loss(*at_places_of(part), self.config, self.temperature, policy_coef)
-        sequences = part.targets[:4]
         return self.engine.gradients(
-            self.policy, self.variables, sequences, loss, trunk_coef=policy_coef, places=part.places
+            self.policy,
+            self.variables if variables is None else variables,
+            part.targets[:4],
+            loss,
+            trunk_coef=policy_coef,
+            places=part.places,
+            **stacks,
         )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import keras
 
-from tfppo.computation.engine import Kernels
+from tfppo.computation.engine import Engine
 from tfppo.config import PpoConfig
 from tfppo.models.policy import Policy
 from tfppo.training.optimization import make_optimizer
@@ -21,14 +21,14 @@ def learning_variables(policy: Policy, config: PpoConfig) -> list[keras.Variable
 
 
 def make_policy_optimizer(
-    policy: Policy, variables: Sequence[keras.Variable], config: PpoConfig, kernels: Kernels | None
+    policy: Policy, variables: Sequence[keras.Variable], config: PpoConfig, engine: Engine
 ) -> tuple[keras.optimizers.Optimizer, list[list[int]]]:
     """The optimizer of the update, and lists of indices of the variables whose gradients are clipped together.
 
     Embeddings and a separate critic may learn at rates of their own; such a critic then is clipped by itself too. All
     but the critic's variables may rest, while the critic warms up.
 
-    Args: kernels: of the engine; see `Engine`.
+    Args: engine: makes the gradients.
     """
     optimizer = make_optimizer(
         config.optimizer,
@@ -38,7 +38,8 @@ def make_policy_optimizer(
         beta_2=config.adam_beta2,
         epsilon=config.adam_epsilon,
         weight_decay=config.weight_decay,
-        kernels=kernels,
+        kernels=engine.kernels,
+        at_once=engine.fixed_shapes,
     )
     if config.embedding_learning_rate is not None:
         embeddings = policy.language_model.trunk.embeddings()

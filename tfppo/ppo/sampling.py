@@ -34,6 +34,7 @@ def sample(
 
     The log-probabilities are those of the distribution sampled from: temperature and filters applied. Once half of the
     rows have stopped, the others go on in a batch of half the size, and so on: a long row does not hold up all of them.
+    An engine of `fixed_shapes` samples in one program instead, of all rows to the end.
 
     Args: prompt_ids, prompt_mask [B, P], padded on the left; uniforms [B, R]; engine: computes policy and draws;
         stop_id: None never stops; temperature 0 takes the likeliest token (log-probabilities then are those at
@@ -52,7 +53,7 @@ def sample(
         value_after_stop=value_after_stop,
     )
     start, go_on = engine.piece(loop.start), engine.piece(loop.go_on)
-    rows_leave = stop_id is not None
+    rows_leave = stop_id is not None and not engine.fixed_shapes
     rows = start(prompt_ids, prompt_mask, uniforms, tf.constant(enough_of(prompt_ids.shape[0], rows_leave)))
     rows = go_on_in_smaller_batches(rows, go_on, rows_leave)
     return Samples(*rows.buffers, stopped=tf.logical_not(rows.alive))

@@ -21,7 +21,8 @@ class TeacherForcing:
 
     Args:
         temperature: of the sampling, which divides the logits.
-        lengths_vary: whether responses may be shorter than R; the reference then is computed in parts of like length.
+        lengths_vary: whether responses may be shorter than R; the reference then is computed in parts of like length,
+            unless each length costs a compilation.
     """
 
     def __init__(
@@ -34,7 +35,8 @@ class TeacherForcing:
         lengths_vary: bool,
         strategy: tf.distribute.Strategy,
     ):
-        self._lengths_vary, self._num_replicas = lengths_vary, strategy.num_replicas_in_sync
+        self._by_length = lengths_vary and not engine.fixed_shapes
+        self._num_replicas = strategy.num_replicas_in_sync
 
         def logprobs_of(language_model, hidden, response_ids, response_mask):
             return engine.token_logprobs(language_model, hidden, response_ids, temperature) * response_mask
@@ -55,7 +57,7 @@ class TeacherForcing:
 
     def ref_logprobs(self, prompts: Prompts, response_ids: tf.Tensor, response_mask: tf.Tensor) -> tf.Tensor:
         """Log-probabilities [B, R] of responses under the reference, 0 at padding."""
-        if not self._lengths_vary:
+        if not self._by_length:
             return self.of_reference(*prompts, response_ids, response_mask)
         share = response_ids.shape[0] // self._num_replicas
         return by_length(

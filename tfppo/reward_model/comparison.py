@@ -5,15 +5,20 @@ import tensorflow as tf
 
 from tfppo.data.preferences import Comparisons
 from tfppo.models.reward_model import RewardModel
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.ops.losses import preference_loss
 
 
-def comparison_scores(model: RewardModel, batch: Comparisons) -> tf.Tensor:
-    """The score of every response of B comparisons under a reward model: float32 [B, K]."""
+def comparison_scores(model: RewardModel, batch: Comparisons, arithmetic: Arithmetic | None = None) -> tf.Tensor:
+    """The score of every response of B comparisons under a reward model: float32 [B, K].
+
+    Args: arithmetic: what computes them; None: the model's own.
+    """
     size = batch.response_ids.shape[1]
-    prompts = (tf.repeat(tensor, size, axis=0) for tensor in (batch.prompt_ids, batch.prompt_mask))
+    ids, mask = (tf.repeat(tensor, size, axis=0) for tensor in (batch.prompt_ids, batch.prompt_mask))
     responses = (tf.reshape(tensor, [-1, tensor.shape[-1]]) for tensor in (batch.response_ids, batch.response_mask))
-    return tf.reshape(model.response_scores(*prompts, *responses), [-1, size])
+    response_ids, response_mask = responses
+    return tf.reshape(model.response_scores(ids, mask, response_ids, response_mask, arithmetic), [-1, size])
 
 
 def ranks_chosen_first(scores: tf.Tensor) -> tf.Tensor:

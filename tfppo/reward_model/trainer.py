@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.computation.devices import has_gpu
 from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
@@ -19,8 +20,9 @@ from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
 from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
-from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.optimization import gradients_of, make_optimizer
 from tfppo.training.profiling import Profiler
+from tfppo.training.programs import optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -53,6 +55,7 @@ class RewardTrainer:
         self.config, self.seed, self.model = config, seed, model
         self.train_data, self.validation, self.strategy, self.folder = train, validation, strategy, folder
         self.num_steps = math.ceil(config.num_epochs * len(train.prompt_ids) / config.batch_size)
+        on_gpu = has_gpu()  # then a step is one program, as launches would take longer than it does
         with strategy.scope():
             self.optimizer = make_optimizer(
                 "adam",
@@ -62,8 +65,13 @@ class RewardTrainer:
                 beta_2=0.999,
                 epsilon=config.adam_epsilon,
                 weight_decay=0.0,
+                at_once=on_gpu,
             )
-        self._gradients = tf.function(self._gradients_of_share, autograph=False)
+        self._arithmetic = model.trunk.arithmetic.of_program(model.trainable_variables) if on_gpu else None
+        self._step = optimizer_step(
+            strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm
+        )
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=on_gpu, autograph=False)
         self._update = tf.function(self._optimizer_step, autograph=False)
         self._held_out_scores = ComparisonScorer(model, config.batch_size)
         self.keeper = CheckpointKeeper(
@@ -154,13 +162,7 @@ class RewardTrainer:
         bar.advance(loss=f"{scalars['reward_model/loss']:.3f}", accuracy=f"{scalars['reward_model/accuracy']:.2f}")
 
     def _optimizer_step(self, batch):
-        statistics, norm, _, _ = optimize(
-            self.strategy,
-            self.optimizer,
-            self._replica_gradients,
-            (batch,),
-            max_grad_norm=self.config.max_grad_norm,
-        )
+        statistics, norm, _, _ = self._step(batch)
         return statistics, norm
 
     def _replica_gradients(self, batch):
@@ -171,7 +173,7 @@ class RewardTrainer:
         variables = [variable.value for variable in self.model.trainable_variables]
 
         def loss_fn():
-            scores = comparison_scores(self.model, batch)
+            scores = comparison_scores(self.model, batch, self._arithmetic)
             loss = tf.reduce_sum(preference_loss(scores)) / self.config.batch_size
             hits = tf.reduce_sum(tf.cast(ranks_chosen_first(scores), tf.float32)) / self.config.batch_size
             return loss, (loss, hits)

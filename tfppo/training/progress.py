@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -38,6 +39,7 @@ class Progress:
         self._total, self._done, self._description, self._unit, self._every = total, done, description, unit, every
         self._starts = starts if done < total else ""
         self._bar: tqdm | None = None
+        self._waiting: _Waiting | None = None
         self._recent: deque[float] = deque(maxlen=_RECENT)  # seconds of the last steps, without the first
         self._first, self._shown_at, self._stepped_at = True, -every, 0.0
 
@@ -54,16 +56,25 @@ class Progress:
                 bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",  # tqdm's own estimate is left out
             )
         self._stepped_at = time.perf_counter()
+        if self._bar is not None and self._starts:
+            self._waiting = _Waiting(self._bar)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._end_waiting()
         if self._bar is not None:
             self._bar.close()
 
+    def _end_waiting(self):
+        if self._waiting is not None:
+            self._waiting.end()
+            self._waiting = None
+
     def advance(self, **figures: str) -> None:
         """One more step is done; the figures, by name, are of this step."""
+        self._end_waiting()
         self._done += 1
         now = time.perf_counter()
         seconds, self._stepped_at = now - self._stepped_at, now
@@ -97,6 +108,26 @@ class Progress:
         """The time left; "" where too little is known, as the second step may compile something too, or none is."""
         steps = self._total - self._done
         return duration(steps * statistics.median_low(self._recent)) if steps and len(self._recent) > 1 else ""
+
+
+class _Waiting:
+    """Shows on a bar for how many seconds the first step has been compiling, until it ends."""
+
+    def __init__(self, bar: tqdm):
+        self._bar, self._ended = bar, threading.Event()
+        self._thread = threading.Thread(target=self._tick, daemon=True)
+        self._thread.start()
+
+    def _tick(self):
+        seconds = 0
+        while not self._ended.wait(1.0):
+            seconds += 1
+            self._bar.set_postfix_str(f"compiling: {duration(seconds)}")
+
+    def end(self):
+        self._ended.set()
+        self._thread.join()
+        self._bar.set_postfix_str("", refresh=False)
 
 
 def shown(

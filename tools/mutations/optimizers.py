@@ -8,18 +8,19 @@ UPDATE = "tests/parity/test_update_parity.py"
 STEPS = "tests/training/test_optimization.py"
 CRITIC = "tests/ppo/test_critic_rates.py"
 TRAINER = "tests/ppo/test_trainer.py"
+PROGRAM = "tests/ppo/test_update_in_one_program.py"
 
 MUTATIONS = [
     Mutation(
         "adam_epsilon_outside_the_correction",
-        "training/optimization.py",
+        "training/adam.py",
         "_FusedAdam._kernel_epsilon",
         [return_early("self.epsilon * tf.sqrt(correction)")],
         OPTIMIZER,
     ),
     Mutation(
         "adamw_epsilon_of_tensorflow",
-        "training/optimization.py",
+        "training/adam.py",
         "AdamW._kernel_epsilon",
         [drop_operand("tf.sqrt", beside="self.epsilon")],
         OPTIMIZER,
@@ -39,28 +40,28 @@ MUTATIONS = [
     ),
     Mutation(
         "steps_at_rest_are_counted",
-        "training/optimization.py",
+        "training/adam.py",
         "_FusedAdam._step_by",
         [replace("rest is None", "True")],
         CRITIC,
     ),
     Mutation(
         "decay_at_rest",
-        "training/optimization.py",
+        "training/adam.py",
         "_FusedAdam._numbers_of",
         [replace("tf.where(rest.now, 0.0, rate)", "rate")],
         STEPS,
     ),
     Mutation(
         "moments_change_at_rest",
-        "training/optimization.py",
+        "training/adam.py",
         "_FusedAdam._numbers_of",
         [replace("tf.where(rest.now, 1.0, beta)", "tf.constant(beta)")],
         STEPS,
     ),
     Mutation(
         "native_steps_at_rest",
-        "training/optimization.py",
+        "training/adam.py",
         "_FusedAdam._backend_update_step",
         [replace("tf.cond(rest.now, lambda: tf.constant(0), step_others)", "step_others()")],
         STEPS,
@@ -71,5 +72,26 @@ MUTATIONS = [
         "PpoTrainer.improve",
         [replace("tf.constant(self.idle_steps)", "tf.constant(0)")],
         TRAINER,
+    ),
+    Mutation(
+        "a_program_steps_where_no_gradient_is_finite",
+        "training/adam.py",
+        "_FusedAdam._stepped",
+        [replace("tf.where(taken, *pair)", "pair[0]")],
+        PROGRAM,
+    ),
+    Mutation(
+        "a_program_forgets_the_moments",
+        "training/adam.py",
+        "_FusedAdam.write",
+        [replace("self._kept(stack.variables)", "[stack.variables] * 3")],
+        PROGRAM,
+    ),
+    Mutation(
+        "blocks_backward_in_the_wrong_order",
+        "models/stacking.py",
+        "_Loop._backward.one",
+        [assign("number", "done")],
+        "tests/models/test_stacking.py",
     ),
 ]

@@ -50,7 +50,7 @@ MUTATIONS = [
         "figures_of_the_last_step",
         "ppo/learner.py",
         "Learner._update",
-        [replace("tf.reduce_mean(history.stack()[:step], axis=0)", "history.stack()[step - 1]")],
+        [replace("tf.reduce_mean(history[:steps], axis=0)", "history[steps - 1]")],
         UPDATE,
     ),
     Mutation(
@@ -70,7 +70,7 @@ MUTATIONS = [
     Mutation(
         "ratio_of_the_first_replica",
         "ppo/learner.py",
-        "Learner._update.learn",
+        "Learner._run_epochs.learn",
         [replace("tf.reduce_max(ratio_errors)", "ratio_errors[0]")],
         REPLICAS,
     ),

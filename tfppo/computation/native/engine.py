@@ -34,6 +34,7 @@ class NativeEngine:
     name = "C++"
     compiled = False
     skips_padding = True
+    fixed_shapes = False
 
     def __init__(self, ops: ModuleType, dtype: str, compiles_filters: bool = True):
         self.ops, self.dtype, self._compiles_filters = ops, dtype, compiles_filters
