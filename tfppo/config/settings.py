@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from tfppo.config.choices import BEST_BY, DEPENDENT, settings_to_let_go
+from tfppo.config.choices import BEST_BY, CROSS_DEVICE_OPS, DEPENDENT, settings_to_let_go
 from tfppo.config.data_validation import validate_data
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.resuming import fixed, state
@@ -353,7 +353,11 @@ class Config:
     seed: int = fixed(0)  # all randomness follows from it
     # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
     language_model: str = fixed("", by_content=True)
-    num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
+    # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices. Over several machines 0, or N in all.
+    num_replicas: int = 0
+    # How sums over replicas are made: "auto", what TensorFlow takes, which is NCCL on GPUs; or by name "nccl",
+    # "hierarchical_copy", "reduction_to_one_device". For GPUs on which NCCL hangs or fails.
+    cross_device_ops: str = "auto"
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2  # how many of the newest checkpoints stay
     data: DataConfig = field(default_factory=DataConfig)
@@ -370,6 +374,7 @@ class Config:
         require(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2**31 - 1")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
         require(self.num_replicas >= 0, "num_replicas", self.num_replicas, "use 0 for all GPUs or a positive number")
+        require_one_of("cross_device_ops", self.cross_device_ops, CROSS_DEVICE_OPS)
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
         for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):
             getattr(self, name).validate()

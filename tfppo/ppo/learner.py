@@ -11,6 +11,7 @@ from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
 from tfppo.ppo.targets import prepare_targets
 from tfppo.training.optimization import Rest, optimize, sum_over_parts
 from tfppo.training.replicas import check_divides, slot_of_replica
+from tfppo.training.workers import workers_of
 
 
 class Learner:
@@ -40,6 +41,7 @@ class Learner:
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
         self.policy, self.config, self.reward = policy, config, reward
         self.strategy, self.temperature, self.engine = strategy, temperature, engine
+        self.workers = workers_of(strategy)
         self.variables = learning_variables(policy, config)
         with strategy.scope():
             self.optimizer, self._clipped_together = make_policy_optimizer(
