@@ -58,7 +58,8 @@ AFTER_PPO = (*AFTER_QUICKSTART, Next("serve it", "export"))
 
 # Starts of the settings that a command on a run has a use for. A model that is there has its own sizes; what is left of
 # that section is held against the length of prompts and responses.
-_WITH_A_MODEL = ("seed", "num_replicas", "language_model", "data.", "model.max_sequence_length", "sampling.")
+_DEVICES = ("num_replicas", "cross_device_ops")
+_WITH_A_MODEL = ("seed", *_DEVICES, "language_model", "data.", "model.max_sequence_length", "sampling.")
 USES = {
     "train-ppo": (*_WITH_A_MODEL, "checkpoint_every", "keep_checkpoints", "reward.", "ppo.", "evaluation."),
     "evaluate": (*_WITH_A_MODEL, "reward.", "evaluation."),
@@ -209,6 +210,7 @@ def run_without_config(main: Callable[[Sequence[str]], None], *, doc: str, modul
             print_help(help_text(doc, [flag.name for flag in flags.FLAGS.flags_by_module_dict()[module]]))
             sys.exit(0)
         with one_line_errors():
+            require_one_worker(f"tfppo {module.rpartition('.')[2]}")
             return parse_flags(argv)
 
     with Program("stopped at once"):
