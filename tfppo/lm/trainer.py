@@ -19,6 +19,7 @@ from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, open_metrics, shown_perplexity
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.profiling import Profiler
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -79,9 +80,10 @@ class LmTrainer:
         )
         self.done = restore_together(self.keeper, model, self.workers)
 
-    def train(self) -> None:
+    def train(self, profile_steps: int = 0) -> None:
         """Trains from the last checkpoint to the last step, or until the held-out loss stops falling.
 
+        Args: profile_steps: how many steps to record for TensorBoard's profiler, from the second one on.
         Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
             anything of that is saved.
         """
@@ -93,12 +95,14 @@ class LmTrainer:
         bar = Progress(
             total=config.num_steps, done=done, description="language model", starts="compiles the update: some seconds"
         )
-        with StopRequest(self.workers.any_of) as stop, closing(metrics), bar:
+        profiler = Profiler(self.folder / "lm_training", profile_steps)
+        with StopRequest(self.workers.any_of) as stop, profiler, closing(metrics), bar:
             for step in range(done, config.num_steps):
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
                 stop.begins(f"step {step + 1}")
+                profiler.begins()
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,

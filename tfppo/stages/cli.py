@@ -58,8 +58,17 @@ AFTER_PPO = (*AFTER_QUICKSTART, Next("serve it", "export"))
 
 # Starts of the settings that a command on a run has a use for. A model that is there has its own sizes; what is left of
 # that section is held against the length of prompts and responses.
-_DEVICES = ("num_replicas", "cross_device_ops")
-_WITH_A_MODEL = ("seed", *_DEVICES, "language_model", "data.", "model.max_sequence_length", "sampling.")
+_WITH_A_MODEL = (
+    "seed",
+    "num_replicas",
+    "cross_device_ops",
+    "tensorfloat32",
+    "deterministic",
+    "language_model",
+    "data.",
+    "model.max_sequence_length",
+    "sampling.",
+)
 USES = {
     "train-ppo": (*_WITH_A_MODEL, "checkpoint_every", "keep_checkpoints", "reward.", "ppo.", "evaluation."),
     "evaluate": (*_WITH_A_MODEL, "reward.", "evaluation."),
@@ -154,7 +163,7 @@ def _run(main, doc, define_flags, required, then, trains, distributed):
                 keep_quiet_beside_the_chief()
                 if trains and this_cluster().is_chief:
                     claim(folder, invocation.whole(name))
-                start_tensorflow()
+                start_tensorflow(keeps_programs=config_flag.value.compilation_cache)
                 run_together(lambda: main(config_flag.value, folder, flags.FLAGS))
             if then:
                 print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)

@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from tfppo import __version__
+from tfppo.computation.devices import round_products
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.files import user_path
@@ -46,16 +47,20 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
     """
     config.validate()
     folder, strategy = open_folder(workdir), make_strategy(config.num_replicas, config.cross_device_ops)
-    workers = workers_of(strategy)
+    round_products(tensorfloat32=config.tensorfloat32)
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    _agree(config, folder, workers_of(strategy))
+    return folder, strategy
+
+
+def _agree(config, folder, workers):
+    """Raises UserError where the workers are not of one run."""
     workers.agree("the configuration", config.to_json(), "start all workers with the same command")
     workers.agree("the version", f"{__version__} {tf.__version__}", "install the same on all machines")
-    workers.agree(
-        "the folder of the run",
-        _owner(folder),
-        f"put --workdir {str(workdir)!r} on a file system that all machines share",
-    )
-    keras.utils.set_random_seed(config.seed)
-    return folder, strategy
+    shared = f"put --workdir {str(folder)!r} on a file system that all machines share"
+    workers.agree("the folder of the run", _owner(folder), shared)
 
 
 def _owner(folder):

@@ -10,6 +10,7 @@ from typing import TypeVar
 import tensorflow as tf
 
 from tfppo.cluster import this_cluster
+from tfppo.computation.devices import round_products
 from tfppo.errors import UserError
 from tfppo.training.buckets import sum_in_buckets
 from tfppo.training.workers import is_several
@@ -32,13 +33,15 @@ _COMMUNICATION = {"auto": "AUTO", "nccl": "NCCL", "hierarchical_copy": "RING", "
 def make_strategy(num_replicas: int = 0, cross_device_ops: str = "auto") -> tf.distribute.Strategy:
     """The strategy over the devices of this machine, or of all machines that TF_CONFIG names.
 
-    It must be made before TensorFlow computes anything.
+    It must be made before TensorFlow computes anything. Products in float32 are exact to float32 from then on;
+    `round_products` changes that.
 
     Args:
         num_replicas: 0 takes every GPU, or one CPU of each machine.
         cross_device_ops: how sums over replicas are made; one of CROSS_DEVICE_OPS.
     Raises: UserError where there are not as many devices as asked for, or not what the sums are to be made by.
     """
+    round_products(tensorfloat32=False)
     if cross_device_ops == "nccl" and not tf.config.list_physical_devices("GPU"):
         raise UserError("cross_device_ops is 'nccl', but TensorFlow finds no GPU here; leave it at 'auto'")
     if this_cluster().count > 1:
