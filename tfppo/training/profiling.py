@@ -12,8 +12,7 @@ from tfppo.cluster import this_cluster
 class Profiler:
     """Context that records some steps of a training: from its second one on, as the first traces and compiles.
 
-    Args: folder: the log's, which gets `plugins/profile`; num_steps: to record; 0: nothing is. Of several workers the chief
-        records.
+    Args: folder: the log's, which gets `plugins/profile`; num_steps: to record, by the chief alone; 0: nothing is.
     """
 
     def __init__(self, folder: Path, num_steps: int):
