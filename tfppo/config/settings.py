@@ -356,10 +356,8 @@ class Config:
     seed: int = fixed(0)  # all randomness follows from it
     # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
     language_model: str = fixed("", by_content=True)
-    # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices. Over several machines 0, or N in all.
-    num_replicas: int = 0
-    # How sums over replicas are made: "auto", what TensorFlow takes, which is NCCL on GPUs; or by name "nccl",
-    # "hierarchical_copy", "reduction_to_one_device". For GPUs on which NCCL hangs or fails.
+    num_replicas: int = 0  # 0: every GPU, or one CPU, of each machine; N: the first N GPUs, or N logical CPU devices
+    # How sums over replicas are made, where NCCL on GPUs hangs or fails: "hierarchical_copy", "reduction_to_one_device".
     cross_device_ops: str = "auto"
     # float32 products on GPUs in TensorFloat-32: several times as fast, with 10 bits of mantissa in place of 23.
     tensorfloat32: bool = False
