@@ -357,8 +357,7 @@ class Config:
     # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
     language_model: str = fixed("", by_content=True)
     num_replicas: int = 0  # 0: every GPU, or one CPU, of each machine; N: the first N GPUs, or N logical CPU devices
-    # How sums over replicas are made, where NCCL on GPUs hangs or fails: "hierarchical_copy", "reduction_to_one_device".
-    cross_device_ops: str = "auto"
+    cross_device_ops: str = "auto"  # how sums over replicas are made: docs/distributed.md says when to change it
     # float32 products on GPUs in TensorFloat-32: several times as fast, with 10 bits of mantissa in place of 23.
     tensorfloat32: bool = False
     deterministic: bool = False  # on GPUs too the same command gives the same bits, more slowly
