@@ -21,8 +21,8 @@ def config(index=1, kind="worker", **cluster):
         ("", Cluster()),
         (config(1), Cluster(tuple(HOSTS), 1)),
         (config(0, worker=["one:2222"]), Cluster(("one:2222",), 0)),
-        (config(0, "chief", worker=HOSTS[1:], chief=HOSTS[:1]), Cluster(tuple(HOSTS), 0)),
-        (config(1, worker=HOSTS[1:], chief=HOSTS[:1]), Cluster(tuple(HOSTS), 2)),
+        (config(0), Cluster(tuple(HOSTS), 0)),
+        (config(2), Cluster(tuple(HOSTS), 2)),
     ],
 )
 def test_who_this_process_is(monkeypatch, text, expected):
@@ -44,11 +44,12 @@ def test_who_this_process_is(monkeypatch, text, expected):
         (config(worker=HOSTS, ps=HOSTS), "has 'ps' in its cluster"),
         (config(0, "ps"), "task type 'ps'"),
         (config(0, "evaluator"), "task type 'evaluator'"),
-        (config(3), "task index 3, but the indices of 'worker' go from 0 to 2"),
+        (config(3), "task index 3, but the workers are 0 to 2"),
         (config(-1), "task index -1"),
         (config("1"), "task index '1'"),
         (config(True), "task index True"),
-        (config(0, "chief"), "task index 0, but the indices of 'chief'"),
+        (config(0, worker=HOSTS[1:], chief=HOSTS[:1]), "has 'chief' in its cluster"),
+        (config(0, "chief"), "task type 'chief'"),
     ],
 )
 def test_what_makes_no_sense_is_told_in_a_line(monkeypatch, text, words):

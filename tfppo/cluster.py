@@ -15,7 +15,7 @@ from tfppo.errors import UserError
 
 VARIABLE = "TF_CONFIG"
 _EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-_TASKS = ("chief", "worker")  # in the order in which TensorFlow numbers them
+_TASK = "worker"
 
 Arguments = ParamSpec("Arguments")
 
@@ -52,21 +52,23 @@ def _read(text: str) -> Cluster:
     except ValueError as error:
         raise _mistake(f"is no JSON ({error})") from error
     tasks = _part(config, "cluster", "the addresses of all workers")
-    for name in tasks:
-        if name not in _TASKS:
-            raise _mistake(f"has {name!r} in its cluster; all take part in the same way here, as 'worker'")
-    addresses = [(name, number, address) for name in _TASKS for number, address in enumerate(_listed(tasks, name))]
+    others = sorted(tasks.keys() - {_TASK})
+    if others:
+        raise _mistake(
+            f"has {others[0]!r} in its cluster; all take part in the same way here: list each as a {_TASK!r}"
+        )
+    addresses = tasks.get(_TASK, [])
+    if not isinstance(addresses, list) or not all(isinstance(one, str) and ":" in one for one in addresses):
+        raise _mistake(f"has no list of HOST:PORT for {_TASK!r}, but {addresses!r:.100}")
     if not addresses:
         raise _mistake("has no worker in its cluster")
     task = _part(config, "task", "which worker this process is")
     kind, index = task.get("type"), task.get("index")
-    if kind not in _TASKS:
-        raise _mistake(f"has the task type {kind!r}; it must be 'worker'")
-    places = [place for place, (name, number, _) in enumerate(addresses) if (name, number) == (kind, index)]
-    if not places or isinstance(index, bool):
-        last = len(_listed(tasks, kind)) - 1
-        raise _mistake(f"has the task index {index!r}, but the indices of {kind!r} go from 0 to {last}")
-    return Cluster(tuple(address for _, _, address in addresses), places[0])
+    if kind != _TASK:
+        raise _mistake(f"has the task type {kind!r}; it must be {_TASK!r}")
+    if type(index) is not int or not 0 <= index < len(addresses):
+        raise _mistake(f"has the task index {index!r}, but the workers are 0 to {len(addresses) - 1}")
+    return Cluster(tuple(addresses), index)
 
 
 def _part(config: Any, name: str, meaning: str) -> dict:
@@ -74,14 +76,6 @@ def _part(config: Any, name: str, meaning: str) -> dict:
     if not isinstance(part, dict):
         raise _mistake(f"has no {name!r}, {meaning}")
     return part
-
-
-def _listed(tasks: dict, name: str) -> list[str]:
-    """The addresses of a kind of task."""
-    addresses = tasks.get(name, [])
-    if not isinstance(addresses, list) or not all(isinstance(one, str) and ":" in one for one in addresses):
-        raise _mistake(f"has no list of HOST:PORT for {name!r}, but {addresses!r:.100}")
-    return addresses
 
 
 def _mistake(what: str) -> UserError:
