@@ -54,9 +54,7 @@ def _read(text: str) -> Cluster:
     tasks = _part(config, "cluster", "the addresses of all workers")
     others = sorted(tasks.keys() - {_TASK})
     if others:
-        raise _mistake(
-            f"has {others[0]!r} in its cluster; all take part in the same way here: list each as a {_TASK!r}"
-        )
+        raise _mistake(f"has {others[0]!r} in its cluster; all take part in the same way here, as {_TASK!r}")
     addresses = tasks.get(_TASK, [])
     if not isinstance(addresses, list) or not all(isinstance(one, str) and ":" in one for one in addresses):
         raise _mistake(f"has no list of HOST:PORT for {_TASK!r}, but {addresses!r:.100}")
