@@ -10,9 +10,10 @@ must make the same ones in the same order.
 
 import io
 import re
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
@@ -29,6 +30,7 @@ _PIECE = 2**14  # numbers in one message of `_share`: the scores of a usual batc
 _HEAD = 3  # of the first one: whether it is an error, and the number of bytes in two parts
 _BASE = 2**16  # bytes go in pairs, as numbers that float32 holds exactly on every device
 _DIGITS = 4  # such numbers of a digest
+_SECONDS_TO_FETCH = 1.0  # what others may be fetching from this worker: the sum that ends them by the same error
 _PLACE = re.compile(r"/job:worker/(?:replica:\d+/)?task:(\d+)")
 _REASON = {True: "it has not been heard of for some seconds", False: "it has closed its connection"}
 _SHARED = (
@@ -49,6 +51,9 @@ class Alone:
     def any_of(self, flag: bool) -> bool:
         """Whether a flag is set at some worker. All ask at the same place."""
         return bool(flag)
+
+    def part(self) -> None:
+        """Ends the run: waits until all workers are at its end."""
 
     def agree(self, what: str, value: str, remedy: str) -> None:
         """Raises UserError at every worker where one has another value. Args: what: the value is of."""
@@ -79,7 +84,15 @@ class Several(Alone):
 
     def any_of(self, flag: bool) -> bool:
         """Whether a flag is set at some worker. All ask at the same place."""
-        return bool(self._sum(np.array([float(flag)]))[0])
+        found = bool(self._sum(np.array([float(flag)]))[0])
+        if found:
+            self._see_all_told()
+        return found
+
+    def part(self) -> None:
+        """Ends the run: waits until all workers are at its end."""
+        self.barrier()
+        self._see_all_told()
 
     def agree(self, what: str, value: str, remedy: str) -> None:
         """Raises UserError at every worker where one has another value. Args: what: the value is of."""
@@ -89,6 +102,7 @@ class Several(Alone):
         all_of_them = self._sum(mine.ravel()).reshape(mine.shape)
         others = [number for number in range(self.count) if (all_of_them[number] != all_of_them[0]).any()]
         if others:
+            self._see_all_told()
             raise UserError(f"{what} at worker {others[0]} is not that of worker 0, the chief; {remedy}")
 
     def chief_answers(self, answer: Callable[[], Answer], meanwhile: Callable[[], object] = lambda: None) -> Answer:
@@ -103,11 +117,21 @@ class Several(Alone):
                 error, content = failure, (str(failure) or type(failure).__name__).encode()
         meanwhile()
         failed, content = self._share(error is not None, content)
+        if failed:
+            self._see_all_told()
         if error is not None:
             raise error
         if failed:
             raise UserError(f"the chief, worker 0, ended: {content.decode(errors='replace')}")
         return found if self.is_chief else _unpacked(content)
+
+    def _see_all_told(self):
+        """Waits until all workers have the last sum, before this one ends by it: it passes on what others fetch.
+
+        One that gets here later may find that others are gone, and has what it needs to know.
+        """
+        with suppress(tf.errors.OpError):
+            self.barrier()
 
     def _share(self, failed, content):
         """The flag and the bytes of the chief, at every worker."""
@@ -189,7 +213,10 @@ def together() -> Iterator[None]:
     try:
         yield
         for workers in list(_known.values()):
-            workers.barrier()
+            workers.part()
+    except UserError:
+        time.sleep(_SECONDS_TO_FETCH)
+        raise
     except tf.errors.OpError as error:
         text = str(error)
         if "Collective ops is aborted" not in text and not isinstance(error, tf.errors.UnavailableError):
