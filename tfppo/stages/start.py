@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from tfppo.computation.programs import keep_programs
+from tfppo.computation.kept_programs import keep_programs
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # These come before TensorFlow looks at its level: whether there are CUDA drivers, which instructions it uses.

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from tfppo.computation.programs import keep_programs
+from tfppo.computation.kept_programs import keep_programs
 
 
 @pytest.fixture(autouse=True)
