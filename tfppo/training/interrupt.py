@@ -51,6 +51,11 @@ class _Listener:
         self._previous = {number: signal.signal(number, self._in_main_thread) for number in heard}
         self._previous_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
+    def take_again(self) -> None:
+        """Puts the handlers in place once more."""
+        for number in self._previous:
+            signal.signal(number, self._in_main_thread)
+
     def close(self) -> None:
         self.restore(self._previous_descriptor)
         os.write(self._writer, b"\0")
@@ -198,6 +203,12 @@ def _listen(*arguments):
     listener = _Listener(*arguments)
     _listeners.append(listener)
     return listener
+
+
+def listen_again() -> None:
+    """Takes the signals back from a library that has put a handler of its own in place."""
+    for listener in _listeners:
+        listener.take_again()
 
 
 def _stop_listening(listener):

@@ -13,6 +13,7 @@ from tfppo.cluster import this_cluster
 from tfppo.computation.devices import round_products
 from tfppo.errors import UserError
 from tfppo.training.buckets import sum_in_buckets
+from tfppo.training.interrupt import listen_again
 from tfppo.training.workers import is_several
 
 # Nests of tensors: the result has the structure of the argument.
@@ -54,6 +55,7 @@ def _strategy_of_workers(num_replicas, cross_device_ops):
         implementation=tf.distribute.experimental.CommunicationImplementation[_COMMUNICATION[cross_device_ops]]
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    listen_again()  # TensorFlow's own handler of SIGTERM tells nobody here
     total = strategy.num_replicas_in_sync
     if num_replicas not in (0, total):
         raise UserError(
