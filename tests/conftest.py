@@ -91,6 +91,7 @@ SLOW: dict[str, set[str] | None] = {
     "test_installed.py": None,
     "stages/test_lm_stage.py": None,
     "stages/test_resuming.py": None,
+    "stages/test_several_workers.py": None,
     "stages/test_cli.py": None,
     "training/test_interrupt.py": None,
     "training/test_replicas.py": None,

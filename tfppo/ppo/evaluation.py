@@ -27,6 +27,7 @@ from tfppo.ppo.scored_part import score_responses
 from tfppo.rewards.scoring import Reward
 from tfppo.training.progress import shown
 from tfppo.training.replicas import check_divides
+from tfppo.training.workers import workers_of
 
 
 class Evaluation(NamedTuple):
@@ -69,7 +70,7 @@ def evaluate(
     """
     check_divides(strategy, "evaluation.batch_size", batch_size)
     sampler = Sampler(policy, sampling, engines, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
-    temperature = sampling.temperature or 1.0
+    temperature, ask = sampling.temperature or 1.0, workers_of(strategy).chief_answers
 
     @tf.function(autograph=False)
     def measure(*batch):
@@ -101,7 +102,7 @@ def evaluate(
         measured.append([values.numpy()[:rows] for values in figures])
         ids, mask = samples.response_ids.numpy()[:rows], samples.response_mask.numpy()[:rows]
         seen, part, _, _ = score_responses(
-            batch, ids, mask, columns, tokenizer=tokenizer, rewards=rewards, reward=reward
+            batch, ids, mask, columns, tokenizer=tokenizer, rewards=rewards, reward=reward, ask=ask
         )
         texts += seen.texts
         responses += seen.responses
