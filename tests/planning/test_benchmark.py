@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from binaries import run as run_binary
 from tfppo.computation.choice import choose_sampling
 from tfppo.config import SamplingConfig
 from tfppo.models.language_model import LanguageModel
-from tfppo.planning.benchmark import make_tokenizer, measure, stop_at_random, timed
+from tfppo.planning.benchmark import make_tokenizer, measure, shares_of_ceilings, stop_at_random, timed
 from tfppo.planning.ceilings import Ceilings
 from tfppo.planning.findings import Clock, Findings, within
 
@@ -156,6 +157,28 @@ def test_the_binary_takes_every_other_flag():
     assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "shared"
     assert record["native"] == record["native_update"] == "false" and record["sampled_by"] == "graph"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
+
+
+class Rates:
+    """Ceilings of 1, 3, 2, 4, ... a second, one measurement after the other."""
+
+    def __init__(self):
+        self.left = iter([1.0, 3.0, 2.0, 4.0, 8.0])
+
+    def measure(self):
+        return {"rate": next(self.left)}
+
+
+def test_a_share_is_the_median_of_runs_each_beside_its_own_rates(monkeypatch):
+    monkeypatch.setattr("tfppo.planning.benchmark.Ceilings", Rates)
+    monkeypatch.setattr("tfppo.planning.benchmark.seconds_of", lambda phase: phase())
+    needed = SimpleNamespace(seconds_needed=lambda rates: {"sampling": 6.0 / rates["rate"], "update": 8.0})
+    benchmark = SimpleNamespace(work=needed, sampling=iter([4.0, 2.0, 3.0]).__next__, update=lambda: 16.0)
+    shares, rates = shares_of_ceilings(benchmark, 3, ["sampling"], Clock())
+    # Larger neighbours 3, 3, 4 make 2, 2, 1.5 of 4, 2, 3 seconds: shares of 1/2, 1 and 1/2.
+    assert shares == {"sampling": 0.5} and rates == {"rate": 2.5}
+    shares, rates = shares_of_ceilings(benchmark, 3, ["update"], Clock(0.0))
+    assert shares == {} and rates == {"rate": 1.0}  # no time is left
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,12 @@ def test_the_step_that_runs_ends_with_the_program(tmp_path):
     assert not running_still(int(child.read_text()))
 
 
+def test_the_last_step_has_what_time_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "LEAST", 0.1)
+    (record,) = running.run_steps({"one": step("import time; time.sleep(60)")}, tmp_path / "results.jsonl", 1.0)
+    assert record["failed"] == "it took longer than 1 s" and record["wall_seconds"] < 20
+
+
 def test_no_step_begins_without_time(tmp_path):
     results = tmp_path / "results.jsonl"
     assert running.run_steps({"one": step(FIGURES)}, results, running.LEAST - 1) == []

@@ -219,7 +219,9 @@ COLUMNS = (
 def table(record: dict) -> str:
     """The record as a Markdown table, with a line for what is not of a phase."""
     columns = [column for column in COLUMNS if record.get(column[0])]
-    lines = [f"| phase | {' | '.join(title for _, title, _ in columns)} |", f"|---|{'---:|' * len(columns)}"]
+    lines = []
+    if columns:
+        lines = [f"| phase | {' | '.join(title for _, title, _ in columns)} |", f"|---|{'---:|' * len(columns)}"]
     for phase in record["seconds"]:
         cells = (style.format(record[name][phase]) if phase in record[name] else "" for name, _, style in columns)
         lines.append(f"| {phase} | {' | '.join(cells)} |")
