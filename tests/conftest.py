@@ -52,8 +52,10 @@ SLOW: dict[str, set[str] | None] = {
     "parity/test_update_parity.py": {"test_L9_L10_the_same_update_computed_otherwise"},
     "planning/test_estimate_binary.py": {"test_every_flag_of_the_binary_changes_the_table"},
     "planning/test_benchmark.py": {
+        "test_the_binary_ends_in_time_with_what_is_found",
         "test_the_binary_prints_json_and_a_table_and_appends_to_a_file",
         "test_the_binary_takes_every_other_flag",
+        "test_the_binary_times_an_update_alone_beside_a_stated_peak",
     },
     "ppo/test_critic_rates.py": None,
     "ppo/test_evaluation.py": {"test_one_prompt_has_figures_and_no_standard_error"},
