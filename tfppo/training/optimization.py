@@ -180,7 +180,8 @@ def optimize(
 
     if optimizer.at_once:  # without a branch: whether it is taken is a part of the step
         rests = rest and (rest.now, rest.steps)
-        strategy.run(step_of_replica, (optimizer, gradients, scales, taken, rests))
+        # Not the program itself, which a strategy would compile around all replicas at once.
+        strategy.run(lambda *args: step_of_replica(optimizer, *args), (gradients, scales, taken, rests))
     else:
         tf.cond(taken, apply, lambda: tf.constant(0))
     return statistics, norm, taken, stopped

@@ -29,7 +29,7 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         """The function's results."""
-        results = self._strategy.run(self.compiled, args)
+        results = self._strategy.run(lambda *inner: self.compiled(*inner), args)
         return tf.nest.map_structure(lambda value: self._strategy.experimental_local_results(value)[0], results)
 
 
