@@ -139,7 +139,8 @@ class Several(Alone):
         numbers = np.array([failed, *divmod(len(content), _BASE), *pairs], np.float64)
         first, *rest = self._messages(numbers)
         received = self._sum(first)
-        length = int(received[1] * _BASE + received[2])
+        high, low = map(int, received[1:_HEAD])
+        length = high * _BASE + low
         missing = -(-(_HEAD + (length + 1) // 2) // _PIECE) - 1
         rest = rest if self.is_chief else [np.zeros(_PIECE)] * missing
         whole = np.concatenate([received, *map(self._sum, rest)])
