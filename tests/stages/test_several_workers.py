@@ -110,7 +110,7 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workers")
     config = (
         *(*TINY, write_texts(folder / "texts.txt"), "lm.num_steps=6", "lm.eval_every=3"),
-        *("ppo.rollout_batch_size=12", "ppo.learning_rate=0.01", "evaluation.every=4"),
+        *("ppo.rollout_batch_size=12", "ppo.num_minibatches=6", "ppo.learning_rate=0.01", "evaluation.every=4"),
         *(f"ppo.total_episodes={12 * ITERATIONS}", "checkpoint_every=2", "keep_checkpoints=9"),
     )
     together = start(2, command("train_lm", f"--workdir={folder}/lm", config=config))
