@@ -30,7 +30,7 @@ _PIECE = 2**14  # numbers in one message of `_share`: the scores of a usual batc
 _HEAD = 3  # of the first one: whether it is an error, and the number of bytes in two parts
 _BASE = 2**16  # bytes go in pairs, as numbers that float32 holds exactly on every device
 _DIGITS = 4  # such numbers of a digest
-_SECONDS_TO_FETCH = 1.0  # what others may be fetching from this worker: the sum that ends them by the same error
+_SECONDS_TO_NOTICE = 1.0  # for others to end by the same error, before they find that this worker is gone
 _PLACE = re.compile(r"/job:worker/(?:replica:\d+/)?task:(\d+)")
 _REASON = {True: "it has not been heard of for some seconds", False: "it has closed its connection"}
 _SHARED = (
@@ -139,7 +139,8 @@ class Several(Alone):
         numbers = np.array([failed, *divmod(len(content), _BASE), *pairs], np.float64)
         first, *rest = self._messages(numbers)
         received = self._sum(first)
-        length = int(received[1] * _BASE + received[2])
+        high, low = map(int, received[1:_HEAD])
+        length = high * _BASE + low
         missing = -(-(_HEAD + (length + 1) // 2) // _PIECE) - 1
         rest = rest if self.is_chief else [np.zeros(_PIECE)] * missing
         whole = np.concatenate([received, *map(self._sum, rest)])
@@ -215,9 +216,10 @@ def together() -> Iterator[None]:
         for workers in list(_known.values()):
             workers.part()
     except UserError:
-        time.sleep(_SECONDS_TO_FETCH)
+        time.sleep(_SECONDS_TO_NOTICE)
         raise
     except tf.errors.OpError as error:
+        time.sleep(_SECONDS_TO_NOTICE)
         text = str(error)
         if "Collective ops is aborted" not in text and not isinstance(error, tf.errors.UnavailableError):
             raise
