@@ -107,8 +107,23 @@ FIRST = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def on_a_card(config: pytest.Config) -> bool:
+    """Whether the tests that only a GPU can show are what is asked for: `pytest -m gpu`."""
+    return config.option.markexpr == "gpu"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All other tests are those of a CPU, with its C++ operations and its last bits, on a machine with a GPU too."""
+    if not on_a_card(config):
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
+        if file_of(item).startswith("gpu/"):
+            item.add_marker("gpu")
+            if not on_a_card(config):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU: pytest -m gpu"))
         names = SLOW.get(file_of(item), set())
         if names is None or item.name.partition("[")[0] in names:
             item.add_marker(pytest.mark.slow)

@@ -92,7 +92,7 @@ def parse(name, arguments):
             json.dumps([config.to_json(), flags.flag_values_dict()], default=str)
         )
         module.THEN = module.cli.AFTER_PPO = module.cli.AFTER_QUICKSTART = ()
-        module.cli.start_tensorflow = module.cli.claim = lambda *args: None
+        module.cli.start_tensorflow = module.cli.claim = lambda *args, **kwargs: None
     sys.argv = ["tfppo", *arguments]
     module.run()
 

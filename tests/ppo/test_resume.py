@@ -10,13 +10,13 @@ import re
 import signal
 import time
 
-import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 from binaries import TINY, command, finish, run, start, succeed, write_texts
 from conftest import THREADS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from training_digests import weights_digest
 
 from tfppo.models.folder import load_language_model, load_policy
 
@@ -37,23 +37,6 @@ def plain_words(prompts, responses):
 AGAIN = "press Ctrl-C again to stop at once without saving it"
 LM_STEPS, LM_CHECKPOINT, ITERATIONS, INTERRUPTED_AFTER = 120, 20, 6, 3
 EVALUATIONS = 2  # before the interruption: at the start, and after iteration 2
-
-
-def weights_digest(folder):
-    """SHA-256 over names and bytes of every array of a model file, read by h5py from the archive in it."""
-    import io
-    import zipfile
-
-    digest, count = hashlib.sha256(), 0
-    with zipfile.ZipFile(folder / "model.keras") as archive, io.BytesIO(archive.read("model.weights.h5")) as data:
-        arrays = {}
-        with h5py.File(data) as file:
-            file.visititems(lambda name, item: arrays.update({name: item[()]}) if hasattr(item, "dtype") else None)
-        for name in sorted(arrays):
-            digest.update(name.encode() + np.asarray(arrays[name]).tobytes())
-            count += 1
-    assert count > 20
-    return digest.hexdigest()
 
 
 def checkpoint_digest(path):

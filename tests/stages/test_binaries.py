@@ -58,7 +58,13 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def settings(workdir):
-    return (*TINY, write_texts(workdir.parent / "texts.txt"), "ppo.learning_rate=0.01", "ppo.value_clip_range=none")
+    return (
+        *TINY,
+        write_texts(workdir.parent / "texts.txt"),
+        "ppo.learning_rate=0.01",
+        "ppo.value_clip_range=none",
+        "profile_steps=1",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +139,11 @@ def test_it_ends_with_its_result_and_the_next_commands(quickstart, evaluation, w
     names = [line.split(":", 1)[0].strip() for line in commands]
     assert names == ["measure it", "try it", "look at the curves"]  # it has exported
     assert commands[-1].endswith(f"tensorboard --logdir={workdir}")
+
+
+def test_one_step_of_each_training_is_in_a_profile(quickstart, workdir):
+    profiles = workdir.glob("*/plugins/profile/*/*.xplane.pb")
+    assert sorted(path.relative_to(workdir).parts[0] for path in profiles) == ["lm_training", "ppo"]
 
 
 def test_the_config_is_kept(quickstart, workdir):

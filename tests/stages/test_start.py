@@ -115,3 +115,26 @@ def test_where_nobody_reads_the_standard_error_the_program_is_there_once_all_the
     done = subprocess.run(argv, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=writing, timeout=60)
     os.close(writing)
     assert done.stdout == b"the end\n"
+
+
+FACTS = """
+import os, sys
+from tfppo.stages.start import start_tensorflow
+start_tensorflow(keeps_programs=sys.argv[1:] == ["keep"])
+import tensorflow as tf
+add = tf.function(lambda x: x + 1.0, jit_compile=True)
+assert add(tf.constant(1.0)) == 2.0
+print(tf.config.experimental.tensor_float_32_execution_enabled())
+"""
+
+
+def test_products_in_float32_are_exact_and_programs_are_kept_where_that_is_asked_for(tmp_path):
+    """TensorFlow's own default rounds the factors on a GPU."""
+
+    def printed(*arguments):
+        variables = environment(XDG_CACHE_HOME=str(tmp_path), TF_XLA_FLAGS="")
+        argv = [sys.executable, "-c", FACTS, *arguments]
+        return subprocess.run(argv, env=variables, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert printed() == "False\n" and not list(tmp_path.rglob("*.pb"))
+    assert printed("keep") == "False\n" and len(list(tmp_path.rglob("tfppo/programs/2.21*/*.pb"))) == 1

@@ -5,7 +5,13 @@ are fast outside of XLA only. A setting that insists on what cannot be had is an
 """
 
 from tfppo.computation.computation import Chosen, Computation
-from tfppo.computation.devices import WIDTH_FOR_BFLOAT16, has_fast_bfloat16, resolve_jit_compile, resolve_update_dtype
+from tfppo.computation.devices import (
+    WIDTH_FOR_BFLOAT16,
+    has_fast_bfloat16,
+    has_gpu,
+    resolve_jit_compile,
+    resolve_update_dtype,
+)
 from tfppo.computation.graph import GraphEngine
 from tfppo.computation.native.availability import (
     BFLOAT16_SAMPLING,
@@ -21,8 +27,8 @@ from tfppo.config import PpoConfig, SamplingConfig
 def choose_computation(ppo: PpoConfig, sampling: SamplingConfig, *, width: int, architecture: str) -> Computation:
     """The engines with which PPO samples, scores and updates a model of this width and architecture.
 
-    With `rollout_dtype` "auto", rollouts use the dtype of the update if C++ does both: the policy that samples and the
-    policy that learns then agree more closely than bfloat16 can resolve.
+    With `rollout_dtype` "auto", rollouts use the dtype of the update where one engine does both, C++ or XLA on a GPU:
+    the policy that samples and the policy that learns then agree as closely as their dtype can resolve.
 
     Raises: UserError where a setting insists on what cannot be had.
     """
@@ -31,7 +37,8 @@ def choose_computation(ppo: PpoConfig, sampling: SamplingConfig, *, width: int, 
     rollout_dtype = ppo.rollout_dtype
     trains_natively = isinstance(update.engine, NativeEngine)
     if rollout_dtype == "auto":
-        rollout_dtype = update_dtype if trains_natively and sampling.native is not False else ppo.dtype
+        agrees = trains_natively and sampling.native is not False or has_gpu()
+        rollout_dtype = update_dtype if agrees else ppo.dtype
     if trains_natively and rollout_dtype == "mixed_bfloat16":
         scoring = Chosen(engines=(update.engine,), reason="as the update")
     else:

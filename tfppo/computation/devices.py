@@ -7,6 +7,24 @@ import tensorflow as tf
 WIDTH_FOR_BFLOAT16 = 256  # of a model, from which on its update is in bfloat16 by default
 
 
+def has_gpu() -> bool:
+    """Whether a GPU computes here."""
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def round_products(*, tensorfloat32: bool) -> None:
+    """Whether float32 products on GPUs may round their factors to TensorFloat-32, in what is traced from now on.
+
+    TensorFlow's own default is that they may; then two ways to the same probability differ by thousandths.
+    """
+    tf.config.experimental.enable_tensor_float_32_execution(tensorfloat32)
+
+
+def rounds_products() -> bool:
+    """Whether float32 products round their factors to TensorFloat-32 here: on a GPU, where that is allowed."""
+    return has_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
+
+
 def has_fast_bfloat16(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether bfloat16 products are faster than float32 ones here: GPUs of compute capability 8, CPUs that have them.
 
@@ -46,4 +64,4 @@ def resolve_jit_compile(jit_compile: bool | None, dtype: str) -> bool:
     """Whether XLA compiles. A setting of None means yes, except for bfloat16 on CPUs, which is slow inside of XLA."""
     if jit_compile is not None:
         return jit_compile
-    return dtype == "float32" or bool(tf.config.list_physical_devices("GPU"))
+    return dtype == "float32" or has_gpu()

@@ -16,8 +16,9 @@ from typing import Any
 import tensorflow as tf
 from absl import logging
 
-from tfppo.computation.native.building import WORK, processor
+from tfppo.computation.native.building import WORK
 from tfppo.computation.native.cache import cache_folder, make_cache_folder
+from tfppo.computation.native.processor import processor
 from tfppo.files import work_folder
 
 _RUNS = 3  # timed calls of each mode, of which the fastest counts: noise only ever adds

@@ -275,13 +275,16 @@ class PpoConfig:
     value_head: str = fixed("linear")  # zero at the start; or "mlp" (trlx): a ReLU layer of twice the width
     # Running
     dtype: str = "float32"  # Keras dtype policy of the models
-    rollout_dtype: str = "auto"  # of sampling and reference; auto: update_dtype where C++ computes them all, else dtype
+    # Of sampling and the reference. auto: update_dtype where C++ or a GPU computes them all, else dtype.
+    rollout_dtype: str = "auto"
     update_dtype: str = "auto"  # auto: mixed_bfloat16 where it is faster, else dtype; weights are always float32
     jit_compile: bool | None = None  # compile the gradient computation with XLA; None: where it is faster
     # Update with C++ built for this CPU; None: in mixed_bfloat16, where it can be built and jit_compile is not True.
     native: bool | None = None
     gradient_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
-    ratio_tolerance: float | None = None  # allowed at the first minibatch of a rollout; None: 1e-3 in float32, else 0.2
+    # Error of the probability ratio that is allowed at the first minibatch of a rollout. None: what rounding explains,
+    # 1e-3 in float32, 0.065 in TensorFloat-32, 0.28 in bfloat16.
+    ratio_tolerance: float | None = None
 
     if not TYPE_CHECKING:  # for which any misspelt name would be a setting
 
@@ -354,6 +357,12 @@ class Config:
     # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
     language_model: str = fixed("", by_content=True)
     num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
+    # float32 products on GPUs in TensorFloat-32: several times as fast, with 10 bits of mantissa in place of 23.
+    tensorfloat32: bool = False
+    deterministic: bool = False  # on GPUs too the same command gives the same bits, more slowly
+    # Programs that XLA has compiled are kept on the disk for the next start. Tried on CPUs only.
+    compilation_cache: bool = False
+    profile_steps: int = 0  # steps (PPO: iterations) to trace for TensorBoard's profiler, from the second one on
     checkpoint_every: int = 16  # PPO iterations between checkpoints
     keep_checkpoints: int = 2  # how many of the newest checkpoints stay
     data: DataConfig = field(default_factory=DataConfig)
@@ -371,6 +380,7 @@ class Config:
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
         require(self.num_replicas >= 0, "num_replicas", self.num_replicas, "use 0 for all GPUs or a positive number")
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
+        require(self.profile_steps >= 0, "profile_steps", self.profile_steps, "use 0 for none or a positive number")
         for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):
             getattr(self, name).validate()
         validate_prompt_positions(self, self.model.max_sequence_length)

@@ -20,6 +20,7 @@ from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, shown_perplexity
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.profiling import Profiler
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -78,9 +79,10 @@ class LmTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self) -> None:
+    def train(self, profile_steps: int = 0) -> None:
         """Trains from the last checkpoint to the last step, or until the held-out loss stops falling.
 
+        Args: profile_steps: how many steps to record for TensorBoard's profiler, from the second one on.
         Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
             anything of that is saved.
         """
@@ -92,13 +94,15 @@ class LmTrainer:
         bar = Progress(
             total=config.num_steps, done=done, description="language model", starts="compiles the update: some seconds"
         )
-        with StopRequest() as stop, closing(metrics), bar:
+        profiler = Profiler(self.folder / "lm_training", profile_steps)
+        with StopRequest() as stop, profiler, closing(metrics), bar:
             for step in range(done, config.num_steps):
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
                 stop.begins(f"step {step + 1}")
                 restart_device_peak()
+                profiler.begins()
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
                     step,

@@ -27,6 +27,7 @@ from tfppo.rewards.failures import told
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, read_metrics
+from tfppo.training.profiling import Profiler
 from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
 
@@ -100,9 +101,10 @@ class PpoTrainer:
         self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
 
-    def train(self) -> None:
+    def train(self, profile_steps: int = 0) -> None:
         """Runs to the end, from the last checkpoint where there is one.
 
+        Args: profile_steps: how many steps to record for TensorBoard's profiler, from the second one on.
         Raises: Interrupted after a request to stop, with everything saved; UserError where the ratio check fails, or
             where a reward function errs, with everything saved.
         """
@@ -117,11 +119,13 @@ class PpoTrainer:
             every=0.0,
         )
         self.held_out.open(done, self.keeper.scalars)
-        with StopRequest() as stop, closing(metrics), closing(self.held_out), bar:
+        profiler = Profiler(self.folder / "ppo", profile_steps)
+        with StopRequest() as stop, profiler, closing(metrics), closing(self.held_out), bar:
             self.evaluate(bar, done, finished)
             while not finished:
                 stop.begins(f"iteration {done + 1}")
                 restart_device_peak()
+                profiler.begins()
                 clock = [time.perf_counter()]
                 with self.saved_first(done, kl_coef, metrics):
                     collected = self.collect(done)

@@ -20,6 +20,7 @@ from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter
 from tfppo.training.optimization import gradients_of, make_optimizer, optimize
+from tfppo.training.profiling import Profiler
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -81,9 +82,10 @@ class RewardTrainer:
         )
         self.done = self.keeper.restore()
 
-    def train(self) -> None:
+    def train(self, profile_steps: int = 0) -> None:
         """Trains from the last checkpoint to the last step.
 
+        Args: profile_steps: how many steps to record for TensorBoard's profiler, from the second one on.
         Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
             anything of that is saved.
         """
@@ -96,10 +98,12 @@ class RewardTrainer:
             description="reward model",
             starts="compiles the update: some seconds",
         )
-        with StopRequest() as stop, closing(metrics), bar:
+        profiler = Profiler(self.folder / "reward_training", profile_steps)
+        with StopRequest() as stop, profiler, closing(metrics), bar:
             while self.done < self.num_steps:
                 stop.begins(f"step {self.done + 1}")
                 restart_device_peak()
+                profiler.begins()
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
                 self.optimizer.learning_rate.assign(learning_rate)

@@ -57,7 +57,16 @@ AFTER_PPO = (*AFTER_QUICKSTART, Next("serve it", "export"))
 
 # Starts of the settings that a command on a run has a use for. A model that is there has its own sizes; what is left of
 # that section is held against the length of prompts and responses.
-_WITH_A_MODEL = ("seed", "num_replicas", "language_model", "data.", "model.max_sequence_length", "sampling.")
+_WITH_A_MODEL = (
+    "seed",
+    "num_replicas",
+    "tensorfloat32",
+    "deterministic",
+    "language_model",
+    "data.",
+    "model.max_sequence_length",
+    "sampling.",
+)
 USES = {
     "train-ppo": (*_WITH_A_MODEL, "checkpoint_every", "keep_checkpoints", "reward.", "ppo.", "evaluation."),
     "evaluate": (*_WITH_A_MODEL, "reward.", "evaluation."),
@@ -139,7 +148,7 @@ def _run(main, doc, define_flags, required, then, trains):
                 if trains:
                     name = main.__module__.rpartition(".")[2].replace("_", "-")
                     claim(folder, invocation.whole(name))
-                start_tensorflow()
+                start_tensorflow(keeps_programs=config_flag.value.compilation_cache)
                 main(config_flag.value, folder, flags.FLAGS)
             if then:
                 print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)

@@ -30,7 +30,7 @@ def train_language_model(config: Config, folder: Path, strategy: tf.distribute.S
     validation, num_words = load_packed(config.data, "validation", tokenizer, length)
     trainer = LmTrainer(config.lm, config.seed, model, tokenizer, train, validation, num_words, strategy, folder)
     history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
-    trainer.train()
+    trainer.train(config.profile_steps)
 
 
 def _start(config):

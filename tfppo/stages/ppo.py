@@ -95,7 +95,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
     )
     history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
     print(computation.describe(collector.sampler.engine), flush=True)
-    trainer.train()
+    trainer.train(config.profile_steps)
     save_model(policy, tokenizer, folder / "policy")
     if average is not None:
         save_model(average, tokenizer, folder / "policy_average")

@@ -46,7 +46,7 @@ def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Str
         model = RewardModel.from_language_model(language_model)
     trainer = RewardTrainer(settings, config.seed, model, tokenizer, train, validation, strategy, folder)
     history.resume(trainer.keeper, trainer.done, left=trainer.done < trainer.num_steps)
-    trainer.train()
+    trainer.train(config.profile_steps)
     engines = engines_that_sample(config.sampling, language_model) if settings.normalize == "samples" else ()
     say_anew(config, folder)
     normalize(model, language_model, train, tokenizer, config, engines)

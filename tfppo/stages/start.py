@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
+from tfppo.computation.kept_programs import keep_programs
+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 # These come before TensorFlow looks at its level: whether there are CUDA drivers, which instructions it uses.
 _NOTE = re.compile(
@@ -14,11 +16,16 @@ _NOTE = re.compile(
 )
 
 
-def start_tensorflow() -> None:
+def start_tensorflow(*, keeps_programs: bool = False) -> None:
     """Imports TensorFlow and Keras. Its notes and warnings come where TF_CPP_MIN_LOG_LEVEL is 0 or 1.
 
-    Errors that end a step are Python's exceptions, and those that end the process are printed at any level.
+    Errors that end a step are Python's exceptions, and those that end the process are printed at any level. Products in
+    float32 are exact to float32.
+
+    Args: keeps_programs: whether programs that XLA compiles are kept for later processes; see `keep_programs`.
     """
+    if keeps_programs:
+        keep_programs()
     wanted = os.environ.setdefault(LEVEL, "3") in ("0", "1")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with nullcontext() if wanted else without_notes():
@@ -26,6 +33,7 @@ def start_tensorflow() -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from tfppo.computation.devices import round_products
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.files import user_path
@@ -44,7 +45,10 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
     """
     config.validate()
     folder, strategy = open_folder(workdir), make_strategy(config.num_replicas)
+    round_products(tensorfloat32=config.tensorfloat32)
     keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
     return folder, strategy
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from tfppo.computation.devices import round_products
 from tfppo.errors import UserError
 
 # Nests of tensors: the result has the structure of the argument.
@@ -19,9 +20,12 @@ Results = TypeVar("Results")
 def make_strategy(num_replicas: int = 0) -> tf.distribute.Strategy:
     """MirroredStrategy over the GPUs, or over logical CPU devices where there is none.
 
+    Products in float32 are exact to float32 from then on; `round_products` changes that.
+
     Args: num_replicas: 0 takes every GPU, or one CPU.
     Raises: UserError where there are fewer GPUs than asked for.
     """
+    round_products(tensorfloat32=False)
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         if num_replicas > len(gpus):

@@ -8,7 +8,7 @@ import pytest
 from native_support import needs_compiler
 from warm import WarmProcess
 
-from tfppo.computation.native.building import processor
+from tfppo.computation.native.processor import processor
 
 
 @needs_compiler

@@ -15,6 +15,7 @@ from types import ModuleType
 import tensorflow as tf
 
 from tfppo.computation.native import cache
+from tfppo.computation.native.processor import processor
 from tfppo.files import sweep_work, work_folder
 
 _FOLDER = Path(__file__).parent
@@ -25,15 +26,6 @@ _FLAGS = ("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-strict-aliasing", "-f
 # processor has no operations that train.
 WITH_CPP_HEADERS = {"variables.cc"}
 WORK = "tmp"  # how the names of folders begin in which something is being made
-
-
-def processor() -> str:
-    """A text that differs between processors with different instruction sets."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
 def compile_command() -> list[str]:

@@ -1,0 +1,37 @@
+"""Programs that XLA has compiled, kept on the disk: a later process that needs the same ones starts sooner."""
+
+import hashlib
+import os
+from importlib.metadata import version
+from pathlib import Path
+
+from absl import logging
+
+from tfppo.computation.native.cache import folders, make_cache_folder
+from tfppo.computation.native.processor import processor
+
+GPUS = "/proc/driver/nvidia/gpus"
+
+
+def keep_programs(gpus: str | Path = GPUS) -> None:
+    """Lets XLA keep its programs, and what it measured of GPU kernels, for TensorFlow's version and this machine.
+
+    TensorFlow reads where to keep them from its environment as it is imported: call this before. Flags of the same name
+    that are in the environment already stay as they are. Args: gpus: where the driver describes the GPUs.
+    """
+    place = next(folders(), None)
+    if place is None:
+        logging.warning("compiled programs are not kept: there is no folder of this user's own for them")
+        return
+    models = sorted(path.read_text() for path in Path(gpus).glob("*/information"))
+    machine = hashlib.sha256("\n".join([processor(), *models]).encode())
+    folder = make_cache_folder(place / "programs" / f"{version('tensorflow')}-{machine.hexdigest()[:16]}")
+    _add_flag("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", folder)
+    if models:
+        _add_flag("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", make_cache_folder(folder / "kernels"))
+
+
+def _add_flag(variable, name, value):
+    flags = os.environ.get(variable, "")
+    if f"{name}=" not in flags:
+        os.environ[variable] = f"{flags} {name}={value}".strip()
