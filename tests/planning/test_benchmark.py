@@ -150,11 +150,13 @@ def test_the_binary_takes_every_other_flag():
         "--compile_update=false",
         "--native=false",
         "--native_update=false",
+        "--tensorfloat32",
         "--replicas=-1",
     )
     assert done.code == 0, done.raw
     record = json.loads(done.out.splitlines()[0])
     assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "shared"
+    assert record["tensorfloat32"] is True and "tensorfloat32_gflops" not in record["ceilings"]  # of GPUs
     assert record["native"] == record["native_update"] == "false" and record["sampled_by"] == "graph"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
 

@@ -81,6 +81,19 @@ def test_rates_count_every_call_that_is_timed_together(monkeypatch):
     }
 
 
+def test_where_tf32_is_in_use_its_rate_is_taken_besides(monkeypatch):
+    """A card whose products take 1 s in TF32 and 2 s without."""
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    monkeypatch.setattr("tfppo.planning.ceilings.rounds_products", enabled)
+    monkeypatch.setattr("tfppo.planning.ceilings.seconds_of", lambda run: run() or (1.0 if enabled() else 2.0))
+    with tensorfloat32(True):
+        rates = Ceilings(Load(8, 1)).measure(runs=1)
+        assert enabled()
+    assert rates["tensorfloat32_gflops"] == pytest.approx(2 * rates["float32_gflops"]) == 2 * 8**3 / 1e9
+    with tensorfloat32(False):
+        assert "tensorfloat32_gflops" not in Ceilings(Load(8, 1)).measure(runs=1)
+
+
 def test_tf32_is_as_it_was_after_a_measurement():
     enabled = tf.config.experimental.tensor_float_32_execution_enabled
     before = enabled()

@@ -13,6 +13,8 @@ sys.path.append(str(ROOT / "tools"))
 
 from on_a_card import first_tick, rows, running, steps  # noqa: E402  the path comes first
 
+from tfppo.stages.overrides import check_overrides  # noqa: E402
+
 
 def python(program, *arguments):
     return sys.executable, "-c", program, *arguments
@@ -70,6 +72,15 @@ def test_the_benchmark_understands_its_steps(tmp_path):
         [24, 2048, 32, 256, 256, 1, 1, *both],
         [24, 2048, 8, 512, 512, 1, 1, *both],
     ]
+
+
+@pytest.mark.parametrize("scale", [steps.CARD, steps.REHEARSAL], ids=["card", "rehearsal"])
+def test_the_settings_of_trainings_are_ones(scale, tmp_path):
+    found = steps.all_steps(scale, tmp_path, "", ("data.data_dir=folder",))
+    commands = [json.loads(found[name].command[2])["command"] for name in found if " start, " in name]
+    settings = [flag for command in [*commands, found["quickstart"].command] for flag in command if "config." in flag]
+    assert "--config.data.data_dir=folder" in settings
+    check_overrides(settings)
 
 
 def test_a_step_has_the_figures_of_its_last_line_of_json(tmp_path):

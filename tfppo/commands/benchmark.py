@@ -44,6 +44,7 @@ DTYPES = ["auto", "float32", "mixed_bfloat16"]
 ROLLOUT_DTYPE = flags.DEFINE_enum("rollout_dtype", "auto", DTYPES, "Of sampling and the reference.")
 UPDATE_DTYPE = flags.DEFINE_enum("update_dtype", "auto", DTYPES, "Of the update.")
 MODES = {"auto": None, "true": True, "false": False}
+TENSORFLOAT32 = flags.DEFINE_bool("tensorfloat32", False, "On GPUs, let float32 products be in TF32.")
 COMPILE_SAMPLING = flags.DEFINE_enum(
     "compile_sampling", "auto", list(MODES), "Compile sampling and reference with XLA."
 )
@@ -95,6 +96,7 @@ def make_config() -> Config:
         learning_rate=1e-6,  # the model stays what it is, and with it the lengths of its responses
     )
     config = Config(
+        tensorfloat32=TENSORFLOAT32.value,
         num_replicas=max(REPLICAS.value, 0),
         model=model_of_sizes(positions=PROMPT_LENGTH.value + RESPONSE_LENGTH.value, **MODEL_SIZES[PRESET.value]),
         sampling=SamplingConfig(
@@ -129,8 +131,15 @@ def main(argv: Sequence[str]) -> None:
 
         def run():
             wanted = [phase for phase in PHASES if phase in CHOSEN.value]
-            full = SHARES.value and not MEAN_LENGTH.value
-            measure(make, findings, phases=wanted, runs=RUNS.value, clock=clock, shares=full)
+            measure(
+                make,
+                findings,
+                phases=wanted,
+                runs=RUNS.value,
+                clock=clock,
+                shares=SHARES.value and not MEAN_LENGTH.value,
+                tensorfloat32=TENSORFLOAT32.value,
+            )
 
         in_time = True
         if SECONDS.value:
@@ -194,6 +203,7 @@ FLAGS_OF_A_RUN = (
     DTYPE,
     ROLLOUT_DTYPE,
     UPDATE_DTYPE,
+    TENSORFLOAT32,
     COMPILE_SAMPLING,
     NATIVE,
     COMPILE_UPDATE,

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfppo.computation.choice import choose_computation
+from tfppo.computation.devices import round_products
 from tfppo.computation.memory import device_peak_gb, restart_device_peak
 from tfppo.computation.modes import seconds_of
 from tfppo.config import Config
@@ -91,6 +92,7 @@ class Benchmark:
         self.config, self.prompt_length = config, prompt_length
         ppo, batch = config.ppo, config.ppo.rollout_batch_size
         strategy = make_strategy(config.num_replicas) if use_strategy else tf.distribute.get_strategy()
+        round_products(tensorfloat32=config.tensorfloat32)
         tokenizer = make_tokenizer(config.model.vocabulary_size)
         with strategy.scope():
             reference = LanguageModel(**dataclasses.asdict(config.model), pad_id=tokenizer.pad_id, dtype=ppo.dtype)
@@ -189,7 +191,14 @@ class Benchmark:
 
 
 def measure(
-    make: Callable[[], Benchmark], findings: Findings, *, phases: Sequence[str], runs: int, clock: Clock, shares: bool
+    make: Callable[[], Benchmark],
+    findings: Findings,
+    *,
+    phases: Sequence[str],
+    runs: int,
+    clock: Clock,
+    shares: bool,
+    tensorfloat32: bool = False,
 ) -> None:
     """Times phases, and takes the machine's rates; a phase that finds too little memory is left out.
 
@@ -199,10 +208,12 @@ def measure(
         phases: of PHASES; what one of them needs besides is done untimed.
         runs: timed calls of each phase, fewer where the clock has less.
         shares: whether to time phases once more between measurements of the rates; only for responses of full length.
+        tensorfloat32: whether float32 products may be in TF32 on GPUs, as in the configuration.
     """
     limited = clock.left() < math.inf
     if limited:  # so that what is found before the end can be compared
         findings.now = "the ceilings"
+        round_products(tensorfloat32=tensorfloat32)
         findings.ceilings = Ceilings().measure()
     findings.now = "the models"
     benchmark = make()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
+from tfppo.computation.devices import has_gpu, round_products, rounds_products
 from tfppo.computation.modes import seconds_of
 
 
@@ -37,7 +38,7 @@ class Ceilings:
     """
 
     def __init__(self, load: Load | None = None):
-        load = load or LOADS["GPU" if tf.config.list_physical_devices("GPU") else "CPU"]
+        load = load or LOADS["GPU" if has_gpu() else "CPU"]
         matrix = tf.random.stateless_normal([load.size] * 2, [0, 0])
         product = tf.function(tf.matmul, autograph=False)
         copy = tf.function(lambda x: -x, autograph=False)
@@ -49,8 +50,9 @@ class Ceilings:
             "copy_gb_per_second": (copy, [tf.ones([load.megabytes, 2**18])], copied),
         }
         self._in_tensorfloat32 = {}
-        if tf.config.experimental.tensor_float_32_execution_enabled() and tf.config.list_physical_devices("GPU"):
-            self._in_tensorfloat32 = {"tensorfloat32_gflops": self._tasks["float32_gflops"]}
+        if rounds_products():
+            another = tf.function(tf.matmul, autograph=False)  # what is traced may keep how it multiplies
+            self._in_tensorfloat32 = {"tensorfloat32_gflops": (another, [matrix] * 2, flop)}
         self.measure()  # traces
 
     def measure(self, runs: int = 3) -> dict[str, float]:
@@ -74,11 +76,11 @@ class Ceilings:
 def tensorfloat32(on: bool) -> Iterator[None]:
     """A context in which TensorFlow multiplies float32 in TF32 on GPUs, or does not; afterwards as before."""
     before = tf.config.experimental.tensor_float_32_execution_enabled()
-    tf.config.experimental.enable_tensor_float_32_execution(on)
+    round_products(tensorfloat32=on)
     try:
         yield
     finally:
-        tf.config.experimental.enable_tensor_float_32_execution(before)
+        round_products(tensorfloat32=before)
 
 
 def larger_of_neighbours(rates: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:

@@ -44,6 +44,7 @@ CARD = Scale(
     updated=(8, 512, 512),
     runs=5,
     device="cuda",
+    settings=("compilation_cache=True",),
 )
 _PLAIN = ("sampling.jit_compile=False", "sampling.native=False", "ppo.native=False", "ppo.jit_compile=False")
 REHEARSAL = Scale(
