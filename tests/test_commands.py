@@ -31,7 +31,15 @@ PROGRAM = r"(?:(?:python )?tools/(?P<tool>\w+)\.py|tfppo (?P<command>[a-z]+(?:[-
 IN_BLOCK = re.compile(rf"^ {{4,}}(?:[^\n]*&& )?{PROGRAM}(?P<flags>(?:[^\n\\&]|\\\n|\\)*)", re.MULTILINE)
 IN_LINE = re.compile(rf"`{PROGRAM}(?P<flags>[^`]*)`")
 NAMED = re.compile(r"\btfppo ([a-z]+(?:[-_][a-z]+)+)\b|\btools/(\w+)\.py")
-NO_COMMANDS = {"check-native", "grpo-in-pytorch", "learning-tasks", "mutation-check", "make-parity-fixtures", "NAME"}
+NO_COMMANDS = {
+    "check-native",
+    "gpu-figures",
+    "grpo-in-pytorch",
+    "learning-tasks",
+    "mutation-check",
+    "make-parity-fixtures",
+    "NAME",
+}
 
 
 class Printed(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from tfppo.cluster import chief_writes
 from tfppo.errors import UserError
 
 # What to do about a write that failed. The list is also what counts as such a failure.
@@ -53,11 +54,12 @@ def sync_tree(folder: Path) -> None:
         sync(path)
 
 
+@chief_writes
 def write_text(path: Path, text: str) -> None:
     """Replaces a file: whoever reads it, also after a crash, finds the old text or the new one. UTF-8.
 
     Several processes may do it at once, and `sweep` beside them; the last one's text stays. Of a write that fails
-    nothing is left.
+    nothing is left. Of the workers of one run the chief alone does it.
     """
     fresh, file = _claimed_file(path)
     with file:
@@ -180,6 +182,7 @@ def beside(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(folder.name + ".saving"), folder.with_name(folder.name + ".old")
 
 
+@chief_writes
 def sweep(folder: Path, files: Sequence[str], swapped: Sequence[str]) -> None:
     """Removes what killed writes left in a folder. Only for the one process that writes there by other means.
 

@@ -20,8 +20,8 @@ FIXED = """
 """
 STATE = "ppo.kl_coef"
 FREE = """
-    num_replicas tensorfloat32 deterministic compilation_cache profile_steps checkpoint_every keep_checkpoints
-    data.data_dir model.dropout
+    num_replicas cross_device_ops tensorfloat32 deterministic compilation_cache profile_steps checkpoint_every
+    keep_checkpoints data.data_dir model.dropout
     lm.num_steps lm.learning_rate lm.warmup_steps lm.schedule lm.weight_decay lm.adam_beta2 lm.max_grad_norm
     lm.eval_every lm.patience lm.dtype lm.jit_compile lm.keep_checkpoints
     sampling.response_length sampling.temperature sampling.top_k sampling.top_p sampling.stop_at_eos

@@ -10,6 +10,7 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.transformer import Transformer
 from tfppo.ops.arithmetic import Arithmetic
+from tfppo.ops.attention import attention_within
 from tfppo.ops.masking import causal_mask
 
 SIZES = dict(vocabulary_size=70, num_layers=2, num_heads=3, hidden_dim=24, intermediate_dim=40, max_sequence_length=20)
@@ -283,7 +284,7 @@ class TestDropout:
             projection.kernel.assign(tf.zeros_like(projection.kernel))
             projection.bias.assign(tf.ones_like(projection.bias))
         x = tf.zeros([400, 2, SIZES["hidden_dim"]])
-        draws = block.states(x, causal_mask(tf.ones([400, 2])), Arithmetic(), tf.constant([5, 6])).numpy()
+        draws = block.states(x, attention_within(tf.ones([400, 2])), Arithmetic(), tf.constant([5, 6])).numpy()
         # Each number is the sum of two biases of 1, each kept with probability 3/4 and then worth 4/3.
         np.testing.assert_allclose(np.unique(draws.round(3)), [0, 1.333, 2.667], atol=1e-6)
         # Of 400 * 2 * 24 numbers, variance 2 * (1 / 0.75 - 1): the mean has sigma .0059.

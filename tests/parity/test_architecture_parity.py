@@ -12,8 +12,8 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.models.reward_model import RewardModel
 from tfppo.models.transformer import Transformer
+from tfppo.ops.attention import attention_within
 from tfppo.ops.logprobs import token_logprobs
-from tfppo.ops.masking import causal_mask
 from tfppo.ppo.targets import prepare_targets
 from tfppo.ppo.types import Rollout
 from tfppo.training.replicas import make_strategy
@@ -127,7 +127,7 @@ def test_I5_what_is_frozen_keeps_its_last_bit(num_blocks, separate_critic):
         """Of every position: the embedding, and what comes out of the blocks below."""
         found = [trunk.embed(TOKENS, tf.tile(tf.range(8)[None], [3, 1]))]
         for block in trunk.blocks[: 3 - num_blocks]:
-            found.append(block.states(found[-1], causal_mask(tf.ones_like(TOKENS)), trunk.arithmetic))
+            found.append(block.states(found[-1], attention_within(tf.ones_like(TOKENS)), trunk.arithmetic))
         return [state.numpy() for state in found]
 
     trunks = [policy.language_model.trunk, *([policy.critic] if separate_critic else [])]

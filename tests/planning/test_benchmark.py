@@ -1,6 +1,8 @@
-"""The benchmark: its model of random lengths, its shares of the ceiling by hand, and the real binary."""
+"""The benchmark: its model of random lengths, its time, and the real binary."""
 
 import json
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,15 +12,17 @@ from binaries import command
 from binaries import run as run_binary
 
 from tfppo.computation.choice import choose_sampling
-from tfppo.config import Config, ModelConfig, PpoConfig, SamplingConfig
+from tfppo.config import SamplingConfig
 from tfppo.models.language_model import LanguageModel
-from tfppo.planning.benchmark import larger_of_neighbours, make_tokenizer, seconds_needed, stop_at_random, timed
+from tfppo.planning.benchmark import make_tokenizer, measure, shares_of_ceilings, stop_at_random, timed
+from tfppo.planning.ceilings import Ceilings
+from tfppo.planning.findings import Clock, Findings, within
 
 TINY = ("--batch=4", "--prompt_length=3", "--response_length=5", "--epochs=1", "--minibatches=2", "--runs=1")
 
 
-def run(*arguments):
-    return run_binary(command("benchmark", *arguments))
+def run(*arguments, fresh=None):
+    return run_binary(command("benchmark", *arguments), fresh)
 
 
 @pytest.mark.parametrize("size", [258, 260, 1000, 8192])
@@ -41,40 +45,56 @@ def test_timed_leaves_the_first_call_out_of_the_median():
     assert len(calls) == 4 and timing.first > 0 and timing.seconds > 0
 
 
-def computing_in(rollout_dtype, update_dtype):
-    sampling, update = (SimpleNamespace(engine=SimpleNamespace(dtype=dtype)) for dtype in (rollout_dtype, update_dtype))
-    return SimpleNamespace(sampling=sampling, update=update)
+def test_with_little_time_a_phase_is_timed_once():
+    timing = timed(lambda: time.sleep(0.02), 50, Clock(0.01))
+    assert timing.runs == 1 and timing.seconds >= 0.02
+    assert timed(lambda: time.sleep(0.001), 3, Clock()).runs == 3
 
 
-def test_seconds_that_phases_need_by_hand():
-    """One layer of width 2, MLP of 3, 5 tokens: 28 matrix entries, and 10 of the output layer."""
-    model = ModelConfig(
-        num_layers=1, num_heads=1, hidden_dim=2, intermediate_dim=3, vocabulary_size=5, max_sequence_length=8
-    )
-    ppo = PpoConfig(rollout_batch_size=2, num_minibatches=1, ppo_epochs=3, critic="shared")
-    config = Config(model=model, sampling=SamplingConfig(response_length=2), ppo=ppo)
-    computation = computing_in("float32", "mixed_bfloat16")
-    benchmark = SimpleNamespace(config=config, prompt_length=2, computation=computation)
-    ceilings = {"float32_gflops": 1e-9, "bfloat16_gflops": 2e-9, "copy_gb_per_second": 1e-9}  # 1, 2 and 1 a second
-    needed = seconds_needed(benchmark, ceilings)
-    # Reading 2 prompts of 2 tokens: queries, keys, values 2 * 2 * 12 a prompt; of its last position the rest, 2 * 16,
-    # 4 * 2 * 2 for scores and context; 20 for logits. One step more, with 3 positions: 4 bytes of 28 + 10 weights
-    # and of 2 * 2 * 3 * 2 cached numbers are 248; its products, 2 * (56 + 24 + 20) = 200, need less.
-    assert needed["sampling"] == pytest.approx(2 * (48 + 32 + 16 + 20) + 248)
-    # 2 rows of 3 positions, the rest of the block and logits at 2 of them.
-    row = 3 * 24 + 2 * (32 + 4 * 2 * 3 + 20)
-    assert needed["reference"] == pytest.approx(2 * row)
-    assert needed["update"] == pytest.approx(3 * 3 * 2 * row / 2)
-    # In bfloat16, half the bytes are 124, and the products, at twice the rate, need 100.
-    benchmark.computation = computing_in("mixed_bfloat16", "mixed_bfloat16")
-    needed = seconds_needed(benchmark, ceilings)
-    assert needed["sampling"] == pytest.approx(48 + 32 + 16 + 20 + 124)
-    assert needed["reference"] == pytest.approx(row)
+def test_what_runs_within_its_time_is_done_and_what_does_not_is_left():
+    done, may_go_on = [], threading.Event()
+    assert within(30, lambda: done.append(1)) and done == [1]
+    assert not within(0.01, lambda: may_go_on.wait(30))
+    may_go_on.set()
+    with pytest.raises(ValueError, match="as it was"):
+        within(30, lambda: int("as it was"))
 
 
-def test_each_run_stands_between_two_measurements_whose_larger_rates_count():
-    rates = [{"a": 1.0, "b": 9.0}, {"a": 3.0, "b": 8.0}, {"a": 2.0, "b": 10.0}]
-    assert larger_of_neighbours(rates) == [{"a": 3.0, "b": 9.0}, {"a": 3.0, "b": 10.0}]
+class Phases:
+    """A benchmark whose reference finds no memory."""
+
+    def __init__(self):
+        self.done = []
+        self.work = "work"
+
+    def __getattr__(self, phase):
+        return lambda *arguments: self.done.append((phase, *arguments))
+
+    def reference(self):
+        raise tf.errors.ResourceExhaustedError(None, None, "out of memory")
+
+    def mean_length(self):
+        return 5.0
+
+    def sampled_by(self):
+        return "XLA"
+
+
+def found(phases):
+    benchmark, findings = Phases(), Findings()
+    measure(lambda: benchmark, findings, phases=phases, runs=1, clock=Clock(), shares=False)
+    return benchmark.done, findings
+
+
+def test_a_phase_that_finds_no_memory_is_left_out_and_the_next_one_is_timed(monkeypatch):
+    monkeypatch.setattr(Ceilings, "__init__", lambda self: None)
+    monkeypatch.setattr(Ceilings, "measure", lambda self: {"a": 1.0})
+    done, findings = found(["sampling", "reference", "update"])
+    assert list(findings.timings) == ["sampling", "update"] and findings.left_out == {"reference": "memory ran out"}
+    assert done == [("sampling",)] * 2 + [("prepare_update", True)] + [("update",)] * 2
+    assert (findings.length, findings.sampled_by, findings.work, findings.ceilings) == (5.0, "XLA", "work", {"a": 1.0})
+    done, _ = found(["update"])
+    assert done[0] == ("prepare_update", False)  # nothing is compiled that draws
 
 
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
@@ -94,7 +114,28 @@ def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     assert record["sampled_by"] in (["C++"] if sampling.engine.name == "C++" else ["XLA", "graph"])
     assert list(record["share_of_ceiling"]) == ["sampling", "reference", "update"]
     assert 0 < record["share_of_ceiling"]["update"] < 1 and record["peak_memory_gb"] > 0.2
+    assert list(record["share_of_memory_roofline"]) == ["sampling"] and "share_of_stated_peak" not in record
+    assert record["runs"] == dict.fromkeys(phases, 1) and record["left_out"] == {}
     assert [row.split("|")[1].strip() for row in table if row.startswith("| ")] == ["phase", *phases]
+
+
+def test_the_binary_times_an_update_alone_beside_a_stated_peak():
+    plain = ("--native=false", "--native_update=false", "--compile_update=false", "--compile_sampling=false")
+    done = run(*TINY, "--phases=update", "--peak_tflops=2", "--shares=false", *plain)
+    assert done.code == 0, done.raw
+    record, table = json.loads(done.out.splitlines()[0]), done.out
+    assert list(record["seconds"]) == ["update"] and record["share_of_ceiling"] == {}
+    measured, stated = record["share_of_bfloat16_products"]["update"], record["share_of_stated_peak"]["update"]
+    assert stated * 2000 == pytest.approx(measured * record["ceilings"]["bfloat16_gflops"])
+    assert "of the stated peak" in table and "device memory" not in table and record["device_peak_gb"] == {}
+
+
+def test_the_binary_ends_in_time_with_what_is_found():
+    done = run(*TINY, "--seconds=1", fresh=True)  # TensorFlow itself takes longer to start
+    assert done.code == 0, done.raw
+    record = json.loads(done.out.splitlines()[0])
+    assert record["seconds"] == {} and record["left_out"]["update"] == "not begun"
+    assert "left out: sampling (not begun)" in done.out
 
 
 def test_the_binary_takes_every_other_flag():
@@ -109,13 +150,37 @@ def test_the_binary_takes_every_other_flag():
         "--compile_update=false",
         "--native=false",
         "--native_update=false",
+        "--tensorfloat32",
         "--replicas=-1",
     )
     assert done.code == 0, done.raw
     record = json.loads(done.out.splitlines()[0])
     assert record["sampled_in"] == record["updated_in"] == "float32" and record["critic"] == "shared"
+    assert record["tensorfloat32"] is True and "tensorfloat32_gflops" not in record["ceilings"]  # of GPUs
     assert record["native"] == record["native_update"] == "false" and record["sampled_by"] == "graph"
     assert 1 <= record["mean_response_length"] < 5 and record["share_of_ceiling"] == {}
+
+
+class Rates:
+    """Ceilings of 1, 3, 2, 4, ... a second, one measurement after the other."""
+
+    def __init__(self):
+        self.left = iter([1.0, 3.0, 2.0, 4.0, 8.0])
+
+    def measure(self):
+        return {"rate": next(self.left)}
+
+
+def test_a_share_is_the_median_of_runs_each_beside_its_own_rates(monkeypatch):
+    monkeypatch.setattr("tfppo.planning.benchmark.Ceilings", Rates)
+    monkeypatch.setattr("tfppo.planning.benchmark.seconds_of", lambda phase: phase())
+    needed = SimpleNamespace(seconds_needed=lambda rates: {"sampling": 6.0 / rates["rate"], "update": 8.0})
+    benchmark = SimpleNamespace(work=needed, sampling=iter([4.0, 2.0, 3.0]).__next__, update=lambda: 16.0)
+    shares, rates = shares_of_ceilings(benchmark, 3, ["sampling"], Clock())
+    # Larger neighbours 3, 3, 4 make 2, 2, 1.5 of 4, 2, 3 seconds: shares of 1/2, 1 and 1/2.
+    assert shares == {"sampling": 0.5} and rates == {"rate": 2.5}
+    shares, rates = shares_of_ceilings(benchmark, 3, ["update"], Clock(0.0))
+    assert shares == {} and rates == {"rate": 1.0}  # no time is left
 
 
 @pytest.mark.parametrize(
@@ -124,6 +189,10 @@ def test_the_binary_takes_every_other_flag():
         (["--batch=0"], ["--batch", "0", "above 0"]),
         (["--batch=6"], ["ppo.num_minibatches"]),
         (["--preset=huge"], ["preset", "tiny"]),
+        (["--phases=sampling,scoring"], ["--phases", "scoring", "reference"]),
+        (["--phases="], ["--phases", "sampling"]),
+        (["--seconds=-1"], ["--seconds", "-1", "0 for no end"]),
+        (["--peak_tflops=0"], ["--peak_tflops", "0", "above 0"]),
         (["surplus"], ["surplus", "not a flag"]),
     ],
 )

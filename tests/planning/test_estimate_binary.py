@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import pytest
 from binaries import ROOT, command, run, run_all, succeed
 
 
@@ -30,14 +31,28 @@ def test_the_binary_prints_a_table_without_tensorflow():
     assert all(cell.endswith("(interconnect)") for cell in table["s in update: all-reduce"])
 
 
+def test_named_interconnects_are_columns_with_their_all_reduce():
+    """124,440,577 weights of gpt2 at 45 positions more or less: 4 bytes each, 2 * 3 / 4 of them, 16 steps."""
+    names = ("nvlink4", "pcie4", "ethernet100")
+    done = succeed(run(command("estimate", "--num_replicas=4", f"--interconnect={','.join(names)}")))
+    table = cells(done.out)
+    assert table[""] == [f"gpt2, 4 h100 over {name}" for name in names]
+    seconds = [float(cell.split()[0]) for cell in table["s in update: all-reduce"]]
+    size = 4 * float(table["trained parameters, millions"][0]) / 1e3  # GB
+    for found, speed in zip(seconds, (450, 31.5, 12.5), strict=True):
+        assert found == pytest.approx(16 * 2 * 3 / 4 * size / speed, rel=0.01)
+    wrong = run(command("estimate", "--interconnect=token_ring"))
+    assert wrong.code == 1 and "token_ring" in wrong.err[-1] and "nvlink4" in wrong.err[-1]
+
+
 def test_every_flag_of_the_binary_changes_the_table():
     base = ["--num_replicas=2", "--accumulation_steps=2", "--rollout_batch_size=64"]
     others = shlex.split(
         "--model=tiny --num_layers=3 --hidden_dim=120 --num_heads=6 --vocabulary_size=500 --rollout_batch_size=128 "
         "--prompt_length=10 --response_length=11 --ppo_epochs=2 --num_minibatches=2 --accumulation_steps=1 "
         "--dtype=float32 --update_dtype=float32 --critic=separate --num_replicas=1 --device=a100 --peak_tflops=1 "
-        "--update_peak_tflops=1 --bandwidth_gb_s=10 --memory_gb=2 --interconnect_gb_s=0.1 --update_efficiency=0.1 "
-        "--decode_efficiency=0.1 --base_memory_gb=0.1 --allocator=growing"
+        "--update_peak_tflops=1 --bandwidth_gb_s=10 --memory_gb=2 --interconnect_gb_s=0.1 --interconnect=ethernet25 "
+        "--update_efficiency=0.1 --decode_efficiency=0.1 --base_memory_gb=0.1 --allocator=growing"
     )
     done = run_all({flag: command("estimate", *base, flag) for flag in ("--model=gpt2", *others)})
     # The names of model and device stand above the table: what is below must differ too.

@@ -49,17 +49,41 @@ def test_the_layers_count_where_they_need_more_than_the_logits():
     long = ModelConfig(
         num_layers=2, hidden_dim=4, num_heads=2, intermediate_dim=16, vocabulary_size=258, max_sequence_length=2000
     )
-    phases = of(model=long, prompt_length=1000, response_length=1).memory.phases
-    # Three tensors of the width, and the scores and the softmax of 2 heads over 1000 positions.
-    layer = 4 * 1000 * (3 * 4 * 4 + 2 * 2 * 1000 * 4)
-    assert phases["sampling"]["KV cache"] == 2 * 2 * (4 * 1000 * 4) * 4  # is there besides
+    phases = of(model=long, prompt_length=900, response_length=1).memory.phases
+    # Three tensors of the width, and the scores and the softmax of 2 heads over 900 positions.
+    layer = 4 * 900 * (3 * 4 * 4 + 2 * 2 * 900 * 4)
+    assert phases["sampling"]["KV cache"] == 2 * 2 * (4 * 900 * 4) * 4  # is there besides
     assert phases["sampling"]["logits or prompt pass"] == layer
     assert phases["reference"]["logits or one layer"] == layer
-    assert phases["gradients"]["logits or scores"] == 2 * 1000 * 1000 * 4
+    assert phases["gradients"]["logits or scores"] == 2 * 900 * 900 * 4
     # With few positions, the MLP needs more than the attention: the width once, and 16 twice.
     wide = dataclasses.replace(MODEL, intermediate_dim=100_000)
     phases = of(model=wide).memory.phases
     assert phases["sampling"]["logits or prompt pass"] == 4 * 3 * 4 * (4 + 2 * 100_000)
+
+
+def test_from_1000_positions_on_attention_goes_by_blocks_of_512():
+    def phases_of(prompt_length, **changes):
+        model = dataclasses.replace(MODEL, vocabulary_size=258, max_sequence_length=2000)
+        return of(model=model, prompt_length=prompt_length, response_length=1, **changes).memory.phases
+
+    phases = phases_of(1000)
+    # Scores and softmax of a block of queries and one of keys, for 2 heads of 4 rows.
+    layer = 4 * (1000 * (3 * 4 * 4) + 2 * 2 * 512 * 512 * 4)
+    assert phases["sampling"]["logits or prompt pass"] == phases["reference"]["logits or one layer"] == layer
+    # Of a row: kept, the log of each query's sum instead of its weights; in the backward pass scores, weights and both
+    # their gradients, and those of queries, keys and values so far.
+    assert phases["gradients"]["activations"] == 2 * 1000 * (4 * (8 * 4 + 3 * 16) + 2 * 4)
+    assert phases["gradients"]["logits or scores"] == 4 * 2 * 512 * 512 * 4 + 3 * 1000 * 4 * 4
+    assert phases_of(1000, update_dtype="mixed_bfloat16")["gradients"]["activations"] == 2 * 1000 * (2 * 80 + 2 * 4)
+    assert phases_of(999)["gradients"]["activations"] == 2 * 999 * (4 * 80 + 2 * 999 * 4)
+
+
+def test_logits_are_never_more_than_two_to_the_26th_at_a_time():
+    phases = of(model=dataclasses.replace(MODEL, vocabulary_size=2**25)).memory.phases
+    assert phases["reference"]["logits or one layer"] == 2**26 * (4 + 4)  # of 4 * 5 * 2^25
+    assert phases["gradients"]["logits or scores"] == 2**26 * 12  # of 5 * 2^25
+    assert phases["sampling"]["logits or prompt pass"] == 4 * 2**25 * 16  # of the 4 rows at one position
 
 
 def test_memory_in_bfloat16():

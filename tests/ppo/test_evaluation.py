@@ -5,6 +5,7 @@ import math
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from computations import engines_of
 
@@ -13,6 +14,7 @@ from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.ops import chunks
 from tfppo.ppo import evaluation
 from tfppo.ppo.evaluation import (
     Evaluation,
@@ -65,6 +67,51 @@ def test_every_batch_is_drawn_by_a_seed_of_its_own(monkeypatch):
     np.testing.assert_allclose(result.figures["reward"], 2.0)
     np.testing.assert_allclose(result.figures["reward_standard_error"], (2.5 / 5) ** 0.5)
     np.testing.assert_allclose(result.figures["kl"], 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("logits_at_once", [10**6, 5 * 40])
+def test_kl_and_perplexity_are_those_of_plain_loops_also_by_chunks_of_logits(monkeypatch, logits_at_once):
+    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(chunks, "_TILE", 1)
+    rng = np.random.default_rng(0)
+    ids, mask = rng.integers(2, 40, [3, 4]).astype(np.int32), np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+
+    class Drawn:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, prompts, seed):
+            nothing = tf.zeros([3, 4])
+            return Samples(tf.constant(ids), tf.constant(mask, tf.float32), nothing, nothing, tf.fill([3], False))
+
+    monkeypatch.setattr(evaluation, "Sampler", Drawn)
+    models = [LanguageModel(40, 1, 2, 8, 16, 8) for _ in range(2)]
+    for model in models:
+        model.set_weights([weight + rng.normal(0, 0.5, weight.shape) for weight in model.get_weights()])
+    prompts = PromptSet([Trajectory([1, 2 + n], []) for n in range(3)], 0, 4, seed=0)
+    result = evaluation.evaluate(
+        Policy(models[0]),
+        models[1],
+        prompts,
+        SamplingConfig(response_length=4),
+        engines=(),
+        tokenizer=Tokenizer([]),
+        rewards=[TextReward("none", lambda prompts, responses: [0.0] * len(responses))],
+        reward=RewardConfig(),
+        strategy=tf.distribute.get_strategy(),
+        seed=0,
+        batch_size=3,
+    )
+    kl = nll = 0.0
+    for row in range(3):
+        for place in range(int(mask[row].sum())):
+            read = np.array([[1, 2 + row, *ids[row, :place]]])
+            logits, ref = (np.asarray(model(read))[0, -1].astype(np.float64) for model in models)
+            logs, ref_logs = (each - np.log(np.exp(each).sum()) for each in (logits, ref))
+            kl += (np.exp(logs) * (logs - ref_logs))[1:].sum() / 3
+            nll -= ref_logs[ids[row, place]]
+    np.testing.assert_allclose(result.figures["kl"], kl, rtol=1e-5)
+    np.testing.assert_allclose(result.figures["response_perplexity"], np.exp(nll / mask.sum()), rtol=1e-5)
 
 
 def test_one_prompt_has_figures_and_no_standard_error(tmp_path):

@@ -35,6 +35,9 @@ BFLOAT16_RUNS = {
     "1_bfloat16": (1, BFLOAT16),
     "2_bfloat16_checkpointed": (2, {**BFLOAT16, "gradient_checkpointing": True}),
 }
+# The values of cross_device_ops that work without GPUs; and two variables of different size with their targets.
+WAYS_TO_SUM = ("auto", "hierarchical_copy", "reduction_to_one_device")
+STARTS = (([[1.0, -2.0, 3.0]], 0.5), ([4.0], -1.0))
 ALL_RUNS = {**RUNS, **BFLOAT16_RUNS, **TOP_RUNS}
 
 
@@ -110,6 +113,24 @@ def test_bfloat16_gives_near_weights_on_two_replicas_that_recompute_their_blocks
     assert np.linalg.norm(two["weights"] - one["weights"]) <= 0.05 * np.linalg.norm(step)
 
 
+@pytest.mark.parametrize("name", RUNS)
+def test_rewards_are_computed_once_for_the_whole_batch(results, name):
+    np.testing.assert_array_equal(results[name]["rows_of_reward_calls"], [16] * NUM_ROUNDS)
+
+
+@pytest.mark.parametrize("ops", WAYS_TO_SUM)
+def test_however_sums_are_made_the_steps_are_those_of_adam(results, ops):
+    """Two steps of Adam in plain loops, on 0.5 |w - target|^2, whose gradient the replicas have halves of."""
+    for found, (weights, target) in zip((results["2"][f"{ops}_0"], results["2"][f"{ops}_1"]), STARTS, strict=True):
+        w, m, v = np.array(weights, np.float64), 0.0, 0.0
+        for step in (1, 2):
+            gradient = w - target
+            m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+            w = w - 0.1 * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(found, w, rtol=1e-5)
+    assert results["2"][f"{ops}_sum"] == 3.0  # 1 of the first replica and 2 of the second
+
+
 def test_replicas_draw_different_samples_of_one_prompt(results):
     rows = results["4_in_2_parts"]["responses_to_one_prompt"]
     assert len({tuple(row) for row in rows.tolist()}) == len(rows)
@@ -148,6 +169,9 @@ def test_a_minibatch_that_the_replicas_do_not_divide_is_refused(results, name, m
         assert "ppo.accumulation_steps" in refusals[1] and "is 1;" in refusals[1]
 
 
+rows_of_reward_calls = []
+
+
 @functools.cache
 def strategy_of(num_replicas):
     """One for all runs of a process: the sums of a second one would take the first one's numbers, and its shapes."""
@@ -183,6 +207,7 @@ def make_collector(num_replicas, mirrored, mlp_value_head):
     sampling = SamplingConfig(response_length=5, temperature=0.7, stop_at_eos=True, jit_compile=False)
 
     def reward_fn(prompts, responses):
+        rows_of_reward_calls.append(len(responses))
         return [sum(ord(character) % 3 for character in response) / 4 for response in responses]
 
     reward, rewards = RewardConfig(whiten=True), [TextReward("toy", reward_fn)]
@@ -242,6 +267,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, on_
     coefs = tf.constant(0.1), tf.constant(1.0)  # of the KL penalty and of the policy's loss
     lengths = np.array([4, 1, 3, 2] * 4)
     mask = (np.arange(4) >= 4 - lengths[:, None]).astype(np.int32)
+    rows_of_reward_calls.clear()
     for number in range(num_rounds):
         prompt_ids = rng.integers(2, 40, [16, 4]).astype(np.int32) * mask
         prompts = Prompts(tf.constant(prompt_ids), tf.constant(mask))
@@ -250,6 +276,7 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, on_
         history.append({name: float(value) for name, value in statistics.items()})
         saved |= {f"{name}_{number}": value.numpy() for name, value in rollout._asdict().items()}
     saved |= {name: np.array([statistics[name] for statistics in history]) for name in history[0]}
+    saved["rows_of_reward_calls"] = np.array(rows_of_reward_calls)
     saved |= {"weights": flat_weights(), "embeddings": embeddings(), "weights_of_replicas": weights_of_replicas()}
     if num_rounds == 1:  # of what is learnt in other ways the rest is not compared
         return saved
@@ -290,6 +317,47 @@ def train(num_replicas, num_rounds, *, dtype=None, padding=0, mirrored=True, on_
     return saved
 
 
+def steps_by_each_way_to_sum():
+    """Two optimizer steps on two replicas for each of WAYS_TO_SUM: variables and summed statistics."""
+    from tfppo.training.replicas import make_strategy
+
+    found = {}
+    for ops in WAYS_TO_SUM:
+        strategy = strategy_of(2) if ops == "auto" else make_strategy(2, ops)
+        total, *variables = two_steps(strategy)
+        found[f"{ops}_sum"] = total
+        found |= {f"{ops}_{number}": variable for number, variable in enumerate(variables)}
+    return found
+
+
+def two_steps(strategy):
+    """The summed statistics of the second step, and the variables after it."""
+    import keras
+    import tensorflow as tf
+
+    from tfppo.training.optimization import make_optimizer, optimize
+
+    with strategy.scope():
+        variables = [keras.Variable(start) for start, _ in STARTS]
+        numbers = dict(learning_rate=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8, weight_decay=0.0)
+        optimizer = make_optimizer("adamw", variables, **numbers)
+
+    def half_of_the_gradient():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        pairs = zip(variables, STARTS, strict=True)
+        gradients = [0.5 * (tf.convert_to_tensor(variable) - target) for variable, (_, target) in pairs]
+        return gradients, tf.cast(replica, tf.float32) + 1.0
+
+    def step(number, _):
+        return number + 1, optimize(strategy, optimizer, half_of_the_gradient, (), max_grad_norm=0.0)[0]
+
+    @tf.function(autograph=False)
+    def steps():
+        return tf.while_loop(lambda number, _: number < 2, step, (0, 0.0))[1]
+
+    return [steps().numpy(), *(variable.numpy() for variable in variables)]
+
+
 if __name__ == "__main__":
     from conftest import run_graphs_as_traced
 
@@ -298,4 +366,5 @@ if __name__ == "__main__":
     for rounds, runs in ((NUM_ROUNDS, RUNS), (1, BFLOAT16_RUNS), (1, TOP_RUNS)):
         for run, (count, settings) in runs.items():
             if count == replicas:
-                np.savez(folder / f"{run}.npz", **train(count, rounds, **settings))
+                more = steps_by_each_way_to_sum() if run == "2" else {}
+                np.savez(folder / f"{run}.npz", **train(count, rounds, **settings), **more)

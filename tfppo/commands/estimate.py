@@ -8,6 +8,7 @@ goes with the name. docs/scaling.md explains the figures.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,17 @@ from tfppo.stages.cli import one_line_errors, run_without_config
 DEVICES = {
     "h100": Device(peak_tflops=989, bandwidth_gb_s=3350, memory_gb=80, interconnect_gb_s=450),
     "a100": Device(peak_tflops=312, bandwidth_gb_s=2000, memory_gb=80, interconnect_gb_s=300),
+}
+
+# GB/s to the neighbour in a ring, one way: half of what makers give for NVLink, which is both ways; 16 lanes of PCI
+# Express with their 128/130 coding; the line rate of a network card for each GPU. docs/scaling.md has the sources.
+INTERCONNECTS = {
+    "nvlink3": 300.0,
+    "nvlink4": 450.0,
+    "pcie4": 31.5,
+    "pcie5": 63.0,
+    "ethernet25": 3.125,
+    "ethernet100": 12.5,
 }
 
 MODEL = flags.DEFINE_list("model", ["gpt2"], f"Names of models, of {', '.join(MODEL_SIZES)}.")
@@ -53,6 +65,12 @@ WORKLOAD = {
     "native": flags.DEFINE_bool("native", Workload.native, "Through the C++ operations, on one CPU."),
 }
 DEVICE = flags.DEFINE_list("device", ["h100"], f"Names of devices, of {', '.join(DEVICES)}; bfloat16 speeds.")
+INTERCONNECT = flags.DEFINE_list(
+    "interconnect",
+    [""],
+    f"Names of what joins the devices, of {', '.join(INTERCONNECTS)}; over machines that between them, which is the "
+    "slowest; empty: the device's.",
+)
 SPEEDS = {
     "peak_tflops": flags.DEFINE_float("peak_tflops", None, "Matrix products in --dtype, instead of the device's."),
     "update_peak_tflops": flags.DEFINE_float(
@@ -86,16 +104,24 @@ def main(argv: Sequence[str]) -> None:
         require(len(argv) == 1, "argument", argv[-1], "it is not a flag; write --name=value")
         workload = Workload(**given(WORKLOAD)).validate()
         columns = {}
-        for model in MODEL.value:
-            for device in DEVICE.value:
-                require_one_of("model", model, MODEL_SIZES)
-                require_one_of("device", device, DEVICES)
-                positions = workload.prompt_length + workload.response_length
-                sizes = model_of_sizes(positions=positions, **{**MODEL_SIZES[model], **given(SIZES)})
-                speeds = dataclasses.replace(DEVICES[device], **given(SPEEDS))
-                columns[f"{model}, {workload.num_replicas} {device}"] = estimate(sizes, workload, speeds)
+        for model, device, interconnect in itertools.product(MODEL.value, DEVICE.value, INTERCONNECT.value):
+            require_one_of("model", model, MODEL_SIZES)
+            require_one_of("device", device, DEVICES)
+            joined, over = joined_by(interconnect)
+            positions = workload.prompt_length + workload.response_length
+            sizes = model_of_sizes(positions=positions, **{**MODEL_SIZES[model], **given(SIZES)})
+            speeds = dataclasses.replace(DEVICES[device], **{**joined, **given(SPEEDS)})
+            columns[f"{model}, {workload.num_replicas} {device}{over}"] = estimate(sizes, workload, speeds)
         require(bool(columns), "model, device", (MODEL.value, DEVICE.value), "name at least one of each")
     print(table(columns))
+
+
+def joined_by(interconnect: str) -> tuple[dict[str, float], str]:
+    """The speed of an interconnect, as a field of Device, and what names it in a column; "" is the device's own."""
+    if not interconnect:
+        return {}, ""
+    require_one_of("interconnect", interconnect, INTERCONNECTS)
+    return {"interconnect_gb_s": INTERCONNECTS[interconnect]}, f" over {interconnect}"
 
 
 def given(holders: Mapping[str, flags.FlagHolder]) -> dict[str, Any]:

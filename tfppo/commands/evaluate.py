@@ -46,4 +46,4 @@ def define_flags(flags: ModuleType) -> None:
 
 def run() -> None:
     """The command, with the flags of sys.argv."""
-    cli.run(main, doc=__doc__, define_flags=define_flags, then=THEN)
+    cli.run(main, doc=__doc__, define_flags=define_flags, then=THEN, distributed=True)

@@ -7,9 +7,12 @@ samples.md, the picture reward_over_kl.png, evaluation.json and the SavedModel e
 """
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 from absl.flags import FlagValues
 
+from tfppo.cluster import chief_writes
 from tfppo.config import Config
 from tfppo.stages import cli
 
@@ -17,16 +20,12 @@ from tfppo.stages import cli
 def main(config: Config, workdir: str, flags: FlagValues) -> None:
     """Goes through all stages."""
     started = time.time()
-    import tensorflow as tf
-
     from tfppo.stages.evaluate import evaluate_model, record_evaluations
-    from tfppo.stages.export import export_model
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
     from tfppo.stages.results import evaluation_result
     from tfppo.stages.rewards import check_rewards
     from tfppo.stages.workdir import language_model_folder, open_run
-    from tfppo.training.plain_path import plain_path
 
     def stage(title):
         print(f"\n[{time.time() - started:4.0f} s] {title}", flush=True)
@@ -43,17 +42,27 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
     after = evaluate_model(config, folder, strategy, folder / "policy")
     columns = {"before PPO": before, "after PPO": after}
     print(record_evaluations(columns, folder, num_samples=config.evaluation.num_samples))
+    export_and_try(config, folder, before.prompts[0], stage)
+    print(f"result: {evaluation_result(before.figures, after.figures)}")
+
+
+@chief_writes
+def export_and_try(config: Config, folder: Path, prompt: str, stage: Callable[[str], None]) -> None:
+    """Exports the policy, and continues a prompt with the SavedModel. Args: stage: says what is done."""
+    import tensorflow as tf
+
+    from tfppo.stages.export import export_model
+    from tfppo.training.plain_path import plain_path
+
     stage("4/5 export")
     exported = export_model(config, folder, folder / "policy")
     stage("5/5 the SavedModel continues a string")
     with plain_path(exported) as path:
         served = tf.saved_model.load(str(path))
-    prompt = before.prompts[0]
     completion = served.signatures["generate"](prompt=tf.constant([prompt]))["completion"].numpy()[0].decode()
     print(f"{prompt}|{completion}")
     stage("done")
-    print(f"tables: {workdir}/samples.md, picture: {workdir}/reward_over_kl.png, SavedModel: {exported}")
-    print(f"result: {evaluation_result(before.figures, after.figures)}")
+    print(f"tables: {folder}/samples.md, picture: {folder}/reward_over_kl.png, SavedModel: {exported}")
 
 
 def run() -> None:

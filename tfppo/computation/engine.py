@@ -38,9 +38,13 @@ class Loss(NamedTuple):
 
     def of_logits(self, logits: tf.Tensor, values: tf.Tensor) -> tuple[tf.Tensor, Statistics]:
         """The loss and the statistics, from logits [b, R, V] and values [b, R]."""
-        logprobs = token_logprobs(logits, self.token_ids, self.temperature)
+        return self.of_tokens(*self.figures_of(logits, self.token_ids), values)
+
+    def figures_of(self, logits: tf.Tensor, token_ids: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the loss asks of logits [..., V]: log-probabilities of the tokens [...], and entropies [...]."""
+        logprobs = token_logprobs(logits, token_ids, self.temperature)
         entropies = entropy(logits if self.entropy_learns else tf.stop_gradient(logits), self.temperature)
-        return self.of_tokens(logprobs, entropies, values)
+        return logprobs, entropies
 
 
 class Decoder(Protocol):

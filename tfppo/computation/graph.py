@@ -74,7 +74,7 @@ class GraphEngine:
         def of_logits(logits, token_ids):
             return token_logprobs(logits, token_ids, temperature)
 
-        return of_logits(language_model.logits(hidden, self._arithmetic), token_ids)
+        return language_model.of_logits(of_logits, hidden, token_ids, self._arithmetic)
 
     def gradients(
         self,
@@ -103,12 +103,32 @@ class GraphEngine:
         # Nothing else is watched: so the backward pass ends at the lowest block that learns.
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([*values, *(copy for copy in copies if copy is not None)])
-            outputs = policy.response_outputs(*batch, trunk_coef=trunk_coef, places=places, arithmetic=arithmetic)
+            outputs, loss_of = _outputs(policy, batch, loss, arithmetic, trunk_coef=trunk_coef, places=places)
 
         # Compiled even in a plain graph: XLA makes one pass of the logits, the largest array of the step, and keeps no
         # float32 copy of them.
-        upstream, statistics = output_gradients(loss.of_logits, outputs, compiled=True)
+        upstream, statistics = output_gradients(loss_of, outputs, compiled=True)
         return dense_gradients(tape, outputs, values, upstream, copies), statistics
+
+
+def _outputs(policy, batch, loss, arithmetic, **what):
+    """What the policy says of responses, and the loss as a function of it: of logits, or where those are many of less.
+
+    Args: what: see `Policy.response_states`.
+    """
+
+    def states_of(trunk, *batch):
+        return trunk.response_states(*batch, arithmetic=arithmetic)
+
+    hidden, values = policy.response_states(*batch, **what, states_of=states_of)
+    model = policy.language_model
+    if not model.has_many_logits(hidden):
+        return (model.logits(hidden, arithmetic), values), loss.of_logits
+    figures_of = loss.figures_of
+    if not arithmetic.compiled:  # as a whole; inside of a loop that XLA compiles it can't have a function's gradient
+        figures_of = tf.function(figures_of, jit_compile=True, autograph=False)
+    figures = model.of_logits_by_chunks(figures_of, hidden, loss.token_ids, arithmetic, num_results=2)
+    return (*figures, values), loss.of_tokens
 
 
 class _Decoder:

@@ -13,6 +13,7 @@ KL_ESTIMATORS = ("k1", "k2", "k3", "abs")
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum")
 PLACEMENTS = ("last_token", "after_last", "last_position")
 BEST_BY = ("rlhf_reward", "score")
+CROSS_DEVICE_OPS = ("auto", "nccl", "hierarchical_copy", "reduction_to_one_device")
 LONG_PROMPTS = ("refuse", "drop", "cut")
 CHAT_TEMPLATES = ("chatml", "hh", "alpaca")
 

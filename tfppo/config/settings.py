@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from tfppo.config.choices import BEST_BY, DEPENDENT, settings_to_let_go
+from tfppo.config.choices import BEST_BY, CROSS_DEVICE_OPS, DEPENDENT, settings_to_let_go
 from tfppo.config.data_validation import validate_data
 from tfppo.config.ppo_validation import validate_ppo
 from tfppo.config.resuming import fixed, state
@@ -356,7 +356,8 @@ class Config:
     seed: int = fixed(0)  # all randomness follows from it
     # Folder of the model to start from; "": PPO takes WORKDIR/lm, LM training starts from scratch.
     language_model: str = fixed("", by_content=True)
-    num_replicas: int = 0  # 0: every GPU, or one CPU; N: the first N GPUs, or N logical CPU devices
+    num_replicas: int = 0  # 0: every GPU, or one CPU, of each machine; N: the first N GPUs, or N logical CPU devices
+    cross_device_ops: str = "auto"  # how sums over replicas are made: docs/distributed.md says when to change it
     # float32 products on GPUs in TensorFloat-32: several times as fast, with 10 bits of mantissa in place of 23.
     tensorfloat32: bool = False
     deterministic: bool = False  # on GPUs too the same command gives the same bits, more slowly
@@ -379,6 +380,7 @@ class Config:
         require(0 <= self.seed < 2**31, "seed", self.seed, "it must be between 0 and 2**31 - 1")
         require(self.checkpoint_every > 0, "checkpoint_every", self.checkpoint_every, "it must be above 0")
         require(self.num_replicas >= 0, "num_replicas", self.num_replicas, "use 0 for all GPUs or a positive number")
+        require_one_of("cross_device_ops", self.cross_device_ops, CROSS_DEVICE_OPS)
         require(self.keep_checkpoints > 0, "keep_checkpoints", self.keep_checkpoints, "it must be above 0")
         require(self.profile_steps >= 0, "profile_steps", self.profile_steps, "use 0 for none or a positive number")
         for name in ("data", "model", "lm", "sampling", "reward", "reward_model", "ppo", "evaluation"):

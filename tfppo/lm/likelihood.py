@@ -20,6 +20,11 @@ def _summed_loss(logits, targets, weights):
     return masked_sum(-token_logprobs(logits, targets), weights)
 
 
+@tf.function(jit_compile=True, autograph=False)
+def _logprobs(logits, targets):
+    return token_logprobs(logits, targets)
+
+
 def negative_log_likelihood(
     model: LanguageModel,
     batch: PackedSequences,
@@ -34,6 +39,8 @@ def negative_log_likelihood(
     hidden = hidden_states(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
     )
+    if model.has_many_logits(hidden):
+        return masked_sum(-model.of_logits(_logprobs, hidden, batch.targets, arithmetic=arithmetic), batch.weights)
     logits = model.logits(hidden, arithmetic)
     return _summed_loss(logits, batch.targets, batch.weights)
 

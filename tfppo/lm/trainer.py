@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.computation.devices import has_gpu
+from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
 from tfppo.data.tokenizer import Tokenizer
@@ -18,13 +19,14 @@ from tfppo.ops.seeds import seed_for, stream_indices
 from tfppo.training.checkpoint import CheckpointKeeper, digest
 from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter, shown_perplexity
+from tfppo.training.metrics import MetricsWriter, open_metrics, shown_perplexity
 from tfppo.training.optimization import gradients_of, make_optimizer
 from tfppo.training.profiling import Profiler
 from tfppo.training.programs import optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
+from tfppo.training.workers import restore_together, workers_of
 
 
 class LmTrainer:
@@ -76,6 +78,7 @@ class LmTrainer:
         )
         self._update = tf.function(self._optimizer_step, autograph=False)
         self.held_out = HeldOutLoss(model, validation, num_words, 4 * config.batch_size)
+        self.workers = workers_of(strategy)
         self.keeper = CheckpointKeeper(
             folder / "lm_checkpoints",
             model=model,
@@ -86,7 +89,7 @@ class LmTrainer:
             log=folder / "lm_training.jsonl",
             save_every=config.eval_every,
         )
-        self.done = self.keeper.restore()
+        self.done = restore_together(self.keeper, model, self.workers)
 
     def train(self, profile_steps: int = 0) -> None:
         """Trains from the last checkpoint to the last step, or until the held-out loss stops falling.
@@ -99,17 +102,18 @@ class LmTrainer:
         done = self.done
         watch = DivergenceWatch(math.log(self.tokenizer.vocabulary_size), "lm.learning_rate", self.config.learning_rate)
         best, waited = self.keeper.scalars["best_loss"], int(self.keeper.scalars["evaluations_without_improvement"])
-        metrics = MetricsWriter(self.folder / "lm_training", resume_step=done)
+        metrics = open_metrics(self.folder / "lm_training", resume_step=done)
         bar = Progress(
             total=config.num_steps, done=done, description="language model", starts="compiles the update: some seconds"
         )
         profiler = Profiler(self.folder / "lm_training", profile_steps)
-        with StopRequest() as stop, profiler, closing(metrics), bar:
+        with StopRequest(self.workers.any_of) as stop, profiler, closing(metrics), bar:
             for step in range(done, config.num_steps):
                 if config.patience and waited >= config.patience:
                     bar.write(f"stopped after {step} steps: no better held-out loss in {waited} evaluations")
                     break
                 stop.begins(f"step {step + 1}")
+                restart_device_peak()
                 profiler.begins()
                 started = time.perf_counter()
                 learning_rate = scheduled_rate(
@@ -131,9 +135,10 @@ class LmTrainer:
                 finished = step + 1
                 watch.check_step(finished, scalars["lm/loss"], scalars["lm/gradient_norm"])
                 due = finished % config.eval_every == 0 or finished == config.num_steps
-                stopping = stop.requested
+                stopping = stop.agreed()
                 if due:
-                    scalars.update({f"lm/held_out_{name}": value for name, value in self.held_out().items()})
+                    figures = self.workers.chief_answers(self.held_out)
+                    scalars.update({f"lm/held_out_{name}": float(value) for name, value in figures.items()})
                 if due or stopping:
                     watch.check_before_saving(finished, scalars.get("lm/held_out_loss"))
                 if due:
@@ -141,6 +146,7 @@ class LmTrainer:
                     if not waited:
                         best = scalars["lm/held_out_loss"]
                         save_model(self.model, self.tokenizer, self.folder / "lm")
+                scalars |= device_figures()
                 self.report(metrics, bar, finished, scalars)
                 if due or stopping:
                     metrics.flush()

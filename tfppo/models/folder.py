@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from tfppo.cluster import chief_writes
 from tfppo.data.chat import ChatTemplate
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.errors import UserError
@@ -23,6 +24,7 @@ from tfppo.models.reward_model import RewardModel
 _MODEL_FILE, _TOKENIZER, _ABOUT_FILE = "model.keras", "tokenizer", "about.json"
 
 
+@chief_writes
 def save_model(
     model: LanguageModel | Policy | RewardModel,
     tokenizer: Tokenizer,
@@ -30,6 +32,8 @@ def save_model(
     about: Mapping[str, object] | None = None,
 ) -> None:
     """Saves a model with its tokenizer in a folder, which replaces an existing one as a whole.
+
+    Of several workers the chief alone does it.
 
     If the process is killed, the functions here find either the old or the new model: see `_finish_swap`.
 

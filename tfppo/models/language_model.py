@@ -1,13 +1,16 @@
 """The language model: a Transformer whose output embedding is its input embedding."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfppo.models.layers import MASKED_SCORE
 from tfppo.models.transformer import Transformer
 from tfppo.ops.arithmetic import Arithmetic
+from tfppo.ops.chunks import by_chunks, is_large
+from tfppo.ops.masking import MASKED_SCORE
 from tfppo.ops.shapes import size_of
 
 
@@ -78,6 +81,48 @@ class LanguageModel(keras.Model):
         logits = tf.nn.bias_add(logits, tf.cast(pad_bias, arithmetic.dtype))
         leading = [size_of(hidden, axis) for axis in range(len(hidden.shape) - 1)]
         return tf.reshape(logits, [*leading, embedding.shape[0]])
+
+    def has_many_logits(self, hidden: tf.Tensor) -> bool:
+        """Whether the logits of hidden states [..., D] are better never held as a whole; see `of_logits_by_chunks`."""
+        return is_large(hidden, self.trunk.sizes["vocabulary_size"])
+
+    def of_logits(
+        self,
+        function: Callable[..., tf.Tensor],
+        hidden: tf.Tensor,
+        token_ids: tf.Tensor,
+        arithmetic: Arithmetic | None = None,
+    ) -> tf.Tensor:
+        """function(logits, token_ids), float32 [...], of hidden states [..., D]: by chunks where logits are many."""
+        if self.has_many_logits(hidden):
+            (figures,) = self.of_logits_by_chunks(
+                lambda *chunk: (function(*chunk),), hidden, token_ids, arithmetic, num_results=1
+            )
+            return figures
+        return function(self.logits(hidden, arithmetic), token_ids)
+
+    def of_logits_by_chunks(
+        self,
+        function: Callable[..., tuple[tf.Tensor, ...]],
+        hidden: tf.Tensor,
+        token_ids: tf.Tensor,
+        arithmetic: Arithmetic | None = None,
+        *,
+        num_results: int,
+    ) -> tuple[tf.Tensor, ...]:
+        """function(logits, token_ids) of hidden states [..., D], of which only a chunk's logits are held at a time.
+
+        Args: function: (logits [n, V], token_ids [n]) -> `num_results` of float32 [n], of each position by itself;
+            token_ids: int [...]. Returns: as many of float32 [...].
+        """
+        arithmetic = arithmetic or self.trunk.arithmetic
+        variable = self.trunk.token_embedding
+
+        def of_rows(rows, embedding, token_ids):
+            return function(self.logits(rows, replace(arithmetic, copies={id(variable): embedding})), token_ids)
+
+        embedding = arithmetic.read(variable)
+        return by_chunks(of_rows, hidden, embedding, token_ids, num_results=num_results)
 
     def product_weights(self) -> list[keras.Variable]:
         """The variables that enter products, whose copies an `Arithmetic` may hold."""

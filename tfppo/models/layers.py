@@ -11,10 +11,10 @@ import keras
 import tensorflow as tf
 
 from tfppo.ops.arithmetic import Arithmetic
+from tfppo.ops.attention import Attention, masked_softmax
 from tfppo.ops.shapes import size_of
 
 LAYER_NORM_EPSILON = 1e-5
-MASKED_SCORE = -1e9
 # Keys and values of one block: [B, T, H, D/H] each as computed, [B, H, C, D/H] as kept for decoding.
 BlockCache = tuple[tf.Tensor, tf.Tensor]
 
@@ -128,15 +128,15 @@ class TransformerBlock(keras.layers.Layer):
     def states(
         self,
         x: tf.Tensor,
-        attention_mask: tf.Tensor,
+        attention: Attention,
         arithmetic: Arithmetic,
         dropout_seed: tf.Tensor | None = None,
         start: int | tf.Tensor = 0,
     ) -> tf.Tensor:
-        """x [B, T, D], attention_mask bool [B, 1, T, T] -> [B, T - start, D], of the positions from `start` on."""
+        """x [B, T, D], attention of its T positions -> [B, T - start, D], of the positions from `start` on."""
 
         def block(x, arithmetic):
-            return self.with_cache(x, attention_mask, arithmetic, dropout_seed, start)[0]
+            return self.with_cache(x, attention, arithmetic, dropout_seed, start)[0]
 
         with tf.name_scope(self.name):
             return arithmetic.block(block, x, self.product_weights())
@@ -144,16 +144,15 @@ class TransformerBlock(keras.layers.Layer):
     def with_cache(
         self,
         x: tf.Tensor,
-        attention_mask: tf.Tensor,
+        attention: Attention,
         arithmetic: Arithmetic,
         dropout_seed: tf.Tensor | None = None,
         start: int | tf.Tensor = 0,
     ) -> tuple[tf.Tensor, BlockCache]:
         """The result of `states`, and the keys and values [B, T, H, D/H] of all T positions."""
         query, key, value = self._queries_keys_values(x, arithmetic)
-        x, query, attention_mask = x[:, start:], query[:, start:], attention_mask[:, :, start:]
-        scores = tf.einsum("bqhd,bkhd->bhqk", query, key)
-        context = tf.einsum("bhqk,bkhd->bqhd", _softmax(scores, attention_mask, arithmetic), value)
+        x, query = x[:, start:], query[:, start:]
+        context = attention(query, key, value, start)
         return self._residuals(x, context, arithmetic, dropout_seed), (key, value)
 
     def decode_step(
@@ -165,7 +164,7 @@ class TransformerBlock(keras.layers.Layer):
             arithmetic.write_slot(old, new, index, axis=2) for old, new in zip(cache, (key, value), strict=True)
         )
         scores = tf.matmul(query[:, :, None], keys, transpose_b=True)
-        context = tf.matmul(_softmax(scores, visible, arithmetic), values)
+        context = tf.matmul(masked_softmax(scores, visible), values)
         return self._residuals(x, context, arithmetic, None), (keys, values)
 
     def _queries_keys_values(self, x, arithmetic):
@@ -185,8 +184,3 @@ class TransformerBlock(keras.layers.Layer):
         sizes = dict(hidden_dim=self.hidden_dim, num_heads=self.num_heads, intermediate_dim=self.intermediate_dim)
         rest = dict(dropout=self.dropout, residual_stddev=self.residual_stddev)
         return {**super().get_config(), **sizes, **rest}
-
-
-def _softmax(scores, mask, arithmetic):
-    scores = tf.where(mask, tf.cast(scores, tf.float32), MASKED_SCORE)
-    return tf.cast(tf.nn.softmax(scores), arithmetic.dtype)

@@ -21,7 +21,8 @@ from tfppo.config.validation import validate_sizes
 from tfppo.models.layers import BlockCache, LayerNorm, TransformerBlock, dropout, fold
 from tfppo.models.stacking import collect_from_blocks, through_blocks
 from tfppo.ops.arithmetic import Arithmetic
-from tfppo.ops.masking import causal_mask, positions_from_mask
+from tfppo.ops.attention import attention_within
+from tfppo.ops.masking import positions_from_mask
 from tfppo.ops.sequences import teacher_forced
 from tfppo.ops.shapes import size_of
 
@@ -135,13 +136,13 @@ class Transformer(keras.layers.Layer):
             segment_ids = tf.ones_like(token_ids) if padding_mask is None else tf.cast(padding_mask, tf.int32)
         if positions is None:
             positions = positions_from_mask(tf.cast(segment_ids > 0, tf.int32))
-        attention_mask = causal_mask(segment_ids)
+        attention = attention_within(segment_ids)
         # Read in the dtype of products, as Keras reads variables in a layer's call; a decoding step adds in float32.
         embedded = self.embed(token_ids, positions, arithmetic.dtype, summed_in=arithmetic.dtype)
         x = dropout(embedded, self.dropout, dropout_seed)
 
         def states(block, number, x, arithmetic, start=0):
-            return block.states(x, attention_mask, arithmetic, fold(dropout_seed, 1000 * (number + 1)), start)
+            return block.states(x, attention, arithmetic, fold(dropout_seed, 1000 * (number + 1)), start)
 
         *lower, last = self.blocks
         x = through_blocks(lower, x, states, arithmetic)
@@ -170,12 +171,12 @@ class Transformer(keras.layers.Layer):
     ) -> tuple[tf.Tensor, TrunkCache]:
         """Hidden states [B, D] after a prompt padded on the left, and a cache of `cache_length` positions."""
         arithmetic = arithmetic or self.arithmetic
-        attention_mask = causal_mask(tf.cast(padding_mask, tf.int32))
+        attention = attention_within(tf.cast(padding_mask, tf.int32))
         x = self.embed(token_ids, positions_from_mask(padding_mask), arithmetic.dtype)
         room = cache_length - size_of(token_ids, 1)
 
         def with_cache(block, x, arithmetic, start=0):
-            x, pair = block.with_cache(x, attention_mask, arithmetic, start=start)
+            x, pair = block.with_cache(x, attention, arithmetic, start=start)
             by_head = (tf.transpose(part, [0, 2, 1, 3]) for part in pair)
             return x, tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head)
 

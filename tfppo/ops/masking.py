@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+MASKED_SCORE = -1e9  # a score or logit that softmax makes 0
+
 
 def zero_padding(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
     """The values where `mask` is above 0, and 0 elsewhere, even where they are NaN. [...] -> [...]."""

@@ -4,17 +4,19 @@ The model has random weights of a given size and the prompts are random tokens: 
 """
 
 import dataclasses
-import itertools
 import math
 import operator
 import resource
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import tensorflow as tf
 
 from tfppo.computation.choice import choose_computation
+from tfppo.computation.devices import round_products
+from tfppo.computation.memory import device_peak_gb, restart_device_peak
 from tfppo.computation.modes import seconds_of
 from tfppo.config import Config
 from tfppo.data.prompts import Prompts
@@ -23,7 +25,9 @@ from tfppo.models.folder import copy_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
 from tfppo.ops.seeds import seed_for
-from tfppo.planning.costs import decode_bytes, decode_flops, forward_flops, prefill_flops, update_flops
+from tfppo.planning.ceilings import Ceilings, larger_of_neighbours
+from tfppo.planning.findings import Clock, Findings, Timing
+from tfppo.planning.work import Work
 from tfppo.ppo.assembly import assemble
 from tfppo.ppo.targets import prepare_targets
 from tfppo.ppo.types import Rollout, Samples
@@ -31,43 +35,20 @@ from tfppo.rewards.loading import load_reward
 from tfppo.rewards.scoring import TextReward
 from tfppo.training.replicas import make_strategy
 
-
-@dataclasses.dataclass
-class Timing:
-    """Seconds of one phase: of its first call, which traces and compiles, and the median of the later ones."""
-
-    first: float
-    seconds: float
+_SHARED = ("sampling", "reference", "update")  # whose work is counted
+_PART = 1 / 4  # of the time left that the later calls of one phase may take
 
 
-def timed(function: Callable, runs: int) -> Timing:
-    """Times one call of `function`, and then as many as there are runs."""
-    first, *others = (seconds_of(function) for _ in range(1 + runs))
-    return Timing(first, statistics.median(others))
-
-
-class Ceilings:
-    """The largest rates that TensorFlow reaches: products of 2048 x 2048 matrices in GFLOP/s, copies in GB/s."""
-
-    def __init__(self, size: int = 2048, megabytes: int = 256):
-        matrix = tf.random.stateless_normal([size, size], [0, 0])
-        product = tf.function(tf.matmul, autograph=False)
-        copy = tf.function(lambda x: -x, autograph=False)
-        flop, copied = 2 * size**3 / 1e9, 2 * megabytes * 2**20 / 1e9  # a copy is read and written
-        self._tasks = {
-            "float32_gflops": (product, [matrix] * 2, flop),
-            "bfloat16_gflops": (product, [tf.cast(matrix, tf.bfloat16)] * 2, flop),
-            "copy_gb_per_second": (copy, [tf.ones([megabytes, 2**18])], copied),
-        }
-        self.measure()  # traces
-
-    def measure(self, runs: int = 3) -> dict[str, float]:
-        """The rates at this moment, of the fastest of a few runs."""
-
-        def seconds(function, arguments):
-            return min(seconds_of(lambda: function(*arguments)[0, 0].numpy()) for _ in range(runs))
-
-        return {name: amount / seconds(*task) for name, (*task, amount) in self._tasks.items()}
+def timed(function: Callable, runs: int, clock: Clock | None = None) -> Timing:
+    """Times one call of `function`, and then as many as there are runs, or at least one and what the clock has."""
+    clock = clock or Clock()
+    restart_device_peak()
+    first = seconds_of(function)
+    later = Clock(clock.left() * _PART)
+    others = [seconds_of(function)]
+    while len(others) < runs and later.left() > others[-1]:
+        others.append(seconds_of(function))
+    return Timing(first, statistics.median(others), len(others), device_peak_gb())
 
 
 def make_tokenizer(vocabulary_size: int) -> Tokenizer:
@@ -111,6 +92,7 @@ class Benchmark:
         self.config, self.prompt_length = config, prompt_length
         ppo, batch = config.ppo, config.ppo.rollout_batch_size
         strategy = make_strategy(config.num_replicas) if use_strategy else tf.distribute.get_strategy()
+        round_products(tensorfloat32=config.tensorfloat32)
         tokenizer = make_tokenizer(config.model.vocabulary_size)
         with strategy.scope():
             reference = LanguageModel(**dataclasses.asdict(config.model), pad_id=tokenizer.pad_id, dtype=ppo.dtype)
@@ -138,17 +120,32 @@ class Benchmark:
         self._advantages = tf.function(
             lambda rollout: prepare_targets(rollout, ppo, config.reward, 0.05)[0], autograph=False
         )
+        engines = (part.engine.dtype for part in (self.computation.sampling, self.computation.update))
+        self.work = Work(config, prompt_length, *engines)
         self._number = 0
-        self._samples: Samples  # of the last call of `sampling`
-        self._rollout: Rollout  # of the last call of `iteration`, or of `measure`
+        self._samples = self._samples_at_random()  # until `sampling`, those of its last call
+        self._rollout: Rollout  # of the last call of `iteration`, or of `prepare_update`
 
-    def measure(self, runs: int) -> tuple[dict[str, Timing], float]:
-        """Times every phase, and the whole. Returns: {phase: Timing}, mean response length."""
-        timings = {phase: timed(getattr(self, phase), runs) for phase in ("sampling", "reward", "reference")}
-        length = float(tf.reduce_mean(tf.reduce_sum(self._samples.response_mask, axis=1)))
-        self._collect()
-        timings |= {phase: timed(getattr(self, phase), runs) for phase in ("advantages", "update", "iteration")}
-        return timings, length
+    def mean_length(self) -> float:
+        """Tokens of a response of the last samples, on average."""
+        return float(tf.reduce_mean(tf.reduce_sum(self._samples.response_mask, axis=1)))
+
+    def sampled_by(self) -> str | None:
+        """The name of the engine that samples; None where that is not known before the first batch."""
+        engine = self.collector.sampler.engine
+        return engine.name if engine else None
+
+    def prepare_update(self, samples: bool) -> None:
+        """A rollout for `advantages` and `update`.
+
+        Args: samples: whether it is drawn, as in an iteration; else it is of the last responses, and nothing is
+            compiled that draws.
+        """
+        if samples:
+            self._collect()
+        else:
+            responses = self._samples.response_ids, self._samples.response_mask
+            self._rollout = self.collector.replay(self.prompts, *responses).rollout
 
     def sampling(self) -> None:
         """A new batch of responses."""
@@ -181,9 +178,71 @@ class Benchmark:
     def _collect(self):
         self._rollout = self.collector.collect(self.prompts, self._next_seed()).rollout
 
+    def _samples_at_random(self):
+        """Responses of full length that no model has drawn."""
+        model, size = self.config.model, [len(self.prompts.prompt_ids), self.config.sampling.response_length]
+        ids = np.random.default_rng(1).integers(300, model.vocabulary_size, size)
+        zeros, ones = tf.zeros(size), tf.ones(size)
+        return Samples(tf.constant(ids, tf.int32), ones, zeros, zeros, tf.zeros(size[:1], tf.bool))
+
     def _next_seed(self):
         self._number += 1
         return seed_for(0, "sample", self._number)
+
+
+def measure(
+    make: Callable[[], Benchmark],
+    findings: Findings,
+    *,
+    phases: Sequence[str],
+    runs: int,
+    clock: Clock,
+    shares: bool,
+    tensorfloat32: bool = False,
+) -> None:
+    """Times phases, and takes the machine's rates; a phase that finds too little memory is left out.
+
+    Args:
+        make: makes the benchmark.
+        findings: what is found is put there.
+        phases: of PHASES; what one of them needs besides is done untimed.
+        runs: timed calls of each phase, fewer where the clock has less.
+        shares: whether to time phases once more between measurements of the rates; only for responses of full length.
+        tensorfloat32: whether float32 products may be in TF32 on GPUs, as in the configuration.
+    """
+    limited = clock.left() < math.inf
+    if limited:  # so that what is found before the end can be compared
+        findings.now = "the ceilings"
+        round_products(tensorfloat32=tensorfloat32)
+        findings.ceilings = Ceilings().measure()
+    findings.now = "the models"
+    benchmark = make()
+    findings.work = benchmark.work
+    prepared = False
+    for phase in phases:
+        findings.now = phase
+        with _left_out_without_memory(findings, phase):
+            if phase in ("advantages", "update") and not prepared:
+                benchmark.prepare_update("sampling" in phases)
+                prepared = True
+            findings.timings[phase] = timed(getattr(benchmark, phase), runs, clock)
+        findings.length, findings.sampled_by = benchmark.mean_length(), benchmark.sampled_by()
+    findings.now = "the shares"
+    findings.peak_memory_gb = peak_memory_gb()  # before the ceilings, whose matrices are not the iteration's
+    known = [phase for phase in _SHARED if phase in findings.timings]
+    if shares and known:
+        with _left_out_without_memory(findings, "shares"):
+            findings.shares, findings.ceilings = shares_of_ceilings(benchmark, runs, known, clock)
+    elif not limited:
+        findings.ceilings = Ceilings().measure()
+
+
+@contextmanager
+def _left_out_without_memory(findings, what):
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        findings.left_out[what] = "memory ran out"
 
 
 def peak_memory_gb() -> float:
@@ -191,63 +250,26 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
-def shares_of_ceilings(benchmark: Benchmark, runs: int) -> tuple[dict[str, float], dict[str, float]]:
+def shares_of_ceilings(
+    benchmark: Benchmark, runs: int, phases: Sequence[str], clock: Clock
+) -> tuple[dict[str, float], dict[str, float]]:
     """The time that each phase needs at the machine's own rates, over the time that it takes.
 
     A shared machine changes its speed from one minute to the next: the rates are measured before and after every run,
-    and the larger ones count. Only after `measure`, and for responses of full length.
+    and the larger ones count. Only of phases that have run, and for responses of full length.
 
-    Returns: {phase: median share}, {rate: median}.
+    Returns: {phase: median share}, {rate: median}; fewer phases where the clock has too little for them.
     """
     ceilings = Ceilings()
-    measured, shares = [], {}
-    for phase in ("sampling", "reference", "update"):
-        rates, seconds = [ceilings.measure()], []
-        for _ in range(runs):
+    measured, shares = [ceilings.measure()], {}
+    for phase in phases:
+        rates, seconds = [measured[-1]], list[float]()
+        later = Clock(clock.left() * _PART)
+        while len(seconds) < runs and later.left() > (seconds[-1] if seconds else 0.0):
             seconds.append(seconds_of(getattr(benchmark, phase)))
             rates.append(ceilings.measure())
-        needed = [seconds_needed(benchmark, larger)[phase] for larger in larger_of_neighbours(rates)]
-        shares[phase] = statistics.median(map(operator.truediv, needed, seconds))
-        measured += rates
+        if seconds:
+            needed = [benchmark.work.seconds_needed(larger)[phase] for larger in larger_of_neighbours(rates)]
+            shares[phase] = statistics.median(map(operator.truediv, needed, seconds))
+        measured += rates[1:]
     return shares, {name: statistics.median(rates[name] for rates in measured) for name in measured[0]}
-
-
-def larger_of_neighbours(rates: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    """The larger rates of each two neighbours, from {name: rate} at successive moments."""
-    return [{name: max(before[name], after[name]) for name in before} for before, after in itertools.pairwise(rates)]
-
-
-def seconds_needed(benchmark: Benchmark, ceilings: Mapping[str, float]) -> dict[str, float]:
-    """The seconds that the products and bytes of each phase need at the machine's own rates.
-
-    Decoding needs the larger of two times: reading weights and cache at the copy rate, or its products at the peak.
-    """
-    config, prompt_length = benchmark.config, benchmark.prompt_length
-    model, rows, length = config.model, config.ppo.rollout_batch_size, config.sampling.response_length
-    flops = {dtype: ceilings[f"{dtype.removeprefix('mixed_')}_gflops"] * 1e9 for dtype in ("float32", "mixed_bfloat16")}
-    rollout_dtype, update_dtype = (
-        part.engine.dtype for part in (benchmark.computation.sampling, benchmark.computation.update)
-    )
-    sampling_flops, bandwidth = flops[rollout_dtype], ceilings["copy_gb_per_second"] * 1e9
-    weight_bytes = 4 if rollout_dtype == "float32" else 2
-    decoding = sum(
-        max(
-            decode_bytes(model, rows=rows, context=context, bytes_per_weight=weight_bytes) / bandwidth,
-            decode_flops(model, rows=rows, context=context) / sampling_flops,
-        )
-        for context in range(prompt_length + 1, prompt_length + length)
-    )
-    reading = prefill_flops(model, rows=rows, prompt_length=prompt_length) / sampling_flops
-    scoring = forward_flops(model, rows=rows, length=prompt_length + length - 1, states=length)
-    learning = config.ppo.ppo_epochs * update_flops(
-        model,
-        rows=rows,
-        prompt_length=prompt_length,
-        response_length=length,
-        separate_critic=config.ppo.critic == "separate",
-    )
-    return {
-        "sampling": reading + decoding,
-        "reference": scoring / sampling_flops,
-        "update": learning / flops[update_dtype],
-    }

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from tfppo.config import ModelConfig
 
-# Sizes by name. "tiny", "small" and "gpt2" are those of tools/benchmark.py.
+# Sizes by name.
 MODEL_SIZES = {
     name: dict(num_layers=layers, hidden_dim=width, num_heads=heads, vocabulary_size=vocabulary)
     for name, layers, width, heads, vocabulary in (
@@ -18,6 +18,7 @@ MODEL_SIZES = {
         ("7b", 32, 4096, 32, 32000),
     )
 }
+BENCHMARKED = ("tiny", "small", "gpt2", "1.3b")  # of these, what fits one card with reference and moments
 
 
 def model_of_sizes(*, positions: int, hidden_dim: int, **sizes: int) -> ModelConfig:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tfppo.config import ModelConfig
+from tfppo.ops.sizes import BLOCK, LENGTH_FOR_BLOCKS, LOGITS_AT_ONCE
 from tfppo.planning import costs
 from tfppo.planning.native_estimate import native_phases, optimizer_traffic
 from tfppo.planning.workload import Device, Workload
@@ -27,6 +28,9 @@ PLAIN_KEPT_MLP_WIDTHS = 2  # before and after GELU, which is compiled by itself
 LAYER_WIDTHS = 3  # [T, D] arrays alive at a time in a forward pass that keeps nothing: residual stream, two more
 LAYER_MLP_WIDTHS = 2  # [T, 4D] arrays alive at a time there: before and after GELU
 LAYER_SCORES = 2  # [H, T, T] arrays alive at a time there: scores and their softmax
+# The same of attention by blocks, of a block of queries and one of keys; backward, the gradients of both besides.
+BACKWARD_SCORES = 4
+BACKWARD_WIDTHS = 3  # float32 [T, D] arrays there: the gradients of queries, keys and values so far
 SAMPLING_LOGITS = 3  # float32 [V] arrays of a row in a sampling step, besides logits: exponentials, blocks, softmax
 REFERENCE_LOGITS = 1  # float32 [R, V] arrays in the reference pass, besides the logits: softmax
 # Bytes for each logit of a micro-batch: logits, gradient and one array of the softmax in float32; or logits and
@@ -152,7 +156,6 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     gradients = _gradient_bytes(model, workload)
     logits = workload.rows * model.vocabulary_size  # at one position
     update_logits = workload.micro_rows * workload.response_length * model.vocabulary_size
-    scores = FLOAT32_BYTES * workload.micro_rows * model.num_heads * workload.length**2  # of a layer of a micro-batch
     numbers = ROLLOUT_PROMPT_FIELDS * workload.prompt_length + ROLLOUT_RESPONSE_FIELDS * workload.response_length
     held = {
         "process": device.base_memory_gb * GIGA,
@@ -174,7 +177,8 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
             "cast weights": cast * weights,
             # The reference reads the whole rollout at once.
             "logits or one layer": max(
-                (compute + FLOAT32_BYTES * REFERENCE_LOGITS) * workload.response_length * logits, reference_pass
+                (compute + FLOAT32_BYTES * REFERENCE_LOGITS) * min(workload.response_length * logits, LOGITS_AT_ONCE),
+                reference_pass,
             ),
         },
         "gradients": {
@@ -183,7 +187,9 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
             "gradients": gradients + (FLOAT32_BYTES * trained if workload.accumulation_steps > 1 else 0),
             "activations": trunks * _kept_bytes(model, workload, device),
             # When the backward pass reaches the layers, the logits are freed, and the scores have a gradient.
-            "logits or scores": max(UPDATE_LOGIT_BYTES * update_logits, scores),
+            "logits or scores": max(
+                UPDATE_LOGIT_BYTES * min(update_logits, LOGITS_AT_ONCE), _backward_bytes(model, workload)
+            ),
         },
         "optimizer": _optimizer_parts(model, workload),
     }
@@ -268,9 +274,24 @@ def _cache_numbers(model: ModelConfig, workload: Workload) -> int:
 def _layer_bytes(model: ModelConfig, *, rows: int, length: int, compute: int) -> int:
     """Peak bytes of one layer in a pass that keeps nothing: of its attention or its MLP, whichever is more."""
     tokens = rows * length
-    attention = compute * LAYER_WIDTHS * model.hidden_dim + FLOAT32_BYTES * LAYER_SCORES * model.num_heads * length
-    mlp = compute * (model.hidden_dim + LAYER_MLP_WIDTHS * model.intermediate_dim)
-    return tokens * max(attention, mlp)
+    scores = FLOAT32_BYTES * LAYER_SCORES * rows * model.num_heads * _scores_at_once(length)
+    attention = tokens * compute * LAYER_WIDTHS * model.hidden_dim + scores
+    mlp = tokens * compute * (model.hidden_dim + LAYER_MLP_WIDTHS * model.intermediate_dim)
+    return max(attention, mlp)
+
+
+def _scores_at_once(length: int) -> int:
+    """Pairs of positions whose scores are in memory at a time, for each row and head of a layer."""
+    return length**2 if length < LENGTH_FOR_BLOCKS else BLOCK**2
+
+
+def _backward_bytes(model: ModelConfig, workload: Workload) -> int:
+    """Bytes of the backward pass of a layer's attention in a micro-batch, besides what is kept for it."""
+    scores = workload.micro_rows * model.num_heads * _scores_at_once(workload.length)
+    if workload.length < LENGTH_FOR_BLOCKS:
+        return FLOAT32_BYTES * scores
+    widths = BACKWARD_WIDTHS * workload.micro_rows * workload.length * model.hidden_dim
+    return FLOAT32_BYTES * (BACKWARD_SCORES * scores + widths)
 
 
 def _cast_bytes(dtype: str) -> int:
@@ -311,6 +332,9 @@ def _kept_bytes(model: ModelConfig, workload: Workload, device: Device) -> int:
     if device.allocator == "growing" and not is_full:
         widths, mlp_widths = PLAIN_KEPT_WIDTHS, PLAIN_KEPT_MLP_WIDTHS
     numbers = widths * model.hidden_dim + mlp_widths * model.intermediate_dim
-    # The backward pass of the softmax needs it in float32, the product with the values in the compute dtype.
+    # The backward pass of the softmax needs it in float32, the product with the values in the compute dtype. By blocks,
+    # that of each query is made anew from the log of its sum.
     scores = (FLOAT32_BYTES if is_full else FLOAT32_BYTES + compute) * model.num_heads * workload.length
+    if workload.length >= LENGTH_FOR_BLOCKS:
+        scores = FLOAT32_BYTES * model.num_heads
     return model.num_layers * workload.micro_rows * workload.length * (compute * numbers + scores)

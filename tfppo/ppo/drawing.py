@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from tfppo.models.layers import MASKED_SCORE
 from tfppo.ops.logprobs import token_logprobs
+from tfppo.ops.masking import MASKED_SCORE
 
 _BLOCK = 64  # tokens a block of the two-level search
 

@@ -16,6 +16,7 @@ from tfppo.data.tokenizer import Tokenizer
 from tfppo.files import write_text
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
+from tfppo.ops.chunks import in_chunks
 from tfppo.ops.kl import kl_exact
 from tfppo.ops.logprobs import token_logprobs
 from tfppo.ops.masking import masked_sum
@@ -26,6 +27,7 @@ from tfppo.ppo.scored_part import score_responses
 from tfppo.rewards.scoring import Reward
 from tfppo.training.progress import shown
 from tfppo.training.replicas import check_divides
+from tfppo.training.workers import workers_of
 
 
 class Evaluation(NamedTuple):
@@ -68,15 +70,24 @@ def evaluate(
     """
     check_divides(strategy, "evaluation.batch_size", batch_size)
     sampler = Sampler(policy, sampling, engines, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, strategy=strategy)
-    temperature = sampling.temperature or 1.0
+    temperature, ask = sampling.temperature or 1.0, workers_of(strategy).chief_answers
 
     @tf.function(autograph=False)
     def measure(*batch):
         ids, mask = batch[2:]
-        logits = policy.language_model.response_logits(*batch)
-        ref_logits = ref_model.response_logits(*batch)
-        kl = masked_sum(kl_exact(logits, ref_logits, temperature), mask, axis=1)
-        return kl, masked_sum(-token_logprobs(ref_logits, ids), mask, axis=1), tf.reduce_sum(mask, axis=1)
+        models = policy.language_model, ref_model
+        states = [model.trunk.response_states(*batch) for model in models]
+
+        def of_states(*states_and_ids):
+            logits, ref_logits = (model.logits(own) for model, own in zip(models, states_and_ids, strict=False))
+            return kl_exact(logits, ref_logits, temperature), token_logprobs(ref_logits, states_and_ids[-1])
+
+        if ref_model.has_many_logits(states[1]):
+            columns = ref_model.trunk.sizes["vocabulary_size"]
+            kl, logprobs = in_chunks(of_states, *states, ids, num_columns=columns, num_results=2)
+        else:
+            kl, logprobs = of_states(*states, ids)
+        return masked_sum(kl, mask, axis=1), masked_sum(-logprobs, mask, axis=1), tf.reduce_sum(mask, axis=1)
 
     texts, responses, scores, measured = [], [], [], []
     batches, total = prompts.batches(batch_size), math.ceil(len(prompts) / batch_size)
@@ -91,7 +102,7 @@ def evaluate(
         measured.append([values.numpy()[:rows] for values in figures])
         ids, mask = samples.response_ids.numpy()[:rows], samples.response_mask.numpy()[:rows]
         seen, part, _, _ = score_responses(
-            batch, ids, mask, columns, tokenizer=tokenizer, rewards=rewards, reward=reward
+            batch, ids, mask, columns, tokenizer=tokenizer, rewards=rewards, reward=reward, ask=ask
         )
         texts += seen.texts
         responses += seen.responses

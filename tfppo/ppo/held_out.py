@@ -22,7 +22,7 @@ from tfppo.ops.shapes import repeat_rows
 from tfppo.ppo.dashboard import OVERVIEW_OF_EVALUATION
 from tfppo.ppo.rollout import RolloutCollector
 from tfppo.ppo.types import Samples
-from tfppo.training.metrics import MetricsWriter, read_metrics
+from tfppo.training.metrics import MetricsWriter, open_metrics, read_metrics
 
 FEW_PROMPTS = 32  # fewer give a rough mean score
 
@@ -80,15 +80,22 @@ class HeldOut:
         self._warn_of_few(len(self.prompts))
         # What a fresh run measures before its first iteration is step 0.
         record = self.folder / "ppo_evaluation"
-        self._metrics = MetricsWriter(record, resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION, sparse=True)
-        self._measured = max((row["step"] for row in read_metrics(self._metrics.path)), default=-1)
-        if read_about(self._best_folder).get("iteration", -1) == self.best.iteration:
+        self._metrics = open_metrics(record, resume_step=done or -1, overview=OVERVIEW_OF_EVALUATION, sparse=True)
+        found = self.collector.workers.chief_answers(self._found)
+        self._measured = int(found["measured"])
+        if int(found["kept"]) == self.best.iteration:
             return
         # The process was killed after it had kept a later policy, or the folder has been removed.
         if self.best.iteration == done:
             self._keep()
         else:
             self.best = Best()
+
+    def _found(self):
+        """After how many iterations the last evaluation on record was, and the policy that is kept."""
+        rows = read_metrics(self.folder / "ppo_evaluation.jsonl")
+        kept = read_about(self._best_folder).get("iteration", -1)
+        return {"measured": max((row["step"] for row in rows), default=-1), "kept": kept}
 
     def __call__(self, done: int, *, finished: bool) -> list[str]:
         """Evaluates the policy after `done` iterations where that is due and not yet done.

@@ -17,6 +17,7 @@ from tfppo.training.adam import Rest
 from tfppo.training.optimization import sum_over_parts
 from tfppo.training.programs import Program, StackedSteps, Steps, sum_in_a_loop
 from tfppo.training.replicas import check_divides, slot_of_replica
+from tfppo.training.workers import workers_of
 
 
 class Learner:
@@ -46,6 +47,7 @@ class Learner:
         check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
         self.policy, self.config, self.reward = policy, config, reward
         self.strategy, self.temperature, self.engine = strategy, temperature, engine
+        self.workers = workers_of(strategy)
         self.variables = learning_variables(policy, config)
         with strategy.scope():
             self.optimizer, self._clipped_together = make_policy_optimizer(policy, self.variables, config, engine)

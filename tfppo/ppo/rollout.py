@@ -1,8 +1,9 @@
 """From prompts to a Rollout: sample (or replay the data's responses), score, compute reference log-probabilities."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from tfppo.ppo.types import Rollout, Samples
 from tfppo.rewards.batch import Batch
 from tfppo.rewards.scoring import Reward
 from tfppo.rewards.shaping import ScoreShaper
+from tfppo.training.workers import workers_of
 
 
 class Collected(NamedTuple):
@@ -56,7 +58,7 @@ class RolloutCollector:
         strategy: tf.distribute.Strategy,
     ):
         self.ref_model, self.tokenizer, self.rewards, self.reward = ref_model, tokenizer, rewards, reward
-        self.shaper = ScoreShaper(reward)
+        self.shaper, self.workers = ScoreShaper(reward), workers_of(strategy)
         self._values_after_last = reward.placement == "after_last"
         self.sampler = Sampler(
             policy,
@@ -119,8 +121,14 @@ class RolloutCollector:
             responses = samples.response_ids, samples.response_mask
             reference = worker.submit(self.teacher_forcing.ref_logprobs, prompts, *responses)
             started = time.perf_counter()
-            batch, scores, means, stopped = self.score(prompts, samples, columns)
-            seconds = time.perf_counter() - started
+            seconds = 0.0
+
+            def scored():
+                nonlocal seconds
+                seconds = time.perf_counter() - started
+                reference.result()
+
+            batch, scores, means, stopped = self.score(prompts, samples, columns, meanwhile=scored)
             ref_logprobs = reference.result()
         shaped = self.shaper(scores, stopped.numpy(), batch.lengths)
         rollout = Rollout(*prompts, *samples[:4], ref_logprobs, tf.constant(shaped), stopped)
@@ -128,9 +136,17 @@ class RolloutCollector:
         return Collected(rollout, batch.texts, batch.responses, raw_scores, means, seconds)
 
     def score(
-        self, prompts: Prompts, samples: Samples, columns: Columns | None = None
+        self,
+        prompts: Prompts,
+        samples: Samples,
+        columns: Columns | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> tuple[Batch, np.ndarray, dict[str, float], tf.Tensor]:
-        """Scores samples. Returns: Batch, scores, mean of each reward function, which responses stopped."""
+        """Scores samples; of several workers the chief does, once for the whole batch.
+
+        Args: meanwhile: is called when that is done, before the scores are told.
+        Returns: Batch, scores, mean of each reward function, which responses stopped.
+        """
         batch, scores, means, found = score_responses(
             prompts,
             samples.response_ids.numpy(),
@@ -139,5 +155,6 @@ class RolloutCollector:
             tokenizer=self.tokenizer,
             rewards=self.rewards,
             reward=self.reward,
+            ask=partial(self.workers.chief_answers, meanwhile=meanwhile),
         )
         return batch, scores, means, samples.stopped if found is None else tf.constant(found)

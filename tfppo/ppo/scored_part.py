@@ -1,6 +1,6 @@
 """Which part of a response reward functions see, and what they say of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,6 +9,9 @@ from tfppo.data.prompts import Columns, Prompts
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.rewards.batch import Batch
 from tfppo.rewards.scoring import Reward, total_scores
+from tfppo.training.workers import Answer
+
+_SCORES = "scores"  # beside the means, whose names start with reward/
 
 
 def first_stop_mask(
@@ -46,10 +49,12 @@ def score_responses(
     tokenizer: Tokenizer,
     rewards: Sequence[Reward],
     reward: RewardConfig,
+    ask: Callable[[Callable[[], Answer]], Answer] = lambda answer: answer(),
 ) -> tuple[Batch, np.ndarray, dict[str, float], np.ndarray | None]:
     """What the reward functions give for responses.
 
-    Args: response_ids, response_mask: NumPy arrays [B, R]; columns: of the data, one value a response.
+    Args: response_ids, response_mask: NumPy arrays [B, R]; columns: of the data, one value a response;
+        ask: calls the reward functions, or gets what another worker has for them; see `Alone.chief_answers`.
     Returns: what they saw; scores float32 [B] or [B, R]; the mean of each function; the stops of `scored_part`.
     Raises: UserError as the functions do.
     """
@@ -57,5 +62,11 @@ def score_responses(
     texts = tokenizer.decode_batch(prompts.prompt_ids.numpy())
     responses = tokenizer.decode_batch(np.where(mask > 0, response_ids, tokenizer.pad_id))
     batch = Batch(texts, responses, prompts, response_ids, mask, tokenizer, columns)
-    scores, means = total_scores(rewards, reward.weights, batch)
-    return batch, scores, means, stops
+
+    def answer():
+        scores, means = total_scores(rewards, reward.weights, batch)
+        return {_SCORES: scores, **means}
+
+    found = dict(ask(answer))
+    scores = np.asarray(found.pop(_SCORES))
+    return batch, scores, {name: float(mean) for name, mean in found.items()}, stops

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import Config
 from tfppo.config.choices import CRITIC_FREE
 from tfppo.data.prompts import PromptSet
@@ -25,10 +26,11 @@ from tfppo.ppo.types import Rollout
 from tfppo.rewards.failures import told
 from tfppo.training.checkpoint import CheckpointKeeper, weights_digest
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter, read_metrics
+from tfppo.training.metrics import MetricsWriter, open_metrics, read_metrics
 from tfppo.training.profiling import Profiler
 from tfppo.training.progress import Progress
 from tfppo.training.schedules import scheduled_rate
+from tfppo.training.workers import restore_together
 
 
 class PpoTrainer:
@@ -95,7 +97,9 @@ class PpoTrainer:
             log=folder / "ppo.jsonl",
             save_every=config.checkpoint_every,
         )
-        self.done = self.saved = self.keeper.restore()  # iterations; of the last checkpoint
+        self.workers = learner.workers
+        # iterations; of the last checkpoint
+        self.done = self.saved = restore_together(self.keeper, learner.policy, self.workers)
         self.collector.state = self.keeper.scalars
         self.idle_steps = self._idle_steps(self.keeper.scalars["idle_steps"])
         self._sampled_by = collector.sampler.engine  # None until it is measured
@@ -108,7 +112,7 @@ class PpoTrainer:
             where a reward function errs, with everything saved.
         """
         done, kl_coef, finished = self.restored()
-        metrics = MetricsWriter(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
+        metrics = open_metrics(self.folder / "ppo", resume_step=done, overview=OVERVIEW, layout=LAYOUT)
         bar = Progress(
             total=self.num_iterations,
             done=done,
@@ -119,10 +123,11 @@ class PpoTrainer:
         )
         self.held_out.open(done, self.keeper.scalars)
         profiler = Profiler(self.folder / "ppo", profile_steps)
-        with StopRequest() as stop, profiler, closing(metrics), closing(self.held_out), bar:
+        with StopRequest(self.workers.any_of) as stop, profiler, closing(metrics), closing(self.held_out), bar:
             self.evaluate(bar, done, finished)
             while not finished:
                 stop.begins(f"iteration {done + 1}")
+                restart_device_peak()
                 profiler.begins()
                 clock = [time.perf_counter()]
                 with self.saved_first(done, kl_coef, metrics):
@@ -134,17 +139,17 @@ class PpoTrainer:
                 self.check(statistics)
                 self.average()
 
-                scalars = {**statistics, **self.figures(done, collected, clock)}
+                scalars = {**statistics, **self.figures(done, collected, clock), **device_figures()}
                 self.report(metrics, bar, done, scalars, collected)
                 kl_coef = self.next_kl_coef(kl_coef, scalars["objective/kl"])
                 done += 1
                 finished = self.is_finished(done, scalars["objective/score"])
                 with self.saved_first(done, kl_coef, metrics, finished):
                     self.evaluate(bar, done, finished)
-                if done % self.config.checkpoint_every == 0 or finished or stop.requested:
+                if done % self.config.checkpoint_every == 0 or finished or stop.agreed():
                     metrics.flush()
                     self.save(done, kl_coef, finished)
-                    if stop.requested:  # asked again, but only where all is saved
+                    if stop.agreed():  # asked again, but only where all is saved
                         raise Interrupted(f"saved after {done} of {self.num_iterations} iterations")
 
     @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfppo.computation.devices import has_gpu
+from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
 from tfppo.data.tokenizer import Tokenizer
@@ -18,13 +19,14 @@ from tfppo.reward_model.comparison import ComparisonScorer, comparison_scores, h
 from tfppo.training.checkpoint import CheckpointKeeper, digest, weights_digest
 from tfppo.training.divergence import DivergenceWatch
 from tfppo.training.interrupt import Interrupted, StopRequest
-from tfppo.training.metrics import MetricsWriter
+from tfppo.training.metrics import MetricsWriter, open_metrics
 from tfppo.training.optimization import gradients_of, make_optimizer
 from tfppo.training.profiling import Profiler
 from tfppo.training.programs import optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
+from tfppo.training.workers import restore_together, workers_of
 
 
 class RewardTrainer:
@@ -73,6 +75,7 @@ class RewardTrainer:
         self._gradients = tf.function(self._gradients_of_share, jit_compile=on_gpu, autograph=False)
         self._update = tf.function(self._optimizer_step, autograph=False)
         self._held_out_scores = ComparisonScorer(model, config.batch_size)
+        self.workers = workers_of(strategy)
         self.keeper = CheckpointKeeper(
             folder / "reward_checkpoints",
             model=model,
@@ -87,7 +90,7 @@ class RewardTrainer:
             log=folder / "reward_training.jsonl",
             save_every=config.eval_every,
         )
-        self.done = self.keeper.restore()
+        self.done = restore_together(self.keeper, model, self.workers)
 
     def train(self, profile_steps: int = 0) -> None:
         """Trains from the last checkpoint to the last step.
@@ -96,7 +99,7 @@ class RewardTrainer:
         Raises: Interrupted after a request to stop, once the state is saved; UserError where training diverges, before
             anything of that is saved.
         """
-        metrics = MetricsWriter(self.folder / "reward_training", resume_step=self.done)
+        metrics = open_metrics(self.folder / "reward_training", resume_step=self.done)
         chance = math.log(self.train_data.response_ids.shape[1])
         watch = DivergenceWatch(chance, "reward_model.learning_rate", self.config.learning_rate)
         bar = Progress(
@@ -106,9 +109,10 @@ class RewardTrainer:
             starts="compiles the update: some seconds",
         )
         profiler = Profiler(self.folder / "reward_training", profile_steps)
-        with StopRequest() as stop, profiler, closing(metrics), bar:
+        with StopRequest(self.workers.any_of) as stop, profiler, closing(metrics), bar:
             while self.done < self.num_steps:
                 stop.begins(f"step {self.done + 1}")
+                restart_device_peak()
                 profiler.begins()
                 started = time.perf_counter()
                 learning_rate = self.learning_rate(self.done)
@@ -125,12 +129,15 @@ class RewardTrainer:
                 watch.check_step(self.done + 1, scalars["reward_model/loss"], scalars["reward_model/gradient_norm"])
                 self.done += 1
                 due = self.done % self.config.eval_every == 0 or self.done == self.num_steps
-                stopping = stop.requested
+                stopping = stop.agreed()
                 if due:
-                    figures = held_out_figures(self._held_out_scores(self.validation))
-                    scalars.update({f"reward_model/held_out_{name}": value for name, value in figures.items()})
+                    figures = self.workers.chief_answers(
+                        lambda: held_out_figures(self._held_out_scores(self.validation))
+                    )
+                    scalars.update({f"reward_model/held_out_{name}": float(value) for name, value in figures.items()})
                 if due or stopping:
                     watch.check_before_saving(self.done, scalars.get("reward_model/held_out_loss"))
+                scalars |= device_figures()
                 self.report(metrics, bar, scalars)
                 if due or stopping:
                     metrics.flush()

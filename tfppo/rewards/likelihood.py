@@ -17,8 +17,9 @@ class LikelihoodReward:
         self.model = scorer
 
         def log_likelihood(prompt_ids, prompt_mask, response_ids, response_mask):
-            logits = scorer.response_logits(prompt_ids, prompt_mask, response_ids, response_mask)
-            return tf.reduce_sum(token_logprobs(logits, response_ids) * response_mask, axis=1)
+            hidden = scorer.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask)
+            logprobs = scorer.of_logits(token_logprobs, hidden, response_ids)
+            return tf.reduce_sum(logprobs * response_mask, axis=1)
 
         self._log_likelihood = tf.function(log_likelihood, jit_compile=jit_compile, autograph=False)
 

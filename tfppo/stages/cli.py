@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
+from tfppo.cluster import require_one_worker, this_cluster
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.files import REMEDIES, reason, remedy
@@ -60,6 +61,7 @@ AFTER_PPO = (*AFTER_QUICKSTART, Next("serve it", "export"))
 _WITH_A_MODEL = (
     "seed",
     "num_replicas",
+    "cross_device_ops",
     "tensorfloat32",
     "deterministic",
     "language_model",
@@ -83,6 +85,7 @@ def run(
     required: Mapping[str, str] | None = None,
     then: Sequence[Next] = (),
     trains: bool = False,
+    distributed: bool = False,
 ) -> None:
     """Parses the flags --config and --workdir and calls main(config, workdir, flags) with a validated config.
 
@@ -94,12 +97,21 @@ def run(
         required: flags beside --workdir that must be given, each with the remedy where it is not.
         then: what is printed at the end as the commands to type next; TensorBoard comes last.
         trains: whether it writes what training goes on from: then one process at a time has the run's folder.
+        distributed: whether several workers may run it together, as all that train.
     """
     with Program():
-        _run(main, doc, define_flags, {"workdir": "name the folder of the run", **(required or {})}, then, trains)
+        _run(
+            main,
+            doc,
+            define_flags,
+            {"workdir": "name the folder of the run", **(required or {})},
+            then,
+            trains,
+            distributed,
+        )
 
 
-def _run(main, doc, define_flags, required, then, trains):
+def _run(main, doc, define_flags, required, then, trains, distributed):
     started, invocation = time.monotonic(), Invocation(sys.argv)
     from absl import app, flags, logging
     from ml_collections import config_flags
@@ -145,11 +157,14 @@ def _run(main, doc, define_flags, required, then, trains):
         try:
             folder = os.path.expanduser(flags.FLAGS.workdir)  # a shell leaves the ~ of --workdir=~/runs as it is
             with one_line_errors(), no_empty_folders(folder):
-                if trains:
-                    name = main.__module__.rpartition(".")[2].replace("_", "-")
+                name = main.__module__.rpartition(".")[2].replace("_", "-")
+                if not (trains or distributed):
+                    require_one_worker(f"tfppo {name}")
+                keep_quiet_beside_the_chief()
+                if trains and this_cluster().is_chief:
                     claim(folder, invocation.whole(name))
                 start_tensorflow(keeps_programs=config_flag.value.compilation_cache)
-                main(config_flag.value, folder, flags.FLAGS)
+                run_together(lambda: main(config_flag.value, folder, flags.FLAGS))
             if then:
                 print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)
                 print(what_next(invocation, then, folder, flags.FLAGS), flush=True)
@@ -159,6 +174,23 @@ def _run(main, doc, define_flags, required, then, trains):
             return EXIT_INTERRUPTED
 
     app.run(checked_main, flags_parser=parse)
+
+
+def keep_quiet_beside_the_chief() -> None:
+    """Of several workers the chief alone prints what a run says; the others print errors and warnings."""
+    cluster = this_cluster()
+    if not cluster.is_chief:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    elif cluster.count > 1:
+        print(f"worker 0 of {cluster.count}, the chief: waiting for the others at {cluster.addresses[0]}", flush=True)
+
+
+def run_together(main: Callable[[], None]) -> None:
+    """Calls main, and waits at its end for the other workers, if there are any."""
+    from tfppo.training.workers import together
+
+    with together():
+        main()
 
 
 def what_next(invocation: Invocation, then: Sequence[Next], workdir: str, flags: "FlagValues") -> str:
@@ -187,6 +219,7 @@ def run_without_config(main: Callable[[Sequence[str]], None], *, doc: str, modul
             print_help(help_text(doc, [flag.name for flag in flags.FLAGS.flags_by_module_dict()[module]]))
             sys.exit(0)
         with one_line_errors():
+            require_one_worker(f"tfppo {module.rpartition('.')[2]}")
             return parse_flags(argv)
 
     with Program("stopped at once"):

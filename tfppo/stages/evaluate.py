@@ -25,6 +25,7 @@ from tfppo.stages.rewards import load_rewards
 from tfppo.stages.texts import load_prompts, load_written
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.tensorboard import replace_summaries, table_values
+from tfppo.training.workers import workers_of
 
 
 def measured_rewards(config: Config, folder: Path) -> list[str]:
@@ -46,6 +47,7 @@ def evaluate_model(
     `held_out_perplexity` is the model's, a token, on the held-out texts themselves, where the data has any.
     Raises: UserError where a reward function errs or lacks a column; `check_rewards` tells the latter before.
     """
+    workers_of(strategy).barrier()  # what the chief has written is there
     config = config.with_ends()
     policy, tokenizer = load_policy(model_folder)
     reference = language_model_folder(config, folder)

@@ -15,6 +15,7 @@ from tfppo.models.folder import load_chat_template, load_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.stages.history import SettingsHistory
 from tfppo.stages.texts import check_responses, load_packed, load_texts, template_of
+from tfppo.training.workers import workers_of
 
 
 def train_language_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
@@ -22,6 +23,7 @@ def train_language_model(config: Config, folder: Path, strategy: tf.distribute.S
 
     Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
     """
+    workers_of(strategy).barrier()  # what the chief has written is there
     history = SettingsHistory(config, folder, LANGUAGE_MODEL)
     with strategy.scope():
         model, tokenizer = _start(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tensorflow as tf
 
+from tfppo.cluster import chief_writes
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
 from tfppo.config import Config, PpoConfig
@@ -36,6 +37,7 @@ from tfppo.stages.workdir import language_model_folder
 from tfppo.training.metrics import read_metrics
 from tfppo.training.seeding import set_keras_seed
 from tfppo.training.tensorboard import picture_values, replace_summaries
+from tfppo.training.workers import workers_of
 
 
 def check_ppo(config: Config, folder: Path) -> None:
@@ -60,6 +62,8 @@ def check_ppo(config: Config, folder: Path) -> None:
 
 def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Fine-tunes the language model with PPO; WORKDIR/policy holds the policy afterwards."""
+    workers = workers_of(strategy)
+    workers.barrier()  # what the chief has written is there
     config = config.with_ends()
     ppo, model_folder = config.ppo, language_model_folder(config, folder)
     check_ppo(config, folder)
@@ -71,6 +75,11 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         average = copy_policy(policy) if ppo.ema_decay else None
     validate_prompt_positions(config, ref_model.max_sequence_length, folder=model_folder)
     computation = computation_of(config, ref_model)
+    workers.agree(
+        "what computes (the engines, and their dtype)",
+        computation.describe(),
+        "use machines of one kind with the same compiler, or set sampling.native=False and ppo.native=False",
+    )
     collector, learner = assemble(
         policy,
         ref_model,
@@ -102,6 +111,7 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
     draw_run(folder)
 
 
+@chief_writes
 def draw_run(folder: Path) -> None:
     """Draws WORKDIR/reward_over_kl.png from the record of the run, if it is there, and shows it in TensorBoard."""
     rows, path = read_metrics(folder / "ppo.jsonl"), folder / "reward_over_kl.png"

@@ -17,10 +17,12 @@ from tfppo.stages.engines import engines_that_sample
 from tfppo.stages.history import SettingsHistory, write_settings
 from tfppo.stages.workdir import language_model_folder
 from tfppo.training.seeding import set_keras_seed
+from tfppo.training.workers import workers_of
 
 
 def train_reward_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
     """Trains a reward model, from the language model; WORKDIR/reward_model holds it afterwards, normalised."""
+    workers_of(strategy).barrier()  # what the chief has written is there
     config = config.with_ends()
     settings = config.reward_model
     history = SettingsHistory(config, folder, REWARD_MODEL)

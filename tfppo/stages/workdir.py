@@ -21,13 +21,15 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from tfppo import __version__
 from tfppo.computation.devices import round_products
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.files import user_path
 from tfppo.models.folder import model_exists
 from tfppo.training.replicas import make_strategy
-from tfppo.training.run_folder import open_folder
+from tfppo.training.run_folder import LOCK_FILE, open_folder
+from tfppo.training.workers import workers_of
 
 # The models of a run that can be named, and what makes each of them.
 _MADE_BY = {
@@ -44,12 +46,27 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
     Raises: UserError where the configuration cannot work, the folder cannot be written, or devices are missing.
     """
     config.validate()
-    folder, strategy = open_folder(workdir), make_strategy(config.num_replicas)
+    folder, strategy = open_folder(workdir), make_strategy(config.num_replicas, config.cross_device_ops)
     round_products(tensorfloat32=config.tensorfloat32)
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
+    _agree(config, folder, workers_of(strategy))
     return folder, strategy
+
+
+def _agree(config, folder, workers):
+    """Raises UserError where the workers are not of one run."""
+    workers.agree("the configuration", config.to_json(), "start all workers with the same command")
+    workers.agree("the version", f"{__version__} {tf.__version__}", "install the same on all machines")
+    shared = f"put --workdir {str(folder)!r} on a file system that all machines share"
+    workers.agree("the folder of the run", _owner(folder), shared)
+
+
+def _owner(folder):
+    """What is in the lock file: at all workers what the chief has written, if they see the same folder."""
+    path = folder / LOCK_FILE
+    return path.read_text() if path.exists() else ""
 
 
 def language_model_folder(config: Config, folder: Path) -> Path:

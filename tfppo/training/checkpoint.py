@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from tfppo.cluster import chief_writes
 from tfppo.errors import UserError
 from tfppo.files import sweep, sync, temporary, told, write_text
 from tfppo.models.finite import require_finite
@@ -92,7 +93,7 @@ class CheckpointKeeper:
         self._scalars[name].assign(value)
 
     def save(self, step: int, **scalars: float) -> None:
-        """Saves the state after `step` steps: on the disk before an older one is removed.
+        """Saves the state after `step` steps: on the disk before an older one is removed. The chief writes it.
 
         Raises: UserError where a weight is not finite, or it cannot be written; older checkpoints are what they were.
         """
@@ -101,6 +102,10 @@ class CheckpointKeeper:
         self._step.assign(step)
         for name, value in scalars.items():
             self._scalars[name].assign(value)
+        self._save(step)
+
+    @chief_writes
+    def _save(self, step):
         older = next((other for other in saved_steps(self._folder) if other < step), None)
         kept = f"the one of step {older} is intact" if older is not None else "there was none before"
         what = f"the checkpoint of step {step} in {str(self._folder)!r}"

@@ -51,6 +51,11 @@ class _Listener:
         self._previous = {number: signal.signal(number, self._in_main_thread) for number in heard}
         self._previous_descriptor = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
 
+    def take_again(self) -> None:
+        """Puts the handlers in place once more."""
+        for number in self._previous:
+            signal.signal(number, self._in_main_thread)
+
     def close(self) -> None:
         self.restore(self._previous_descriptor)
         os.write(self._writer, b"\0")
@@ -98,17 +103,24 @@ class StopRequest:
     The next one ends the process at once in a binary (`Program`), and raises KeyboardInterrupt elsewhere. In a thread
     other than the main one, signals do what they did before. Raises: Interrupted at its end, where a request came too
     late to be seen.
+
+    Args: anywhere: whether a flag is set at some worker, as `tfppo.training.workers` tells it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, anywhere: Callable[[bool], bool] = bool) -> None:
+        self._anywhere = anywhere
         self._asked, self._asked_at, self._handled = threading.Lock(), math.inf, False
         self._what, self._began, self._seconds = "this step", 0.0, 0.0
         self._listener: _Listener | None = None
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal came to this process."""
         return self._asked.locked()
+
+    def agreed(self) -> bool:
+        """Whether a signal came to some worker. All of them ask at the same places."""
+        return self._anywhere(self.requested)
 
     def begins(self, what: str) -> None:
         """Says what is being done from now on: the message names it, with the time that the last one took."""
@@ -139,7 +151,7 @@ class StopRequest:
             _stop_listening(self._listener)
         elif Program.current and self in Program.current.requests:
             Program.current.requests.remove(self)
-        if kind is None and self.requested:
+        if kind is None and self.agreed():
             raise Interrupted("everything is saved")
 
     def _handle(self):
@@ -191,6 +203,12 @@ def _listen(*arguments):
     listener = _Listener(*arguments)
     _listeners.append(listener)
     return listener
+
+
+def listen_again() -> None:
+    """Takes the signals back from a library that has put a handler of its own in place."""
+    for listener in _listeners:
+        listener.take_again()
 
 
 def _stop_listening(listener):

@@ -16,6 +16,7 @@ from tensorboard.compat.proto import event_pb2
 from tensorboard.plugins.histogram import summary_v2 as histogram_summary
 from tensorboard.plugins.scalar import summary_v2 as scalar_summary
 
+from tfppo.cluster import this_cluster
 from tfppo.files import told, write_text
 from tfppo.training.events import EventFile, event_files, read_events
 from tfppo.training.tensorboard import LAYOUT_TAG, Layout, layout_values, make_event, table_values
@@ -60,6 +61,7 @@ TAGS = {
     "time/reward": "seconds that the reward functions took; meanwhile the reference is looked up",
     "time/reward_share": "these seconds over the seconds of the iteration",
     "time/tokens_per_second": "PPO: response tokens over the seconds of the iteration; otherwise tokens a second",
+    "memory/device_peak_gb": "most GB in use on a GPU in this iteration or step; of several GPUs, on the fullest",
     "reward_model/loss": "training loss: -log of the softmax share of the chosen response, mean over comparisons",
     "reward_model/accuracy": "share of the batch's comparisons in which the chosen response scores highest",
     "reward_model/learning_rate": "learning rate",
@@ -201,6 +203,35 @@ class MetricsWriter:
         for record in (self._file, self._events):
             with suppress(OSError):
                 record.close()
+
+
+class NoMetrics(MetricsWriter):
+    """What a worker has that is not the chief: it writes nothing."""
+
+    def __init__(self, *arguments: object, **named: object):
+        pass
+
+    def write(self, *arguments: object, **named: object) -> None:
+        """Does nothing."""
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def open_metrics(
+    folder: str | os.PathLike,
+    resume_step: int = 0,
+    *,
+    overview: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
+    sparse: bool = False,
+) -> MetricsWriter:
+    """The writer of this worker: that of the chief writes. The arguments are those of MetricsWriter."""
+    kind = MetricsWriter if this_cluster().is_chief else NoMetrics
+    return kind(folder, resume_step, overview=overview, layout=layout, sparse=sparse)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:

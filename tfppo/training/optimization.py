@@ -12,6 +12,8 @@ import tensorflow as tf
 from tfppo.computation.differentiation import Statistics, dense_gradients
 from tfppo.computation.engine import Kernels
 from tfppo.training.adam import Adam, AdamW, Rest, scaled, step_of_replica
+from tfppo.training.buckets import sum_in_buckets
+from tfppo.training.replicas import sum_over_replicas
 
 # Lists of indices of the variables whose gradients are clipped by their common norm.
 Groups = Sequence[Sequence[int]]
@@ -115,6 +117,15 @@ def sum_over_parts(
     return gradients, (sums, error)
 
 
+def _summed(gradients, statistics, optimizer):
+    """Gradients and statistics, summed over all replicas in a few large vectors. The statistics go along at the end."""
+    for gradient, variable in zip(gradients, optimizer._trainable_variables, strict=True):
+        gradient.set_shape(variable.shape)  # which an engine's operation may not tell
+    figures = tf.nest.flatten(statistics)
+    totals = sum_in_buckets(sum_over_replicas, [*gradients, *figures])
+    return totals[: len(gradients)], tf.nest.pack_sequence_as(statistics, totals[len(gradients) :])
+
+
 def optimize(
     strategy: tf.distribute.Strategy,
     optimizer: keras.optimizers.Optimizer,
@@ -144,11 +155,9 @@ def optimize(
     scaled_when_applied = alone or kernels is not None or optimizer.at_once
 
     def reduced(*args):
-        context = tf.distribute.get_replica_context()
         gradients, statistics = replica_gradients(*args)
         if not alone:
-            gradients = [tf.cast(gradient, tf.float32) for gradient in gradients]
-        gradients, statistics = context.all_reduce(tf.distribute.ReduceOp.SUM, (gradients, statistics))
+            gradients, statistics = _summed(gradients, statistics, optimizer)
         if scaled_when_applied:
             scales, norm = clipping_scales(gradients, max_grad_norm, groups, kernels)
         else:

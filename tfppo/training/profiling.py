@@ -6,15 +6,18 @@ from typing import Self
 
 import tensorflow as tf
 
+from tfppo.cluster import this_cluster
+
 
 class Profiler:
     """Context that records some steps of a training: from its second one on, as the first traces and compiles.
 
-    Args: folder: the log's, which gets `plugins/profile`; num_steps: to record; 0: nothing is.
+    Args: folder: the log's, which gets `plugins/profile`; num_steps: to record, by the chief alone; 0: nothing is.
     """
 
     def __init__(self, folder: Path, num_steps: int):
-        self._folder, self._recorded = folder, range(2, 2 + num_steps)
+        recorded = num_steps if this_cluster().is_chief else 0
+        self._folder, self._recorded = folder, range(2, 2 + recorded)
         self._number = 0  # of the step, from 1 on
         self._recording, self._step = ExitStack(), ExitStack()
 

@@ -11,6 +11,8 @@ from typing import Self, TypeVar
 
 from tqdm import tqdm
 
+from tfppo.cluster import this_cluster
+
 SECONDS_BETWEEN_LINES = 10.0
 _RECENT = 9  # steps whose median is the pace: what some of them do besides, or compile, does not count
 Step = TypeVar("Step")
@@ -46,7 +48,7 @@ class Progress:
     def __enter__(self) -> Self:
         if self._starts:
             self.write(f"{self._description}: the first {self._unit} {self._starts}")
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and this_cluster().is_chief:
             self._bar = tqdm(
                 total=self._total,
                 initial=self._done,

@@ -9,35 +9,76 @@ from typing import TypeVar
 
 import tensorflow as tf
 
+from tfppo.cluster import this_cluster
 from tfppo.computation.devices import round_products
 from tfppo.errors import UserError
+from tfppo.training.buckets import sum_in_buckets
+from tfppo.training.interrupt import listen_again
+from tfppo.training.workers import is_several
 
 # Nests of tensors: the result has the structure of the argument.
 Rows = TypeVar("Rows")
 Results = TypeVar("Results")
 
 
-def make_strategy(num_replicas: int = 0) -> tf.distribute.Strategy:
-    """MirroredStrategy over the GPUs, or over logical CPU devices where there is none.
+_CROSS_DEVICE_OPS: dict[str, Callable[[], tf.distribute.CrossDeviceOps | None]] = {
+    "auto": lambda: None,
+    "nccl": tf.distribute.NcclAllReduce,
+    "hierarchical_copy": tf.distribute.HierarchicalCopyAllReduce,
+    "reduction_to_one_device": tf.distribute.ReductionToOneDevice,
+}
+# Over several machines there are two ways. A ring needs no NCCL.
+_COMMUNICATION = {"auto": "AUTO", "nccl": "NCCL", "hierarchical_copy": "RING", "reduction_to_one_device": "RING"}
 
-    Products in float32 are exact to float32 from then on; `round_products` changes that.
 
-    Args: num_replicas: 0 takes every GPU, or one CPU.
-    Raises: UserError where there are fewer GPUs than asked for.
+def make_strategy(num_replicas: int = 0, cross_device_ops: str = "auto") -> tf.distribute.Strategy:
+    """The strategy over the devices of this machine, or of all machines that TF_CONFIG names.
+
+    It must be made before TensorFlow computes anything. Products in float32 are exact to float32 from then on;
+    `round_products` changes that.
+
+    Args:
+        num_replicas: 0 takes every GPU, or one CPU of each machine.
+        cross_device_ops: how sums over replicas are made; one of CROSS_DEVICE_OPS.
+    Raises: UserError where there are not as many devices as asked for, or not what the sums are to be made by.
     """
     round_products(tensorfloat32=False)
+    if cross_device_ops == "nccl" and not tf.config.list_physical_devices("GPU"):
+        raise UserError("cross_device_ops is 'nccl', but TensorFlow finds no GPU here; leave it at 'auto'")
+    if this_cluster().count > 1:
+        return _strategy_of_workers(num_replicas, cross_device_ops)
+    return tf.distribute.MirroredStrategy(_devices(num_replicas), _CROSS_DEVICE_OPS[cross_device_ops]())
+
+
+def _strategy_of_workers(num_replicas, cross_device_ops):
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=tf.distribute.experimental.CommunicationImplementation[_COMMUNICATION[cross_device_ops]]
+    )
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    listen_again()  # TensorFlow's own handler of SIGTERM tells nobody here
+    total = strategy.num_replicas_in_sync
+    if num_replicas not in (0, total):
+        raise UserError(
+            f"num_replicas is {num_replicas}, but {this_cluster().count} workers have {total} in all; use 0, which "
+            f"takes them all"
+        )
+    return strategy
+
+
+def _devices(num_replicas):
+    """The devices of one machine: GPUs, or logical CPU devices where there is none."""
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         if num_replicas > len(gpus):
             raise UserError(
                 f"num_replicas is {num_replicas}, but there are {len(gpus)} GPUs; lower it or use 0 for all"
             )
-        return tf.distribute.MirroredStrategy([gpu.name for gpu in gpus[: num_replicas or None]])
+        return [gpu.name for gpu in gpus[: num_replicas or None]]
     count = max(num_replicas, 1)
     if count > 1:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(count)])
+    return [f"CPU:{i}" for i in range(count)]
 
 
 def share_of_replica(rows: Rows) -> Rows:
@@ -57,11 +98,49 @@ def share_of_replica(rows: Rows) -> Rows:
 def map_rows(strategy: tf.distribute.Strategy, fn: Callable[..., Results], *rows: tf.Tensor) -> Results:
     """Maps the rows of a batch on all replicas, a share on each, and concatenates the results in order.
 
+    Every worker gets those of all workers.
+
     Call it inside a `tf.function`. Args: rows: tensors [B, ...]; fn maps [B/N, ...] to a nest of [B/N, ...].
     """
-    results = strategy.run(lambda *whole: fn(*share_of_replica(whole)), rows)
-    parts = strategy.experimental_local_results(results)
+    gather = _gather_over_workers if is_several(strategy) else _gather
+    return gather(strategy, lambda *whole: fn(*share_of_replica(whole)), rows)
+
+
+def _gather(strategy, fn, rows):
+    """The results of all replicas of this process, concatenated."""
+    parts = strategy.experimental_local_results(strategy.run(fn, rows))
     return tf.nest.map_structure(lambda *local: tf.concat(local, axis=0), *parts)
+
+
+def _gather_over_workers(strategy, fn, rows):
+    """The results of all replicas, at every worker: a sum in which each replica fills its own rows.
+
+    It goes in float32, which holds tokens and flags exactly, as gradients do: every device can sum that.
+    """
+
+    def of_replica(*whole):
+        context = tf.distribute.get_replica_context()
+        count, index = context.num_replicas_in_sync, tf.cast(context.replica_id_in_sync_group, tf.int32)
+        results = fn(*whole)
+
+        def placed(tensor):
+            rows, rest = tensor.shape[0], [[0, 0]] * (tensor.shape.rank - 1)
+            whole = tf.pad(tf.cast(tensor, tf.float32), [[index * rows, (count - 1 - index) * rows], *rest])
+            return tf.ensure_shape(whole, [count * rows, *tensor.shape[1:]])
+
+        mine = tf.nest.flatten(results)
+        totals = sum_in_buckets(sum_over_replicas, [placed(tensor) for tensor in mine])
+        typed = [tf.cast(total, tensor.dtype) for total, tensor in zip(totals, mine, strict=True)]
+        return tf.nest.pack_sequence_as(results, typed)
+
+    return tf.nest.map_structure(
+        lambda value: strategy.experimental_local_results(value)[0], strategy.run(of_replica, rows)
+    )
+
+
+def sum_over_replicas(tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+    """The sums of tensors over all replicas. Call it inside `strategy.run`."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def check_divides(strategy: tf.distribute.Strategy, name: str, value: int) -> None:

@@ -18,6 +18,7 @@ from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import summary_v2 as text_summary
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from tfppo.cluster import chief_writes
 from tfppo.training.events import EventFile, event_files
 
 LAYOUT_TAG = layout_metadata.CONFIG_SUMMARY_TAG
@@ -62,6 +63,7 @@ def make_event(
     return event_pb2.Event(wall_time=wall_time, step=step, summary=summary_pb2.Summary(value=values))
 
 
+@chief_writes
 def replace_summaries(folder: str | os.PathLike, step: int, values: Sequence[summary_pb2.Summary.Value]) -> None:
     """Makes one event all that a folder of TensorBoard holds: what was written there before is gone afterwards."""
     old = event_files(Path(folder))

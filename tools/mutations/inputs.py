@@ -12,7 +12,7 @@ MUTATIONS = [
     Mutation(
         "temperature_dropped_in_the_loss",
         "computation/engine.py",
-        "Loss.of_logits",
+        "Loss.figures_of",
         [drop_argument("token_logprobs", 2)],
         UPDATE,
     ),
@@ -57,9 +57,9 @@ MUTATIONS = [
     ),
     Mutation(
         "last_block_masked_as_at_the_beginning",
-        "models/layers.py",
-        "TransformerBlock.with_cache",
-        [set_index("attention_mask", ":, :, : size_of(x, 1) - start")],
+        "ops/attention.py",
+        "WholeAttention.__call__",
+        [set_index("self._mask", ":, :, : tf.shape(query)[1]")],
         SAMPLING,
     ),
     Mutation(

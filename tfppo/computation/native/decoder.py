@@ -6,10 +6,10 @@ import keras
 import tensorflow as tf
 
 from tfppo.computation.engine import Cache
-from tfppo.models.layers import LAYER_NORM_EPSILON, MASKED_SCORE
+from tfppo.models.layers import LAYER_NORM_EPSILON
 from tfppo.models.policy import Policy
 from tfppo.models.transformer import Transformer
-from tfppo.ops.masking import positions_from_mask
+from tfppo.ops.masking import MASKED_SCORE, positions_from_mask
 from tfppo.ops.shapes import size_of
 
 

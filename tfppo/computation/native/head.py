@@ -8,7 +8,7 @@ from types import ModuleType
 import keras
 import tensorflow as tf
 
-from tfppo.models.layers import MASKED_SCORE
+from tfppo.ops.masking import MASKED_SCORE
 
 
 def logprobs_and_entropies(

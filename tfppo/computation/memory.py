@@ -1,0 +1,34 @@
+"""What tensors took of the memory of the GPUs, as TensorFlow's own allocator counts it.
+
+That allocator takes nearly all of a card at the start and hands it out, so that tools of the driver show the whole
+card. Its own count has what a run needed: tensors, workspaces of compiled programs, and what is lost by rounding up.
+"""
+
+import tensorflow as tf
+
+GIGA = 1e9
+
+
+def device_peak_gb() -> float | None:
+    """The most memory that was in use on a GPU since the start or `restart_device_peak`, in GB of 1e9 bytes.
+
+    Of several GPUs the one that needed most; None where there is no GPU.
+    """
+    peaks = [tf.config.experimental.get_memory_info(name)["peak"] for name in _gpus()]
+    return max(peaks) / GIGA if peaks else None
+
+
+def restart_device_peak() -> None:
+    """Begins the count of `device_peak_gb` anew, from what is in use now."""
+    for name in _gpus():
+        tf.config.experimental.reset_memory_stats(name)
+
+
+def device_figures() -> dict[str, float]:
+    """The peak as a metric {tag: GB}; nothing where there is no GPU."""
+    peak = device_peak_gb()
+    return {} if peak is None else {"memory/device_peak_gb": peak}
+
+
+def _gpus():
+    return [f"GPU:{number}" for number in range(len(tf.config.list_logical_devices("GPU")))]
