@@ -10,7 +10,7 @@ from typing import TypeVar
 import tensorflow as tf
 
 from tfppo.cluster import this_cluster
-from tfppo.computation.devices import round_products
+from tfppo.computation.devices import has_gpu, round_products
 from tfppo.errors import UserError
 from tfppo.training.buckets import sum_in_buckets
 from tfppo.training.interrupt import listen_again
@@ -43,7 +43,7 @@ def make_strategy(num_replicas: int = 0, cross_device_ops: str = "auto") -> tf.d
     Raises: UserError where there are not as many devices as asked for, or not what the sums are to be made by.
     """
     round_products(tensorfloat32=False)
-    if cross_device_ops == "nccl" and not tf.config.list_physical_devices("GPU"):
+    if cross_device_ops == "nccl" and not has_gpu():
         raise UserError("cross_device_ops is 'nccl', but TensorFlow finds no GPU here; leave it at 'auto'")
     if this_cluster().count > 1:
         return _strategy_of_workers(num_replicas, cross_device_ops)
@@ -67,7 +67,7 @@ def _strategy_of_workers(num_replicas, cross_device_ops):
 
 def _devices(num_replicas):
     """The devices of one machine: GPUs, or logical CPU devices where there is none."""
-    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    gpus = tf.config.list_logical_devices("GPU") if has_gpu() else []
     if gpus:
         if num_replicas > len(gpus):
             raise UserError(

@@ -2,10 +2,9 @@
 
 from types import ModuleType
 
-import tensorflow as tf
 from absl import logging
 
-from tfppo.computation.devices import has_fast_bfloat16
+from tfppo.computation.devices import has_fast_bfloat16, has_gpu
 from tfppo.computation.native import building
 from tfppo.config import PpoConfig
 from tfppo.errors import UserError
@@ -18,7 +17,7 @@ BFLOAT16_SAMPLING, BFLOAT16_TRAINING = "tfppo_pack", "tfppo_trunk"
 
 def refusal_to_sample(dtype: str) -> str | None:
     """Why the operations do not help to sample in a Keras dtype policy here; None where they do."""
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return "there is a GPU"
     return None if dtype == "float32" or has_fast_bfloat16() else "bfloat16 is not fast on this processor"
 
@@ -33,7 +32,7 @@ def refusal_to_update(ppo: PpoConfig, dtype: str) -> str | None:
         return "C++ does not recompute blocks, as ppo.gradient_checkpointing asks"
     if ppo.jit_compile:
         return "ppo.jit_compile asks for XLA"
-    if tf.config.list_physical_devices("GPU"):
+    if has_gpu():
         return "there is a GPU"
     return None if has_fast_bfloat16() else "bfloat16 is not fast on this processor"
 
