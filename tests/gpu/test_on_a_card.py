@@ -4,6 +4,8 @@ The binaries run as a user's do, at toy size, in processes of their own: one pro
 """
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
@@ -22,6 +24,8 @@ NAMES = {
     "tensorfloat32": ("ppo.update_dtype=float32", "tensorfloat32=True"),
     "bfloat16": ("ppo.update_dtype=mixed_bfloat16",),
 }
+# Of the first iteration, from the same weights on.
+SAME = ("objective/score", "objective/kl", "objective/entropy", "loss/policy", "loss/value", "policy/gradient_norm")
 TOLERANCES = {"float32": 1e-4, "tensorfloat32": 0.065, "bfloat16": 0.28}
 
 
@@ -77,3 +81,30 @@ def test_programs_that_are_kept_give_the_same_run(base, tmp_path):
         fresh("train_ppo", folder / name, settings, XDG_CACHE_HOME=str(tmp_path))
     assert list(tmp_path.rglob("tfppo/programs/*/*.pb"))
     assert weights_digest(folder / "cold" / "policy") == weights_digest(folder / "warm" / "policy")
+
+
+def assert_same_start(folders):
+    """The first iterations are the same but for rounding: the texts, and what the update found."""
+    rows, others = (rows_of(folder)[0] for folder in folders)
+    assert rows["objective/score"] == others["objective/score"]
+    for tag in SAME:
+        assert rows[tag] == pytest.approx(others[tag], rel=1e-3, abs=1e-5), tag
+
+
+def test_it_begins_as_on_a_cpu(base):
+    folder, settings = base
+    settings = (*settings, *NAMES["float32"])
+    fresh("train_ppo", folder / "card", settings)
+    by_xla = ("ppo.native=False", "sampling.native=False", "sampling.jit_compile=True", "ppo.jit_compile=True")
+    fresh("train_ppo", folder / "cpu", (*settings, *by_xla), CUDA_VISIBLE_DEVICES="-1")
+    assert_same_start((folder / "card", folder / "cpu"))
+
+
+def test_two_replicas_begin_as_one(base):
+    folder, settings = base
+    settings = (*settings, *NAMES["float32"], "ppo.num_minibatches=4")
+    fresh("train_ppo", folder / "one", settings)
+    flags = command("train_ppo", f"--workdir={folder / 'two'}", config=(*settings, "num_replicas=2"))[2:]
+    both = str(Path(__file__).parent / "two_on_one_card.py")
+    succeed(run([sys.executable, both, *flags], TF_FORCE_GPU_ALLOW_GROWTH="true"))
+    assert_same_start((folder / "one", folder / "two"))

@@ -38,11 +38,19 @@ def test_memory_of_the_phases():
         "gradients": {
             "cast weights": 0,
             "gradients": 2 * 4 * TRAINED,  # the sum of the parts so far, and the next part's
+            "stacked blocks": 0,  # of two replicas
             "activations": kept,
             "logits or scores": 3 * 5 * token_logits,  # logits, softmax, gradient
         },
         "optimizer": {"gradients": 4 * TRAINED, "scaled copies": 4 * TRAINED},  # of two replicas: before and after
     }
+
+
+def test_a_gpu_alone_holds_all_blocks_but_the_last_twice():
+    assert of(num_replicas=1).memory.phases["gradients"]["stacked blocks"] == 3 * 4 * MATRICES / 2  # with two moments
+    separate = of(num_replicas=1, critic="separate").memory
+    assert separate.phases["gradients"]["stacked blocks"] == 2 * 3 * 4 * MATRICES / 2
+    assert of(device=CPU, num_replicas=1).memory.phases["gradients"]["stacked blocks"] == 0
 
 
 def test_the_layers_count_where_they_need_more_than_the_logits():

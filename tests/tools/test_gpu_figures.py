@@ -29,11 +29,12 @@ FIGURES = "print('a note'); print('{\"seconds\": 2.0}'); print('the end')"
 
 def test_the_steps_have_the_workloads_that_are_asked_for(tmp_path):
     found = steps.all_steps(steps.CARD, tmp_path, "python-of-torch")
-    words = {name: found[name].workload for name in ("gpt2", "1.3b sampling", "1.3b update", "TRL")}
+    words = {name: found[name].workload for name in ("gpt2", "1.3b sampling", "1.3b update", "long context", "TRL")}
     assert words == {
         "gpt2": "gpt2, batch 64, 32 + 64, 4 epochs x 4, bfloat16",
         "1.3b sampling": "1.3b, batch 32, 256 + 256, bfloat16",
         "1.3b update": "1.3b, 8 x (512 + 512) tokens, one step, bfloat16",
+        "long context": "gpt2, 8 x (2048 + 2048) tokens, one step, bfloat16",
         "TRL": "gpt2, batch 64, 32 + 64, 4 epochs x 4",
     }
     for name in found:
@@ -62,7 +63,7 @@ for arguments in json.loads(sys.argv[1]):
 
 def test_the_benchmark_understands_its_steps(tmp_path):
     found = steps.all_steps(steps.CARD, tmp_path, "")
-    calls = [found[name].command[2:] for name in ("gpt2", "1.3b sampling", "1.3b update")]
+    calls = [found[name].command[2:] for name in ("gpt2", "1.3b sampling", "1.3b update", "long context")]
     argv = python(PARSED, json.dumps(calls))
     done = subprocess.run(argv, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -71,6 +72,7 @@ def test_the_benchmark_understands_its_steps(tmp_path):
         [12, 768, 64, 32, 64, 4, 4, *both],
         [24, 2048, 32, 256, 256, 1, 1, *both],
         [24, 2048, 8, 512, 512, 1, 1, *both],
+        [12, 768, 8, 2048, 2048, 1, 1, *both],
     ]
 
 

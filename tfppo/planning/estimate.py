@@ -185,6 +185,7 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
             "cast weights": update_cast * trained,
             # With accumulation, the sum so far is in memory beside the gradients of a micro-batch.
             "gradients": gradients + (FLOAT32_BYTES * trained if workload.accumulation_steps > 1 else 0),
+            "stacked blocks": _stack_bytes(model, workload, device),
             "activations": trunks * _kept_bytes(model, workload, device),
             # When the backward pass reaches the layers, the logits are freed, and the scores have a gradient.
             "logits or scores": max(
@@ -308,6 +309,17 @@ def _gradient_bytes(model: ModelConfig, workload: Workload) -> int:
     matrices = len(_trunks(model, workload)) * costs.block_parameters(model)
     others = trained_parameters(model, workload) - matrices
     return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
+
+
+def _stack_bytes(model: ModelConfig, workload: Workload, device: Device) -> float:
+    """Bytes of the stacks that a GPU's program of an update holds: weights and both moments of all blocks but the last.
+
+    Several devices have a program for each step's gradients, and a CPU has no stacks.
+    """
+    if device.allocator != "pool" or workload.num_replicas > 1:
+        return 0
+    above = (model.num_layers - 1) / model.num_layers
+    return 3 * FLOAT32_BYTES * len(_trunks(model, workload)) * costs.block_parameters(model) * above
 
 
 def _optimizer_parts(model: ModelConfig, workload: Workload) -> dict[str, float]:

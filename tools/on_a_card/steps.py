@@ -19,7 +19,7 @@ class Scale:
 
     Args:
         middle, large: names in MODEL_SIZES. batch: (rows, prompt, response, epochs, minibatches) of the middle one;
-            sampled, updated: (rows, prompt, response) of the large one.
+            context: (rows, prompt, response) of the middle one's longest texts; sampled, updated: of the large one.
         runs: timed calls, of which the medians count.
         device: of PyTorch: cuda or cpu.
         settings: of every training besides; quickstart: of the quickstart besides.
@@ -28,6 +28,7 @@ class Scale:
     middle: str
     large: str
     batch: tuple[int, int, int, int, int]
+    context: tuple[int, int, int]
     sampled: tuple[int, int, int]
     updated: tuple[int, int, int]
     runs: int
@@ -40,6 +41,7 @@ CARD = Scale(
     middle="gpt2",
     large="1.3b",
     batch=(64, 32, 64, 4, 4),
+    context=(8, 2048, 2048),
     sampled=(32, 256, 256),
     updated=(8, 512, 512),
     runs=5,
@@ -51,6 +53,7 @@ REHEARSAL = Scale(
     middle="tiny",
     large="tiny",
     batch=(8, 8, 4, 2, 4),
+    context=(2, 4, 4),
     sampled=(4, 4, 4),
     updated=(2, 4, 4),
     runs=1,
@@ -104,6 +107,12 @@ def _tfppo(scale):
             _benchmark(scale.large, scale.updated, scale, "update", 120),
             130,
             "{}, {} x ({} + {}) tokens, one step, bfloat16".format(scale.large, *scale.updated),
+            _read_benchmark,
+        ),
+        "long context": Step(
+            _benchmark(scale.middle, scale.context, scale, "update", 90),
+            100,
+            "{}, {} x ({} + {}) tokens, one step, bfloat16".format(scale.middle, *scale.context),
             _read_benchmark,
         ),
     }
