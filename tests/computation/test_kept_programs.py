@@ -38,6 +38,22 @@ def test_flags_of_the_environment_stay_and_another_card_has_another_folder(tmp_p
     assert all(folder.startswith(f"{tmp_path}/cache/tfppo/programs/2.21") for folder in kept.values())
 
 
+def test_a_folder_is_of_a_kind_of_card_and_of_how_programs_are_compiled(tmp_path, monkeypatch):
+    """TensorFlow's key of a program has neither its flags nor whether its operations are deterministic."""
+
+    def kept(number, flags="", **how):
+        (gpus(tmp_path / number, "H100") / "0" / "information").write_text(f"Model: H100\nGPU UUID: {number}\n")
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        monkeypatch.delenv("TF_XLA_FLAGS", raising=False)
+        keep_programs(tmp_path / number, **how)
+        return folder_of(os.environ["TF_XLA_FLAGS"])
+
+    first = kept("first")
+    assert kept("another") == first
+    folders = {first, kept("third", deterministic=True), kept("fourth", "--xla_gpu_autotune_level=0")}
+    assert len(folders) == 3
+
+
 def test_a_folder_that_the_user_chose_is_taken(tmp_path, monkeypatch):
     chosen = "--tf_xla_persistent_cache_directory=/somewhere"
     monkeypatch.setenv("TF_XLA_FLAGS", chosen)

@@ -13,22 +13,32 @@ from tfppo.computation.native.processor import processor
 GPUS = "/proc/driver/nvidia/gpus"
 
 
-def keep_programs(gpus: str | Path = GPUS) -> None:
+def keep_programs(gpus: str | Path = GPUS, *, deterministic: bool = False) -> None:
     """Lets XLA keep its programs, and what it measured of GPU kernels, for TensorFlow's version and this machine.
 
     TensorFlow reads where to keep them from its environment as it is imported: call this before. Flags of the same name
-    that are in the environment already stay as they are. Args: gpus: where the driver describes the GPUs.
+    that are in the environment already stay as they are.
+
+    Args: gpus: where the driver describes the GPUs; deterministic: whether the run is one of deterministic operations.
     """
     place = next(folders(), None)
     if place is None:
         logging.warning("compiled programs are not kept: there is no folder of this user's own for them")
         return
-    models = sorted(path.read_text() for path in Path(gpus).glob("*/information"))
-    machine = hashlib.sha256("\n".join([processor(), *models]).encode())
+    models = _models(gpus)
+    # XLA finds a program by what it computes, not by how it was compiled: options need a folder of their own.
+    options = [os.environ.get("XLA_FLAGS", ""), f"deterministic={deterministic}"]
+    machine = hashlib.sha256("\n".join([processor(), *models, *options]).encode())
     folder = make_cache_folder(place / "programs" / f"{version('tensorflow')}-{machine.hexdigest()[:16]}")
     _add_flag("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", folder)
     if models:
         _add_flag("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", make_cache_folder(folder / "kernels"))
+
+
+def _models(gpus):
+    """The models of the GPUs by name. The driver says more of each, such as its number: no reason to compile anew."""
+    texts = [path.read_text() for path in Path(gpus).glob("*/information")]
+    return sorted({line for text in texts for line in text.splitlines() if line.startswith("Model")})
 
 
 def _add_flag(variable, name, value):

@@ -163,8 +163,9 @@ def _run(main, doc, define_flags, required, then, trains, distributed):
                 keep_quiet_beside_the_chief()
                 if trains and this_cluster().is_chief:
                     claim(folder, invocation.whole(name))
-                start_tensorflow(keeps_programs=config_flag.value.compilation_cache)
-                run_together(lambda: main(config_flag.value, folder, flags.FLAGS))
+                config = config_flag.value
+                start_tensorflow(keeps_programs=config.compilation_cache, deterministic=config.deterministic)
+                run_together(lambda: main(config, folder, flags.FLAGS))
             if then:
                 print(f"done in {duration(time.monotonic() - started)}; what next:", flush=True)
                 print(what_next(invocation, then, folder, flags.FLAGS), flush=True)

@@ -16,16 +16,17 @@ _NOTE = re.compile(
 )
 
 
-def start_tensorflow(*, keeps_programs: bool = False) -> None:
+def start_tensorflow(*, keeps_programs: bool = False, deterministic: bool = False) -> None:
     """Imports TensorFlow and Keras. Its notes and warnings come where TF_CPP_MIN_LOG_LEVEL is 0 or 1.
 
     Errors that end a step are Python's exceptions, and those that end the process are printed at any level. Products in
     float32 are exact to float32.
 
-    Args: keeps_programs: whether programs that XLA compiles are kept for later processes; see `keep_programs`.
+    Args: keeps_programs: whether programs that XLA compiles are kept for later processes, those of `deterministic` runs
+        by themselves; see `keep_programs`.
     """
     if keeps_programs:
-        keep_programs()
+        keep_programs(deterministic=deterministic)
     wanted = os.environ.setdefault(LEVEL, "3") in ("0", "1")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     with nullcontext() if wanted else without_notes():
@@ -33,7 +34,9 @@ def start_tensorflow(*, keeps_programs: bool = False) -> None:
         import tensorflow as tf
 
         tf.config.list_physical_devices()
-        tf.config.experimental.enable_tensor_float_32_execution(False)
+        from tfppo.computation.devices import round_products
+
+        round_products(tensorfloat32=False)
 
 
 @contextmanager
