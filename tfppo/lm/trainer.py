@@ -152,6 +152,7 @@ class LmTrainer:
                     metrics.flush()
                     self.keeper.save(finished, best_loss=best, evaluations_without_improvement=waited)
                 if stopping:
+                    self.workers.barrier()  # a scheduler may end the chief as soon as another worker has ended
                     raise Interrupted(f"saved after {finished} of {config.num_steps} steps")
         self.complete()
 

@@ -143,6 +143,7 @@ class RewardTrainer:
                     metrics.flush()
                     self.keeper.save(self.done)
                 if stopping:
+                    self.workers.barrier()  # a scheduler may end the chief as soon as another worker has ended
                     raise Interrupted(f"saved after {self.done} of {self.num_steps} steps")
 
     def learning_rate(self, step: int) -> float:
