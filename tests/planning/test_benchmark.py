@@ -97,6 +97,20 @@ def test_a_phase_that_finds_no_memory_is_left_out_and_the_next_one_is_timed(monk
     assert done[0] == ("prepare_update", False)  # nothing is compiled that draws
 
 
+def test_with_an_end_the_models_are_made_before_anything_computes(monkeypatch):
+    """Logical devices for replicas cannot be had once TensorFlow has computed."""
+    order, findings = [], Findings()
+    monkeypatch.setattr(Ceilings, "__init__", lambda self: order.append("ceilings"))
+    monkeypatch.setattr(Ceilings, "measure", lambda self: {"a": 1.0})
+
+    def make():
+        order.append("models")
+        return Phases()
+
+    measure(make, findings, phases=["sampling"], runs=1, clock=Clock(60), shares=False)
+    assert order == ["models", "ceilings"] and findings.ceilings == {"a": 1.0}
+
+
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
     output = tmp_path / "runs.jsonl"
     done = run(*TINY, "--critic=separate", f"--output={output}")

@@ -138,7 +138,6 @@ def main(argv: Sequence[str]) -> None:
                 runs=RUNS.value,
                 clock=clock,
                 shares=SHARES.value and not MEAN_LENGTH.value,
-                tensorfloat32=TENSORFLOAT32.value,
             )
 
         in_time = True

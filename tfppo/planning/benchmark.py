@@ -198,7 +198,6 @@ def measure(
     runs: int,
     clock: Clock,
     shares: bool,
-    tensorfloat32: bool = False,
 ) -> None:
     """Times phases, and takes the machine's rates; a phase that finds too little memory is left out.
 
@@ -208,16 +207,13 @@ def measure(
         phases: of PHASES; what one of them needs besides is done untimed.
         runs: timed calls of each phase, fewer where the clock has less.
         shares: whether to time phases once more between measurements of the rates; only for responses of full length.
-        tensorfloat32: whether float32 products may be in TF32 on GPUs, as in the configuration.
     """
+    benchmark = make()  # before anything computes: devices are divided into replicas there
+    findings.work = benchmark.work
     limited = clock.left() < math.inf
     if limited:  # so that what is found before the end can be compared
         findings.now = "the ceilings"
-        round_products(tensorfloat32=tensorfloat32)
         findings.ceilings = Ceilings().measure()
-    findings.now = "the models"
-    benchmark = make()
-    findings.work = benchmark.work
     prepared = False
     for phase in phases:
         findings.now = phase
