@@ -11,7 +11,7 @@ from tfppo.data.tokenizer import Tokenizer
 from tfppo.lm import trainer as lm_trainer
 from tfppo.lm.trainer import LmTrainer
 from tfppo.models.language_model import LanguageModel
-from tfppo.training.programs import Program
+from tfppo.training.programs import CompiledProgram
 from tfppo.training.replicas import make_strategy
 
 STEPS = 4
@@ -66,7 +66,7 @@ def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
         rng = np.random.default_rng(0)
         trainer.model.set_weights([rng.normal(0.0, 0.3, weight.shape) for weight in trainer.model.get_weights()])
         trainer.optimizer.learning_rate.assign(0.01)
-        assert isinstance(trainer._step, Program) is on_gpu
+        assert isinstance(trainer._step, CompiledProgram) is on_gpu
         for step in range(2):
             loss, norm = trainer._update(trainer.batch(step), np.array([3, step], np.int32))
         # A key's bias changes no attention: its gradient is rounding, which Adam makes as large as any other.

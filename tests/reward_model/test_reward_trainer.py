@@ -35,7 +35,7 @@ from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer, num_tokens
 from tfppo.training.interrupt import Interrupted
 from tfppo.training.metrics import read_metrics
-from tfppo.training.programs import Program
+from tfppo.training.programs import CompiledProgram
 from tfppo.training.replicas import make_strategy
 
 WORDS = [
@@ -351,7 +351,7 @@ def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
         monkeypatch.setattr(reward_trainer, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
         trainer = make_trainer(tmp_path / str(on_gpu), config)
         trainer.optimizer.learning_rate.assign(1e-2)
-        assert isinstance(trainer._step, Program) is on_gpu
+        assert isinstance(trainer._step, CompiledProgram) is on_gpu
         for step in range(2):
             (loss, accuracy), norm = trainer._update(trainer.batch(step))
         weights.append([*trainer.model.get_weights(), loss.numpy(), accuracy.numpy(), norm.numpy()])

@@ -15,7 +15,7 @@ from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
 from tfppo.ppo.targets import prepare_targets
 from tfppo.training.adam import Rest
 from tfppo.training.optimization import sum_over_parts
-from tfppo.training.programs import Program, StackedSteps, Steps, sum_in_a_loop
+from tfppo.training.programs import CompiledProgram, StackedSteps, Steps, sum_in_a_loop
 from tfppo.training.replicas import check_divides, slot_of_replica
 from tfppo.training.workers import workers_of
 
@@ -66,7 +66,7 @@ class Learner:
         if engine.fixed_shapes and strategy.num_replicas_in_sync == 1:
             alike = policy.alike_weights(self.variables)
             self._steps = StackedSteps(self.optimizer, self._gradients_in_a_loop, alike, **settings)
-            self._epochs = Program(strategy, self._run_epochs)
+            self._epochs = CompiledProgram(strategy, self._run_epochs)
         # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
         self.update = tf.function(self._update, autograph=False)
 

@@ -16,7 +16,7 @@ from tfppo.training.adam import Rest, Stack
 from tfppo.training.optimization import Groups, clipping_scales, optimize
 
 
-class Program:
+class CompiledProgram:
     """A function as one program of XLA, on the only replica of a strategy: nests of tensors to a nest of tensors.
 
     Call it inside a `tf.function`, in the cross-replica context.
@@ -147,7 +147,7 @@ def optimizer_step(
         return optimize(strategy, optimizer, gradients_of, args, max_grad_norm=max_grad_norm)
 
     is_program = optimizer.at_once and strategy.num_replicas_in_sync == 1
-    return Program(strategy, at_once) if is_program else by_strategy
+    return CompiledProgram(strategy, at_once) if is_program else by_strategy
 
 
 def sum_in_a_loop(
