@@ -67,6 +67,7 @@ BAD = [
     ({"keep_checkpoints": 0}, "keep_checkpoints", "0", "above 0"),
     ({"num_replicas": -1}, "num_replicas", "-1", "positive number"),
     ({"cross_device_ops": "ring"}, "cross_device_ops", "'ring'", "hierarchical_copy"),
+    ({"profile_steps": -1}, "profile_steps", "-1", "0 for none"),
     ({"data__source": ""}, "data.source", "''", ".jsonl"),
     ({"data__min_prompt_tokens": 0}, "data.min_prompt_tokens", "0", "above 0"),
     ({"data__max_prompt_tokens": 0}, "data.max_prompt_tokens", "0", "above 0"),
