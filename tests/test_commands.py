@@ -93,6 +93,7 @@ def parse(name, arguments):
         )
         module.THEN = module.cli.AFTER_PPO = module.cli.AFTER_QUICKSTART = ()
         module.cli.start_tensorflow = module.cli.claim = lambda *args, **kwargs: None
+        module.cli.run_together = lambda main: main()
     sys.argv = ["tfppo", *arguments]
     module.run()
 

@@ -17,6 +17,16 @@ NAMES = ("ziegler_2019", "ziegler_2019_by_minibatch", "trl", "clipped_gradients"
 SEED = np.array([1, 2], np.int32)
 
 
+class StatesAreLogits:
+    """A language model with nothing above its trunk."""
+
+    def has_many_logits(self, hidden):
+        return False
+
+    def logits(self, hidden, arithmetic):
+        return hidden
+
+
 class LinearPolicy(keras.Model):
     """The state of a token is the token before it: logits = weights[state], value = values_of[state]."""
 
@@ -26,6 +36,7 @@ class LinearPolicy(keras.Model):
         self.values_of = self.add_weight(shape=values_of.shape, name="values_of", initializer="zeros")
         self.rows.assign(weights)
         self.values_of.assign(values_of)
+        self.language_model = StatesAreLogits()
         self.built = True
 
     def product_weights(self):
@@ -34,7 +45,7 @@ class LinearPolicy(keras.Model):
     def critic_variables(self):
         return [self.values_of]
 
-    def response_outputs(self, prompt_ids, prompt_mask, response_ids, response_mask, **computation):
+    def response_states(self, prompt_ids, prompt_mask, response_ids, response_mask, **computation):
         del prompt_mask, response_mask, computation  # there are no products, nothing is shared, and all are wanted
         states = tf.concat([prompt_ids[:, -1:], response_ids[:, :-1]], axis=1)
         return tf.gather(tf.convert_to_tensor(self.rows), states), tf.gather(

@@ -49,9 +49,7 @@ def ends(tmp_path_factory):
     workdir, flag = folder / NAME, folder / "flag"
     (folder / "reward.py").write_text(REWARD.format(flag=str(flag)))
     reward = f"reward.functions=('{folder / 'reward.py'}:waiting',)"
-    # Deterministic: no operation that they use refuses it.
-    own = ("keep_checkpoints=1", "deterministic=True", reward, "evaluation.every=0")
-    settings = (*TINY, write_texts(folder / "texts.txt"), *own, *BASE)
+    settings = (*TINY, write_texts(folder / "texts.txt"), "keep_checkpoints=1", reward, "evaluation.every=0", *BASE)
 
     def argv(tool, *more, where=workdir, flags=()):
         return command(tool, f"--workdir={where}", *flags, config=(*settings, *more))

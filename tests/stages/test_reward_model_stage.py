@@ -25,7 +25,7 @@ def train(tmp_path, monkeypatch, capsys):
     """A function that is the stage without its models, of a finished run; it returns what was said."""
     for name in STUBBED:
         monkeypatch.setattr(reward_model, name, lambda *values, **named: SimpleNamespace())
-    trainer = SimpleNamespace(keeper=SimpleNamespace(scalars={}), done=3, num_steps=3, train=lambda: None)
+    trainer = SimpleNamespace(keeper=SimpleNamespace(scalars={}), done=3, num_steps=3, train=lambda profile_steps: None)
     model = SimpleNamespace(max_sequence_length=64, weights=[])
     tokenizer = SimpleNamespace(save=lambda folder: folder.mkdir())
     saved = SimpleNamespace(save=lambda path: path.touch(), weights=[], variables=[np.zeros(1)])

@@ -66,7 +66,13 @@ class Steps:
     Args: gradients_of: (*args) -> a replica's share of gradients and statistics; settings: as for `optimize`.
     """
 
-    def __init__(self, strategy, optimizer, gradients_of, **settings: Any):
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        optimizer: keras.optimizers.Optimizer,
+        gradients_of: Callable[..., tuple[list[tf.Tensor], Statistics]],
+        **settings: Any,
+    ):
         self._strategy, self._optimizer, self._gradients_of = strategy, optimizer, gradients_of
         self._settings = settings
 
@@ -94,7 +100,15 @@ class StackedSteps:
         alike: variables of several blocks each.
     """
 
-    def __init__(self, optimizer, gradients_of, alike, *, groups: Groups, **settings: Any):
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        gradients_of: Callable[..., tuple[list[tf.Tensor], Statistics]],
+        alike: Sequence[tuple[keras.Variable, ...]],
+        *,
+        groups: Groups,
+        **settings: Any,
+    ):
         self._optimizer, self._gradients_of, self._alike = optimizer, gradients_of, alike
         variables = optimizer.variables_in_order()
         stacked = {id(variable) for each in alike for variable in each}
