@@ -93,6 +93,7 @@ def test_a_phase_that_finds_no_memory_is_left_out_and_the_next_one_is_timed(monk
     assert list(findings.timings) == ["sampling", "update"] and findings.left_out == {"reference": "memory ran out"}
     assert done == [("sampling",)] * 2 + [("prepare_update", True)] + [("update",)] * 2
     assert (findings.length, findings.sampled_by, findings.work, findings.ceilings) == (5.0, "XLA", "work", {"a": 1.0})
+    assert findings.peak_memory_gb > 0
     done, _ = found(["update"])
     assert done[0] == ("prepare_update", False)  # nothing is compiled that draws
 
@@ -109,6 +110,7 @@ def test_with_an_end_the_models_are_made_before_anything_computes(monkeypatch):
 
     measure(make, findings, phases=["sampling"], runs=1, clock=Clock(60), shares=False)
     assert order == ["models", "ceilings"] and findings.ceilings == {"a": 1.0}
+    assert findings.peak_memory_gb == 0  # matrices of the ceilings would be in it
 
 
 def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
