@@ -21,8 +21,8 @@ from tfppo.planning.findings import Clock, Findings, within
 TINY = ("--batch=4", "--prompt_length=3", "--response_length=5", "--epochs=1", "--minibatches=2", "--runs=1")
 
 
-def run(*arguments, fresh=None):
-    return run_binary(command("benchmark", *arguments), fresh)
+def run(*arguments):
+    return run_binary(command("benchmark", *arguments))
 
 
 @pytest.mark.parametrize("size", [258, 260, 1000, 8192])
@@ -136,8 +136,7 @@ def test_the_binary_prints_json_and_a_table_and_appends_to_a_file(tmp_path):
 
 
 def test_the_binary_times_an_update_alone_beside_a_stated_peak():
-    plain = ("--native=false", "--native_update=false", "--compile_update=false", "--compile_sampling=false")
-    done = run(*TINY, "--phases=update", "--peak_tflops=2", "--shares=false", *plain)
+    done = run(*TINY, "--phases=update", "--peak_tflops=2", "--shares=false")
     assert done.code == 0, done.raw
     record, table = json.loads(done.out.splitlines()[0]), done.out
     assert list(record["seconds"]) == ["update"] and record["share_of_ceiling"] == {}
@@ -147,7 +146,7 @@ def test_the_binary_times_an_update_alone_beside_a_stated_peak():
 
 
 def test_the_binary_ends_in_time_with_what_is_found():
-    done = run(*TINY, "--seconds=1", fresh=True)  # TensorFlow itself takes longer to start
+    done = run(*TINY, "--seconds=1")  # the models and the ceilings take longer
     assert done.code == 0, done.raw
     record = json.loads(done.out.splitlines()[0])
     assert record["seconds"] == {} and record["left_out"]["update"] == "not begun"
@@ -157,6 +156,7 @@ def test_the_binary_ends_in_time_with_what_is_found():
 def test_the_binary_takes_every_other_flag():
     done = run(
         *TINY,
+        "--phases=sampling,update",
         "--minibatches=4",  # of one episode, which is not cut by length: less to trace
         "--mean_length=2",
         "--dtype=mixed_bfloat16",
