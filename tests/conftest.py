@@ -53,7 +53,6 @@ SLOW: dict[str, set[str] | None] = {
     "parity/test_update_parity.py": {"test_L9_L10_the_same_update_computed_otherwise"},
     "planning/test_estimate_binary.py": {"test_every_flag_of_the_binary_changes_the_table"},
     "planning/test_benchmark.py": {
-        "test_the_binary_ends_in_time_with_what_is_found",
         "test_the_binary_prints_json_and_a_table_and_appends_to_a_file",
         "test_the_binary_takes_every_other_flag",
         "test_the_binary_times_an_update_alone_beside_a_stated_peak",
@@ -103,6 +102,7 @@ SLOW: dict[str, set[str] | None] = {
 
 # The slowest files, first: what begins last should end soon, or one worker waits for the other.
 FIRST = (
+    "stages/test_several_workers.py",
     "stages/test_binaries.py",
     "ppo/test_resume.py",
     "training/test_replicas.py",
@@ -149,7 +149,8 @@ def turn(item: pytest.Item) -> tuple[int, bool]:
 def graphs_as_traced(request):
     """Graphs run as they were traced: TensorFlow's rewriting of them (Grappler) takes a fifth of the suite's time.
 
-    Not so in `parity`, nor in the binaries that tests start: these compute as a user's do.
+    Not so in `parity`, nor in the binaries that tests start: these compute as a user's do (but
+    for those of stages/test_several_workers.py, which are many).
     """
     if "tensorflow" in sys.modules:
         run_graphs_as_traced("parity" not in request.path.parts)

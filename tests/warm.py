@@ -39,7 +39,7 @@ def _context():
     return context
 
 
-def _run_file(argv, environment, cwd, streams):
+def _run_file(argv, environment, cwd, streams, as_traced):
     for number, path in enumerate(streams, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.clear()
@@ -47,18 +47,23 @@ def _run_file(argv, environment, cwd, streams):
     os.chdir(cwd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv, sys.path[0] = argv, os.path.dirname(argv[0])
+    sys.modules["tensorflow"].config.optimizer.set_experimental_options({"disable_meta_optimizer": as_traced})
     runpy.run_path(argv[0], run_name="__main__")
 
 
 class WarmProcess:
-    """As much of `subprocess.Popen` as the tests use. Args: argv: a Python file and its arguments."""
+    """As much of `subprocess.Popen` as the tests use.
 
-    def __init__(self, argv, *, env, cwd):
+    Args: argv: a Python file and its arguments; as_traced: graphs run without TensorFlow's rewriting of them (Grappler)
+        as in the tests' own process, not as a user's.
+    """
+
+    def __init__(self, argv, *, env, cwd, as_traced=False):
         self._folder = tempfile.TemporaryDirectory()
         self._streams = [Path(self._folder.name) / name for name in ("out", "err")]
         for stream in self._streams:
             stream.touch()
-        arguments = (argv, env, str(cwd), list(map(str, self._streams)))
+        arguments = (argv, env, str(cwd), list(map(str, self._streams)), as_traced)
         self._process = _context().Process(target=_run_file, args=arguments)
         with _LOCK:
             self._process.start()

@@ -269,7 +269,9 @@ def chain(tmp_path_factory):
     ends = {"too long": run(reward_model("reward_model.max_response_tokens=33"))}
     ends["trained"] = succeed(run(reward_model()))
     ends["again"] = run(reward_model())
-    ends["ppo"] = run(command("train_ppo", workdir, config=(*settings, reward, *critic)))
+    # TensorFlow's own operations compute it all, and none of them refuses to be deterministic.
+    how = "deterministic=True", "ppo.native=False", "sampling.native=False", "ppo.total_episodes=16", "ppo.ppo_epochs=1"
+    ends["ppo"] = run(command("train_ppo", workdir, config=(*settings, reward, *critic, *how)))
     return folder / "run", ends
 
 
@@ -289,7 +291,7 @@ def test_ppo_runs_with_it_as_reward_and_critic(chain):
     workdir, ends = chain
     succeed(ends["ppo"])
     rows = read_metrics(workdir / "ppo.jsonl")
-    assert len(rows) == 4 and all(row["reward/reward_model"] == row["objective/score"] for row in rows)
+    assert len(rows) == 2 and all(row["reward/reward_model"] == row["objective/score"] for row in rows)
     assert all(abs(row["reward/reward_model"]) < 5 for row in rows)
     assert rows[0]["value/mean"] != 0.0  # the critic starts from the reward model, not at 0
 

@@ -1,7 +1,7 @@
 """Several workers, each a process of the real binary, over the loopback device: they train as one process would.
 
-A reward function writes down who calls it. It waits in the call that a file `hold_N` in its folder numbers, so that
-signals come in the middle of an iteration, and errs while there is a file `errs`.
+A reward function writes down who calls it. It waits in the call that a file `hold_N` in its folder numbers (0: while it
+is loaded), so that signals come in the middle of an iteration, and errs while there is a file `errs`.
 """
 
 import json
@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from binaries import ROOT, TINY, command, environment, finish, run_all, succeed, write_texts
+from binaries import ROOT, TINY, command, environment, finish, succeed, write_texts
 from warm import WarmProcess
 
 from tfppo.models.folder import load_language_model, load_policy
@@ -24,17 +24,22 @@ import os, pathlib, time
 
 FOLDER = pathlib.Path(__file__).parent
 
+def wait_in(call):
+    while (FOLDER / f"hold_{call}").exists():
+        (FOLDER / f"held_{call}").touch()
+        time.sleep(0.02)
+
+wait_in(0)
+
 def toy(prompts, responses):
     with open(FOLDER / "callers", "a") as file:
         file.write(f"{os.getpid()}\\n")
     assert not (FOLDER / "errs").exists()
-    call = len((FOLDER / "callers").read_text().split())
-    while (FOLDER / f"hold_{call}").exists():
-        (FOLDER / f"held_{call}").touch()
-        time.sleep(0.02)
+    wait_in(len((FOLDER / "callers").read_text().split()))
     return [len(response) / 10 for response in responses]
 """
-ITERATIONS = 6
+ITERATIONS = 2
+EVALUATED = {2: ITERATIONS, 3: 0}  # of so many workers, evaluation.every
 SECONDS_TO_END = 20.0
 
 
@@ -49,8 +54,12 @@ def start(count, argv, other=None):
     for index in range(count):
         config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
         mine = other if other and index else argv
-        processes.append(WarmProcess(mine[1:], env=environment(TF_CONFIG=json.dumps(config)), cwd=ROOT))
+        processes.append(process(mine, TF_CONFIG=json.dumps(config)))
     return processes
+
+
+def process(argv, **variables):
+    return WarmProcess(argv[1:], env=environment(**variables), cwd=ROOT, as_traced=True)
 
 
 def finish_all(processes):
@@ -106,71 +115,68 @@ def listing(folder):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Settings of a run from a language model that two workers have trained."""
+    """Settings of a run from a language model that two workers have trained; those of its training come first."""
     folder = tmp_path_factory.mktemp("workers")
     config = (
-        *(*TINY, write_texts(folder / "texts.txt"), "lm.num_steps=6", "lm.eval_every=3"),
-        *("ppo.rollout_batch_size=12", "ppo.num_minibatches=6", "ppo.learning_rate=0.01", "evaluation.every=4"),
-        *(f"ppo.total_episodes={12 * ITERATIONS}", "checkpoint_every=2", "keep_checkpoints=9"),
+        *(*TINY, write_texts(folder / "texts.txt"), "lm.num_steps=4", "lm.eval_every=4"),
+        *("ppo.rollout_batch_size=12", "ppo.num_minibatches=6", "ppo.ppo_epochs=1", "ppo.learning_rate=0.01"),
+        *("evaluation.samples_every=0", "checkpoint_every=1", "keep_checkpoints=9"),
     )
-    together = start(2, command("train_lm", f"--workdir={folder}/lm", config=config))
-    alone = run_all({"lm": command("train_lm", f"--workdir={folder}/one_lm", config=(*config, "num_replicas=2"))})
-    for finished in (*finish_all(together), alone["lm"]):
+    for finished in finish_all(start(2, command("train_lm", f"--workdir={folder}/lm", config=config))):
         succeed(finished)
-    return folder, (*config, f"language_model={folder}/lm/lm")
+    return folder, config, (*config, f"language_model={folder}/lm/lm")
+
+
+def chain_of_two(case):
+    """A training of two workers that is ended in every way, and goes on each time; what they said."""
+    told = {}
+    (case.folder / "errs").touch()
+    told["erred"] = finish_all(start(2, case.argv))  # in call 1, which evaluates
+    (case.folder / "errs").unlink()
+    processes = case.held_in(3, 2)  # call 2 evaluates, and 3 is iteration 1
+    processes[1].send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    case.let_go(3)
+    told["terminated"] = finish_all(processes)
+    for gone, call in ((1, 0), (0, 4)):
+        processes = case.held_in(call, 2)
+        processes[gone].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        case.let_go(call)
+        told[f"{gone} killed"] = finish_all(processes)
+        told[f"seconds after {gone}"] = time.monotonic() - killed
+    told["end"] = finish_all(start(2, case.argv))
+    return told
 
 
 @pytest.fixture(scope="module")
 def runs(base):
     """What happened in each run, and the cases at their ends: two workers, three, and one process beside each."""
-    folder, settings = base
-    # One row a minibatch and replica: nothing is cut by length, and there is less to trace.
-    of = {count: (*settings, f"ppo.num_minibatches={12 // count}") for count in (2, 3)}
-    two, three = Case(folder, of[2], "two"), Case(folder, of[3], "three")
-    alone = {count: Case(folder, (*of[count], f"num_replicas={count}"), f"alone_{count}") for count in (2, 3)}
+    folder, config, settings = base
 
-    def of_two():
-        told = {}
-        (two.folder / "errs").touch()
-        told["erred"] = finish_all(start(2, two.argv))
-        (two.folder / "errs").unlink()
-        # The first call evaluates, each of the next is an iteration, and after four of them there is an evaluation.
-        # One call has erred.
-        processes = two.held_in(5, 2)
-        processes[1].send_signal(signal.SIGTERM)
-        time.sleep(0.5)
-        two.let_go(5)
-        told["terminated"] = finish_all(processes)
-        processes = two.held_in(8, 2)
-        processes[0].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        told["chief killed"] = finish_all(processes)
-        told["seconds after"] = time.monotonic() - killed
-        two.let_go(8)
-        told["end"] = finish_all(start(2, two.argv))
-        return told
+    def of(count):
+        # One row a minibatch and replica: nothing is cut by length, and there is less to trace.
+        length = f"ppo.num_minibatches={12 // count}", f"ppo.total_episodes={12 * ITERATIONS}"
+        return (*settings, *length, f"evaluation.every={EVALUATED[count]}")
 
-    def of_three():
-        told = {}
-        processes = three.held_in(4, 3)
-        processes[2].send_signal(signal.SIGKILL)
-        killed = time.monotonic()
-        three.let_go(4)
-        told["worker killed"] = finish_all(processes)
-        told["seconds after"] = time.monotonic() - killed
-        told["end"] = finish_all(start(3, three.argv))
-        return told
-
-    with ThreadPoolExecutor(2) as pool:
-        found = {2: pool.submit(of_two), 3: pool.submit(of_three)}
-        found = {count: future.result() for count, future in found.items()}
-    for finished in run_all({count: case.argv for count, case in alone.items()}).values():
-        succeed(finished)
-    return found, {2: two, 3: three}, alone
+    cases = {count: Case(folder, of(count), f"workers_{count}") for count in EVALUATED}
+    alone = {count: Case(folder, (*of(count), f"num_replicas={count}"), f"alone_{count}") for count in EVALUATED}
+    other = Case(folder, of(2), "other")
+    lm = command("train_lm", f"--workdir={folder}/one_lm", config=(*config, "num_replicas=2"))
+    with ThreadPoolExecutor(1) as beside:
+        chain = beside.submit(chain_of_two, cases[2])
+        found = {
+            "other": finish_all(start(2, other.argv, [*other.argv, "--config.seed=4"])),
+            3: {"end": finish_all(start(3, cases[3].argv))},
+        }
+        for argv in (lm, *(case.argv for case in alone.values())):
+            succeed(finish(process(argv)))
+        found[2] = chain.result()
+    return found, cases | {"other": other}, alone
 
 
-def test_the_language_model_of_two_workers_is_that_of_two_replicas(base):
-    folder, _ = base
+def test_the_language_model_of_two_workers_is_that_of_two_replicas(base, runs):
+    folder, *_ = base
     models = [load_language_model(folder / name / "lm")[0].get_weights() for name in ("lm", "one_lm")]
     for found, expected in zip(*models, strict=True):
         np.testing.assert_array_equal(found, expected)
@@ -193,37 +199,35 @@ def test_the_chief_alone_scores_writes_and_prints(runs, count):
     assert "result: " in chief.out and f"worker 0 of {count}, the chief" in chief.out
     assert all(not other.out and not other.err for other in others)
     # One process in each run, as often as it was started.
-    assert len(cases[count].callers()) == {2: 4, 3: 2}[count]
+    assert len(cases[count].callers()) == {2: 4, 3: 1}[count]
 
 
 def test_sigterm_to_one_worker_saves_and_ends_all(runs):
-    found, _, _ = runs
+    found, *_ = runs
     for finished in found[2]["terminated"]:
-        assert finished.code == 130 and "saved after 3 of 6 iterations" in finished.err[-1], finished
+        assert finished.code == 130 and "saved after 1 of 2 iterations" in finished.err[-1], finished
 
 
-@pytest.mark.parametrize(("count", "event", "gone"), [(2, "chief killed", 0), (3, "worker killed", 2)])
-def test_a_worker_that_is_killed_ends_the_others_in_a_line(runs, count, event, gone):
-    found, _, _ = runs
-    assert found[count]["seconds after"] < SECONDS_TO_END
-    for number, finished in enumerate(found[count][event]):
-        if number != gone:
-            assert finished.code == 1, finished
-            assert re.match(r"error: worker \d is gone: ", finished.err[-1]), finished.err
-            assert "same command" in finished.err[-1] and "Traceback" not in finished.raw
+@pytest.mark.parametrize("gone", [0, 1], ids=["the chief", "another one"])
+def test_a_worker_that_is_killed_ends_the_other_in_a_line(runs, gone):
+    found, *_ = runs
+    assert found[2][f"seconds after {gone}"] < SECONDS_TO_END
+    finished = found[2][f"{gone} killed"][1 - gone]
+    assert finished.code == 1, finished
+    assert re.match(r"error: worker \d is gone: ", finished.err[-1]), finished.err
+    assert "same command" in finished.err[-1] and "Traceback" not in finished.raw
 
 
 def test_where_the_reward_errs_all_end_and_say_so(runs):
-    found, _, _ = runs
+    found, *_ = runs
     for number, finished in enumerate(found[2]["erred"]):
         assert finished.code == 1 and "reward toy raised AssertionError" in finished.err[-1], finished
         assert ("the chief, worker 0, ended" in finished.err[-1]) == (number > 0)
 
 
-def test_workers_with_other_settings_are_told(base):
-    folder, settings = base
-    case = Case(folder, settings, "other")
-    for finished in finish_all(start(2, case.argv, [*case.argv, "--config.seed=4"])):
+def test_workers_with_other_settings_are_told(runs):
+    found, cases, _ = runs
+    for finished in found["other"]:
         assert finished.code == 1, finished
         assert finished.err[-1].startswith("error: the configuration at worker 1 is not that of worker 0"), finished
-    assert not case.workdir.exists()
+    assert not cases["other"].workdir.exists()
