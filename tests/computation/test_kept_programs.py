@@ -1,6 +1,7 @@
 """Where compiled programs are kept."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,21 @@ def test_a_folder_that_the_user_chose_is_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_XLA_FLAGS", chosen)
     keep_programs(tmp_path)
     assert os.environ["TF_XLA_FLAGS"] == chosen
+
+
+def test_where_there_can_be_no_folder_nothing_is_kept(tmp_path):
+    (tmp_path / "cache" / "tfppo").mkdir(parents=True, mode=0o755)
+    (tmp_path / "cache" / "tfppo" / "programs").write_text("")
+    keep_programs(tmp_path)
+    assert "TF_XLA_FLAGS" not in os.environ
+
+
+def test_a_program_that_is_cut_off_is_removed_before_tensorflow_reads_it(tmp_path, monkeypatch):
+    whole = b"\x08\x96\x01" + b"\x12\xc8\x01" + bytes(200)  # field 1 is 150, field 2 has 200 bytes
+    keep_programs(tmp_path)
+    folder = Path(folder_of(os.environ["TF_XLA_FLAGS"]))
+    for size in (0, 1, 4, 100, len(whole)):
+        (folder / f"{size}.pb").write_bytes(whole[:size])
+    monkeypatch.delenv("TF_XLA_FLAGS")
+    keep_programs(tmp_path)
+    assert [path.name for path in folder.glob("*.pb")] == [f"{len(whole)}.pb"]
