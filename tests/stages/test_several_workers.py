@@ -38,8 +38,11 @@ ITERATIONS = 6
 SECONDS_TO_END = 20.0
 
 
-def start(count, argv, other=None):
-    """A worker for each of `count` addresses. Args: other: the command of all but the first; None: the same."""
+def start(count, argv, other=None, folders=None):
+    """A worker for each of `count` addresses.
+
+    Args: other: the command of all but the first; None: the same; folders: that they start in, one each.
+    """
     with ExitStack() as sockets:
         free = [sockets.enter_context(socket.socket()) for _ in range(count)]
         for one in free:
@@ -49,7 +52,9 @@ def start(count, argv, other=None):
     for index in range(count):
         config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
         mine = other if other and index else argv
-        processes.append(WarmProcess(mine[1:], env=environment(TF_CONFIG=json.dumps(config)), cwd=ROOT))
+        processes.append(
+            WarmProcess(mine[1:], env=environment(TF_CONFIG=json.dumps(config)), cwd=(folders or {}).get(index, ROOT))
+        )
     return processes
 
 
@@ -227,3 +232,31 @@ def test_workers_with_other_settings_are_told(base):
         assert finished.code == 1, finished
         assert finished.err[-1].startswith("error: the configuration at worker 1 is not that of worker 0"), finished
     assert not case.workdir.exists()
+
+
+def test_a_port_that_another_process_has_is_told(base):
+    folder, settings = base
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        hosts = [f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:1"]
+        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": 0}}
+        argv = command("train_lm", f"--workdir={folder}/taken", config=settings)
+        finished = finish(WarmProcess(argv[1:], env=environment(TF_CONFIG=json.dumps(config)), cwd=ROOT))
+    assert finished.code == 1 and "Traceback" not in finished.raw, finished
+    assert finished.err[-1].startswith(f"error: worker 0 cannot listen at {hosts[0]}, its address in TF_CONFIG: ")
+
+
+def test_workers_with_other_texts_are_told(base):
+    """At the same path, but not the same: in each of the two folders that they start in."""
+    folder, settings = base
+    folders = {index: folder / f"texts_{index}" for index in range(2)}
+    for index, own in folders.items():
+        own.mkdir()
+        (own / "mine.txt").write_text("".join(f"film {'abc'[: 1 + index]} {number}\n" for number in range(200)))
+    config = (*settings[:-1], "data.source=mine.txt")
+    for finished in finish_all(
+        start(2, command("train_lm", f"--workdir={folder}/unlike", config=config), folders=folders)
+    ):
+        assert finished.code == 1, finished
+        assert finished.err[-1].startswith("error: the tokenizer of the texts at worker 1 is not that"), finished
