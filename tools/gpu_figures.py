@@ -50,7 +50,7 @@ def main(argv):
         return
     folder.mkdir(parents=True, exist_ok=True)
     end_on_sigterm()
-    records = run_steps(steps, folder / "results.jsonl", SECONDS.value, tell)
+    records = run_steps(steps, folder / "results.jsonl", SECONDS.value, tell, scale.variables)
     print(report(records))
 
 

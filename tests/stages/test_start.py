@@ -7,7 +7,8 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from binaries import CORES, ROOT, environment
+from binaries import CORES, ROOT, environment, finish, succeed
+from warm import WarmProcess
 
 from tfppo.stages.start import tell_of_unused_card
 
@@ -132,11 +133,11 @@ print(tf.config.experimental.tensor_float_32_execution_enabled())
 
 def test_products_in_float32_are_exact_and_programs_are_kept_where_that_is_asked_for(tmp_path):
     """TensorFlow's own default rounds the factors on a GPU."""
+    (tmp_path / "facts.py").write_text(FACTS)
 
     def printed(*arguments):
         variables = environment(XDG_CACHE_HOME=str(tmp_path), TF_XLA_FLAGS="")
-        argv = [sys.executable, "-c", FACTS, *arguments]
-        return subprocess.run(argv, env=variables, capture_output=True, text=True, check=True, timeout=60).stdout
+        return succeed(finish(WarmProcess([str(tmp_path / "facts.py"), *arguments], env=variables, cwd=ROOT))).out
 
     assert printed() == "False\n" and not list(tmp_path.rglob("*.pb"))
     assert printed("keep") == "False\n" and len(list(tmp_path.rglob("tfppo/programs/2.21*/*.pb"))) == 1

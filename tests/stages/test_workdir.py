@@ -1,11 +1,11 @@
-"""The models of a run by their names."""
+"""A run is opened, and its models go by their names."""
 
 import pytest
 
 from tfppo.commands import evaluate
 from tfppo.config import Config
 from tfppo.errors import UserError
-from tfppo.stages.workdir import model_folder
+from tfppo.stages.workdir import model_folder, open_run
 
 
 @pytest.fixture
@@ -14,6 +14,14 @@ def workdir(tmp_path):
         (tmp_path / "run" / name).mkdir(parents=True)
         (tmp_path / "run" / name / "model.keras").touch()
     return tmp_path / "run"
+
+
+def test_operations_are_deterministic_where_that_is_asked_for(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("tensorflow.config.experimental.enable_op_determinism", lambda: asked.append(True))
+    for number, wanted in enumerate((False, True)):
+        open_run(Config(deterministic=wanted), tmp_path / str(number))
+        assert len(asked) == number
 
 
 def test_a_model_goes_by_its_name_or_its_folder(workdir, monkeypatch):

@@ -91,6 +91,14 @@ def test_a_step_has_the_figures_of_its_last_line_of_json(tmp_path):
     assert (tmp_path / "logs" / "one.out").read_text() == "a note\n" + '{"seconds": 2.0}' + "\nthe end\n"
 
 
+def test_a_rehearsal_sees_no_card(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    seen = step("import json, os; print(json.dumps({'card': os.environ['CUDA_VISIBLE_DEVICES']}))")
+    for scale, card in ((steps.CARD, "0"), (steps.REHEARSAL, "-1")):
+        (record,) = running.run_steps({"one": seen}, tmp_path / f"{card}.jsonl", 100, variables=scale.variables)
+        assert record["card"] == card
+
+
 @pytest.mark.parametrize(
     ("program", "reason"),
     [

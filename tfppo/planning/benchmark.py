@@ -224,7 +224,8 @@ def measure(
             findings.timings[phase] = timed(getattr(benchmark, phase), runs, clock)
         findings.length, findings.sampled_by = benchmark.mean_length(), benchmark.sampled_by()
     findings.now = "the shares"
-    findings.peak_memory_gb = peak_memory_gb()  # before the ceilings, whose matrices are not the iteration's
+    if not limited:  # the matrices of the ceilings are not the iteration's
+        findings.peak_memory_gb = peak_memory_gb()
     known = [phase for phase in _SHARED if phase in findings.timings]
     if shares and known:
         with _left_out_without_memory(findings, "shares"):

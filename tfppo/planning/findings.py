@@ -43,7 +43,8 @@ class Findings:
         timings: by phase; left_out: phases that have none, and why.
         length: mean tokens of a response; ceilings: rates of the machine, empty until they are measured.
         shares: by phase, of the time that its work needs at the ceilings.
-        peak_memory_gb: the most memory that the process held in its phases, in GB of 1e9 bytes.
+        peak_memory_gb: the most memory that the process held in its phases, in GB of 1e9 bytes; 0: it is not known, as
+            where the ceilings came first.
         now: what is being done.
         work: of the phases, once the models are made; sampled_by: the engine, once it is known.
     """

@@ -39,7 +39,7 @@ class Sampler:
         value_after_stop: bool = False,
     ):
         # Workers must sample by the same engine, and their clocks would not agree.
-        engines = engines if workers_of(strategy).count == 1 else engines[:1]
+        engines = engines if workers_of(strategy).cluster.count == 1 else engines[:1]
         self.policy, self.config, self.engines = policy, config, tuple(engines)
         self._num_replicas = strategy.num_replicas_in_sync
         # None: before a first call that measures

@@ -12,7 +12,6 @@ import io
 import json
 import re
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -44,7 +43,7 @@ _AGAIN = "start all workers again with the same command to go on from the last c
 class Alone:
     """The only worker: everything holds everywhere."""
 
-    count, index, is_chief = 1, 0, True
+    cluster = Cluster()
 
     def barrier(self) -> None:
         """Waits until all workers are here."""
@@ -74,7 +73,7 @@ class Several(Alone):
     """One of several workers, under a strategy that sums over them."""
 
     def __init__(self, strategy: tf.distribute.Strategy, cluster: Cluster):
-        self.count, self.index, self.is_chief = cluster.count, cluster.index, cluster.is_chief
+        self.cluster = cluster
         self._strategy = strategy
         self._replicas = strategy.num_replicas_in_sync // cluster.count  # of each worker
         self._total = tf.function(self._total_of, autograph=False)
@@ -98,10 +97,10 @@ class Several(Alone):
     def agree(self, what: str, value: str, remedy: str) -> None:
         """Raises UserError at every worker where one has another value. Args: what: the value is of."""
         digits = np.frombuffer(bytes.fromhex(digest(value.encode())), ">u2")[:_DIGITS]
-        mine = np.zeros([self.count, _DIGITS])
-        mine[self.index] = digits
+        mine = np.zeros([self.cluster.count, _DIGITS])
+        mine[self.cluster.index] = digits
         all_of_them = self._sum(mine.ravel()).reshape(mine.shape)
-        others = [number for number in range(self.count) if (all_of_them[number] != all_of_them[0]).any()]
+        others = [number for number in range(self.cluster.count) if (all_of_them[number] != all_of_them[0]).any()]
         if others:
             self._see_all_told()
             raise UserError(f"{what} at worker {others[0]} is not that of worker 0, the chief; {remedy}")
@@ -110,7 +109,7 @@ class Several(Alone):
         """As that of `Alone`."""
         error: Exception | None = None
         content = b""
-        if self.is_chief:
+        if self.cluster.is_chief:
             try:
                 found = answer()
                 content = _packed(found)
@@ -124,7 +123,7 @@ class Several(Alone):
             raise error
         if failed:
             raise UserError(f"the chief, worker 0, ended: {content.decode(errors='replace')}")
-        return found if self.is_chief else _unpacked(content)
+        return found if self.cluster.is_chief else _unpacked(content)
 
     def _see_all_told(self):
         """Waits until all workers have the last sum, before this one ends by it: it passes on what others fetch.
@@ -143,14 +142,14 @@ class Several(Alone):
         high, low = map(int, received[1:_HEAD])
         length = high * _BASE + low
         missing = -(-(_HEAD + (length + 1) // 2) // _PIECE) - 1
-        rest = rest if self.is_chief else [np.zeros(_PIECE)] * missing
+        rest = rest if self.cluster.is_chief else [np.zeros(_PIECE)] * missing
         whole = np.concatenate([received, *map(self._sum, rest)])
         return bool(whole[0]), whole[_HEAD:].astype(">u2").tobytes()[:length]
 
     def _messages(self, numbers):
         """The numbers of the chief in pieces of one size; of others a piece of zeros."""
         padded = np.zeros(-(-len(numbers) // _PIECE) * _PIECE)
-        padded[: len(numbers)] = numbers * self.is_chief
+        padded[: len(numbers)] = numbers * self.cluster.is_chief
         return np.split(padded, len(padded) // _PIECE)
 
     def _sum(self, vector):
@@ -178,7 +177,7 @@ def _unpacked(content):
 
 
 _ALONE = Alone()
-_known: weakref.WeakKeyDictionary[tf.distribute.Strategy, Several] = weakref.WeakKeyDictionary()
+_known: dict[tf.distribute.Strategy, Several] = {}
 
 
 def is_several(strategy: tf.distribute.Strategy) -> bool:
@@ -203,7 +202,7 @@ def restore_together(keeper: CheckpointKeeper, model: keras.Layer, workers: Alon
     for name, value in keeper.identity.items():
         workers.agree(f"the {name}", json.dumps(value), SHARED)
     done = keeper.restore()
-    if workers.count > 1:
+    if workers.cluster.count > 1:
         workers.agree(f"the checkpoint of {done} steps", f"{done} {weights_digest(model)}", SHARED)
     return done
 

@@ -40,10 +40,10 @@ class Step:
     read: Callable[[str, Path], dict] = last_json
 
 
-def run_step(name: str, step: Step, folder: Path, limit: float) -> dict:
+def run_step(name: str, step: Step, folder: Path, limit: float, variables: Mapping[str, str] = {}) -> dict:
     """Runs a step for at most `limit` seconds. Returns: its record, with "failed" where there are no figures.
 
-    What it printed is kept in FOLDER/logs.
+    What it printed is kept in FOLDER/logs. Args: variables: of its environment, besides those of this process.
     """
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,9 @@ def run_step(name: str, step: Step, folder: Path, limit: float) -> dict:
     started = time.perf_counter()
     with out.open("w") as to_out, err.open("w") as to_err:
         try:  # a session of its own, so that what it starts ends with it
-            process = subprocess.Popen(step.command, stdout=to_out, stderr=to_err, start_new_session=True)
+            process = subprocess.Popen(
+                step.command, stdout=to_out, stderr=to_err, start_new_session=True, env={**os.environ, **variables}
+            )
         except OSError as error:
             return record | {"wall_seconds": 0.0, "failed": str(error)}
         try:
@@ -73,12 +75,16 @@ def run_step(name: str, step: Step, folder: Path, limit: float) -> dict:
 
 
 def run_steps(
-    steps: Mapping[str, Step], results: Path, seconds: float, told: Callable[[dict], None] = lambda record: None
+    steps: Mapping[str, Step],
+    results: Path,
+    seconds: float,
+    told: Callable[[dict], None] = lambda record: None,
+    variables: Mapping[str, str] = {},
 ) -> list[dict]:
     """Runs the steps that have no figures of the same command in the file of results, and appends a line for each.
 
     Args: seconds: for all; a step that would begin with less than LEAST of them left is not run, and has no line.
-        told: gets each new record.
+        told: gets each new record. variables: of each step's environment, besides those of this process.
     Returns: the last record of each step that has one.
     """
     deadline = time.perf_counter() + seconds
@@ -89,7 +95,7 @@ def run_steps(
         left = deadline - time.perf_counter()
         if left < LEAST:
             break
-        records[name] = run_step(name, step, results.parent, min(step.limit, left))
+        records[name] = run_step(name, step, results.parent, min(step.limit, left), variables)
         with results.open("a") as file:
             file.write(json.dumps(records[name]) + "\n")
         told(records[name])

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from on_a_card.running import Step, last_json
@@ -23,6 +24,7 @@ class Scale:
         runs: timed calls, of which the medians count.
         device: of PyTorch: cuda or cpu.
         settings: of every training besides; quickstart: of the quickstart besides.
+        variables: of each step's environment.
     """
 
     middle: str
@@ -35,6 +37,7 @@ class Scale:
     device: str
     settings: tuple[str, ...] = ()
     quickstart: tuple[str, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 CARD = Scale(
@@ -72,6 +75,7 @@ REHEARSAL = Scale(
         "evaluation.num_prompts=16",
         "evaluation.batch_size=8",
     ),
+    variables={"CUDA_VISIBLE_DEVICES": "-1"},  # a card that is there is left alone
 )
 # The quickstart's model, as configs/movie_snippets.py has it.
 QUICKSTART = dict(num_layers=4, hidden_dim=128, num_heads=2, vocabulary_size=8192)
