@@ -23,6 +23,7 @@ def config(index=1, kind="worker", **cluster):
         (config(0, worker=["one:2222"]), Cluster(("one:2222",), 0)),
         (config(0), Cluster(tuple(HOSTS), 0)),
         (config(2), Cluster(tuple(HOSTS), 2)),
+        (config(0, worker=["[::1]:1", "one:65535"]), Cluster(("[::1]:1", "one:65535"), 0)),
     ],
 )
 def test_who_this_process_is(monkeypatch, text, expected):
@@ -41,6 +42,12 @@ def test_who_this_process_is(monkeypatch, text, expected):
         (config(worker=[]), "has no worker"),
         (config(worker="one:2222"), "no list of HOST:PORT for 'worker', but 'one:2222'"),
         (config(worker=["one"]), "no list of HOST:PORT for 'worker', but ['one']"),
+        (config(worker=["one:"]), "no list of HOST:PORT for 'worker', but ['one:']"),
+        (config(worker=[":2222"]), "no list of HOST:PORT for 'worker', but [':2222']"),
+        (config(worker=["one:http"]), "no list of HOST:PORT for 'worker', but ['one:http']"),
+        (config(worker=["one:65536"]), "no list of HOST:PORT for 'worker', but ['one:65536']"),
+        (config(0, worker=["one:0"]), "no list of HOST:PORT for 'worker', but ['one:0']"),
+        (config(worker=[*HOSTS, HOSTS[1]]), "has the address 'two:2222' for more than one worker"),
         (config(worker=HOSTS, ps=HOSTS), "has 'ps' in its cluster"),
         (config(0, "ps"), "task type 'ps'"),
         (config(0, "evaluator"), "task type 'evaluator'"),

@@ -56,8 +56,11 @@ def _read(text: str) -> Cluster:
     if others:
         raise _mistake(f"has {others[0]!r} in its cluster; all take part in the same way here, as {_TASK!r}")
     addresses = tasks.get(_TASK, [])
-    if not isinstance(addresses, list) or not all(isinstance(one, str) and ":" in one for one in addresses):
+    if not isinstance(addresses, list) or not all(_is_address(one) for one in addresses):
         raise _mistake(f"has no list of HOST:PORT for {_TASK!r}, but {addresses!r:.100}")
+    twice = sorted({one for one in addresses if addresses.count(one) > 1})
+    if twice:
+        raise _mistake(f"has the address {twice[0]!r} for more than one worker")
     if not addresses:
         raise _mistake("has no worker in its cluster")
     task = _part(config, "task", "which worker this process is")
@@ -74,6 +77,11 @@ def _part(config: Any, name: str, meaning: str) -> dict:
     if not isinstance(part, dict):
         raise _mistake(f"has no {name!r}, {meaning}")
     return part
+
+
+def _is_address(text: Any) -> bool:
+    host, _, port = text.rpartition(":") if isinstance(text, str) else ("", "", "")
+    return bool(host) and port.isdecimal() and 0 < int(port) < 2**16
 
 
 def _mistake(what: str) -> UserError:

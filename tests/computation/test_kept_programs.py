@@ -59,3 +59,11 @@ def test_a_folder_that_the_user_chose_is_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("TF_XLA_FLAGS", chosen)
     keep_programs(tmp_path)
     assert os.environ["TF_XLA_FLAGS"] == chosen
+
+
+def test_where_nothing_can_be_kept_a_run_goes_on(tmp_path, warnings):
+    (tmp_path / "cache" / "tfppo").mkdir(parents=True)
+    (tmp_path / "cache" / "tfppo" / "programs").touch()  # no folder
+    keep_programs(tmp_path)
+    assert len(warnings) == 1 and warnings[0].startswith("compiled programs are not kept: ")
+    assert "TF_XLA_FLAGS" not in os.environ

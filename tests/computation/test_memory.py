@@ -3,7 +3,8 @@
 import pytest
 import tensorflow as tf
 
-from tfppo.computation.memory import device_figures, device_peak_gb, restart_device_peak
+from tfppo.computation.memory import device_figures, device_peak_gb, no_memory_told, restart_device_peak
+from tfppo.errors import UserError
 from tfppo.training.metrics import explain
 
 
@@ -37,3 +38,24 @@ def test_without_a_gpu_nothing_is_counted_and_nothing_is_logged():
     restart_device_peak()
     assert device_peak_gb() is None
     assert device_figures() == {}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[1]\nmore"),
+        tf.errors.InternalError(None, None, "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1 byte"),
+    ],
+)
+def test_where_memory_runs_out_it_is_said_in_a_line_with_what_to_do(error):
+    with (
+        pytest.raises(UserError, match=r"^memory ran out \(.*\); raise ppo.accumulation_steps") as told,
+        no_memory_told(),
+    ):
+        raise error
+    assert "\n" not in str(told.value)
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(tf.errors.InternalError, match="another"), no_memory_told():
+        raise tf.errors.InternalError(None, None, "another")

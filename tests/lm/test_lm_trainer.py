@@ -8,9 +8,9 @@ import tensorflow as tf
 from tfppo.config import LmConfig
 from tfppo.data.packing import pack
 from tfppo.data.tokenizer import Tokenizer
-from tfppo.lm import trainer as lm_trainer
 from tfppo.lm.trainer import LmTrainer
 from tfppo.models.language_model import LanguageModel
+from tfppo.training import programs
 from tfppo.training.programs import CompiledProgram
 from tfppo.training.replicas import make_strategy
 
@@ -61,8 +61,8 @@ def test_every_replica_drops_out_by_a_seed_of_its_own(tmp_path, monkeypatch):
 def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
     weights = []  # without dropout, whose numbers XLA draws in another way
     for on_gpu in (False, True):
-        monkeypatch.setattr(lm_trainer, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
-        trainer = make_trainer(tmp_path / str(on_gpu), num_layers=3, dropout=0.0)
+        monkeypatch.setattr(programs, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
+        trainer = make_trainer(tmp_path / str(on_gpu), num_layers=2, dropout=0.0)
         rng = np.random.default_rng(0)
         trainer.model.set_weights([rng.normal(0.0, 0.3, weight.shape) for weight in trainer.model.get_weights()])
         trainer.optimizer.learning_rate.assign(0.01)

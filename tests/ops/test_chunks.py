@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfppo.ops import chunks
+from tfppo.ops import chunks, sizes
 from tfppo.ops.chunks import by_chunks, in_chunks, is_large
 from tfppo.ops.logprobs import entropy, token_logprobs
 
@@ -41,7 +41,7 @@ def plain(rows, matrix, labels, of_logprobs, of_entropies):
 @pytest.mark.parametrize("at_once", [COLUMNS, 4 * COLUMNS, 1000])  # rows of 1, of 4, all of 14 in a chunk
 def test_values_and_gradients_are_those_of_the_whole(monkeypatch, at_once, compiled):
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", at_once)
-    monkeypatch.setattr(chunks, "_TILE", 1)
+    monkeypatch.setattr(sizes, "TILE", 1)
     rows, matrix = numbers(2, 7, WIDTH, seed=0), numbers(COLUMNS, WIDTH, seed=1)
     labels = np.random.default_rng(2).integers(0, COLUMNS, [2, 7])
     upstream = numbers(2, 7, seed=3), numbers(2, 7, seed=4)
@@ -60,7 +60,7 @@ def test_values_and_gradients_are_those_of_the_whole(monkeypatch, at_once, compi
 
 def test_several_tensors_may_go_by_chunks(monkeypatch):
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 3)
-    monkeypatch.setattr(chunks, "_TILE", 1)
+    monkeypatch.setattr(sizes, "TILE", 1)
     wide, narrow, labels = numbers(2, 4, 3, seed=0), numbers(2, 4, 2, seed=1), np.arange(8.0, dtype=np.float32)
 
     def function(wide, narrow, labels):
@@ -75,7 +75,7 @@ def test_several_tensors_may_go_by_chunks(monkeypatch):
 def test_the_gradient_of_the_matrix_is_added_up_in_float32(monkeypatch):
     """A thousand rows of 1, each a chunk: a sum in bfloat16 would stop growing at 256."""
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr(chunks, "_TILE", 1)
+    monkeypatch.setattr(sizes, "TILE", 1)
 
     @tf.function(autograph=False)
     def run(rows, matrix):
@@ -107,9 +107,9 @@ def test_what_is_large(monkeypatch):
     of_unknown_length(tf.zeros([2, 3, WIDTH]))
 
 
-def test_chunks_are_of_like_size_in_whole_tiles(monkeypatch):
-    monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", 1000)
-    monkeypatch.setattr(chunks, "_TILE", 8)
-    assert chunks._rows_of_chunk(100, 10) == 104  # one chunk, of 13 tiles
-    assert chunks._rows_of_chunk(101, 10) == 56  # two
-    assert chunks._rows_of_chunk(3, 1000) == 3
+def test_parts_are_of_like_size_in_whole_tiles(monkeypatch):
+    monkeypatch.setattr(sizes, "TILE", 8)
+    assert sizes.size_of_parts(100, 1, most=100) == 104  # 13 tiles
+    assert sizes.size_of_parts(101, 2, most=101) == 56
+    assert sizes.size_of_parts(3, 3, most=3) == 3
+    assert sizes.size_of_parts(13, 4, most=4) == 4

@@ -14,7 +14,7 @@ from tfppo.data.prompts import PromptSet, Trajectory
 from tfppo.data.tokenizer import Tokenizer
 from tfppo.models.language_model import LanguageModel
 from tfppo.models.policy import Policy
-from tfppo.ops import chunks
+from tfppo.ops import chunks, sizes
 from tfppo.ppo import evaluation
 from tfppo.ppo.evaluation import (
     Evaluation,
@@ -72,7 +72,7 @@ def test_every_batch_is_drawn_by_a_seed_of_its_own(monkeypatch):
 @pytest.mark.parametrize("logits_at_once", [10**6, 5 * 40])
 def test_kl_and_perplexity_are_those_of_plain_loops_also_by_chunks_of_logits(monkeypatch, logits_at_once):
     monkeypatch.setattr(chunks, "LOGITS_AT_ONCE", logits_at_once)
-    monkeypatch.setattr(chunks, "_TILE", 1)
+    monkeypatch.setattr(sizes, "TILE", 1)
     rng = np.random.default_rng(0)
     ids, mask = rng.integers(2, 40, [3, 4]).astype(np.int32), np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
 

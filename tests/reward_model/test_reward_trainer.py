@@ -30,9 +30,9 @@ from tfppo.models.language_model import LanguageModel
 from tfppo.models.reward_model import RewardModel
 from tfppo.ppo.types import Samples
 from tfppo.reward_model import normalization
-from tfppo.reward_model import trainer as reward_trainer
 from tfppo.reward_model.normalization import normalize
 from tfppo.reward_model.trainer import RewardTrainer, num_tokens
+from tfppo.training import programs
 from tfppo.training.interrupt import Interrupted
 from tfppo.training.metrics import read_metrics
 from tfppo.training.programs import CompiledProgram
@@ -350,7 +350,7 @@ def test_on_a_gpu_a_step_is_one_program_and_the_same(tmp_path, monkeypatch):
     config = RewardModelConfig(source=write_comparisons(tmp_path / "c.jsonl", 80), batch_size=16)
     weights = []
     for on_gpu in (False, True):
-        monkeypatch.setattr(reward_trainer, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(programs, "has_gpu", lambda on_gpu=on_gpu: on_gpu)
         trainer = make_trainer(tmp_path / str(on_gpu), config)
         trainer.optimizer.learning_rate.assign(1e-2)
         assert isinstance(trainer._step, CompiledProgram) is on_gpu

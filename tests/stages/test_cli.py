@@ -45,6 +45,10 @@ MISTAKES = {
         ["--config.reward.whiten=maybe"],
         r"--config\.reward\.whiten is 'maybe'; .* True or False",
     ),
+    "word for a bool or none": (
+        ["--config.ppo.jit_compile=maybe"],
+        r"--config\.ppo\.jit_compile is 'maybe'; .* True, False, or none",
+    ),
     "field without a value": (["--config.seed"], r"Missing value for flag --config\.seed"),
     "unknown flag": (["--wrkdir=x"], r"Unknown command line flag 'wrkdir'\. Did you mean: workdir \?"),
     "setting without its section": (

@@ -43,8 +43,11 @@ EVALUATED = {2: ITERATIONS, 3: 0}  # of so many workers, evaluation.every
 SECONDS_TO_END = 20.0
 
 
-def start(count, argv, other=None):
-    """A worker for each of `count` addresses. Args: other: the command of all but the first; None: the same."""
+def start(count, argv, other=None, folders=None):
+    """A worker for each of `count` addresses.
+
+    Args: other: the command of all but the first; None: the same; folders: that they start in, one each.
+    """
     with ExitStack() as sockets:
         free = [sockets.enter_context(socket.socket()) for _ in range(count)]
         for one in free:
@@ -54,12 +57,12 @@ def start(count, argv, other=None):
     for index in range(count):
         config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": index}}
         mine = other if other and index else argv
-        processes.append(process(mine, TF_CONFIG=json.dumps(config)))
+        processes.append(process(mine, (folders or {}).get(index, ROOT), TF_CONFIG=json.dumps(config)))
     return processes
 
 
-def process(argv, **variables):
-    return WarmProcess(argv[1:], env=environment(**variables), cwd=ROOT, as_traced=True)
+def process(argv, folder=ROOT, **variables):
+    return WarmProcess(argv[1:], env=environment(**variables), cwd=folder, as_traced=True)
 
 
 def finish_all(processes):
@@ -231,3 +234,31 @@ def test_workers_with_other_settings_are_told(runs):
         assert finished.code == 1, finished
         assert finished.err[-1].startswith("error: the configuration at worker 1 is not that of worker 0"), finished
     assert not cases["other"].workdir.exists()
+
+
+def test_a_port_that_another_process_has_is_told(base):
+    folder, settings, _ = base
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        hosts = [f"127.0.0.1:{taken.getsockname()[1]}", "127.0.0.1:1"]
+        config = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": 0}}
+        argv = command("train_lm", f"--workdir={folder}/taken", config=settings)
+        finished = finish(process(argv, TF_CONFIG=json.dumps(config)))
+    assert finished.code == 1 and "Traceback" not in finished.raw, finished
+    assert finished.err[-1].startswith(f"error: worker 0 cannot listen at {hosts[0]}, its address in TF_CONFIG: ")
+
+
+def test_workers_with_other_texts_are_told(base):
+    """At the same path, but not the same: in each of the two folders that they start in."""
+    folder, settings, _ = base
+    folders = {index: folder / f"texts_{index}" for index in range(2)}
+    for index, own in folders.items():
+        own.mkdir()
+        (own / "mine.txt").write_text("".join(f"film {'abc'[: 1 + index]} {number}\n" for number in range(200)))
+    config = (*settings, "data.source=mine.txt")
+    for finished in finish_all(
+        start(2, command("train_lm", f"--workdir={folder}/unlike", config=config), folders=folders)
+    ):
+        assert finished.code == 1, finished
+        assert finished.err[-1].startswith("error: the tokenizer of the texts at worker 1 is not that"), finished

@@ -10,6 +10,8 @@ import pytest
 from binaries import CORES, ROOT, environment, finish, succeed
 from warm import WarmProcess
 
+from tfppo.stages.start import tell_of_unused_card
+
 TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
 # The binaries parse their flags in tfppo.stages.cli, and exit with 0 after --help; absl itself exits with 1.
 THROUGH_CLI = {
@@ -139,3 +141,15 @@ def test_products_in_float32_are_exact_and_programs_are_kept_where_that_is_asked
 
     assert printed() == "False\n" and not list(tmp_path.rglob("*.pb"))
     assert printed("keep") == "False\n" and len(list(tmp_path.rglob("tfppo/programs/2.21*/*.pb"))) == 1
+
+
+@pytest.mark.parametrize(("there", "hidden", "warns"), [(True, None, True), (True, "-1", False), (False, None, False)])
+def test_a_card_that_is_not_used_is_told(tmp_path, monkeypatch, capsys, there, hidden, warns):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    card = tmp_path / "nvidia0"
+    if there:
+        card.touch()
+    tell_of_unused_card(str(card))
+    assert ("there is a GPU, but TensorFlow finds none" in capsys.readouterr().err) is warns

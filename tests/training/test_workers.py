@@ -1,12 +1,14 @@
 """What workers tell each other, as far as one process shows it; tests/stages/test_several_workers.py has several."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfppo.cluster import Cluster
 from tfppo.errors import UserError
-from tfppo.training.workers import _PIECE, Several, _packed, _unpacked, _who_is_gone, workers_of
+from tfppo.training.checkpoint import CheckpointKeeper
+from tfppo.training.workers import _PIECE, Several, _packed, _unpacked, _who_is_gone, restore_together, workers_of
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,23 @@ def test_alone_everything_holds():
     order = []
     found = workers.chief_answers(lambda: order.append("answer") or {"a": 1.0}, lambda: order.append("meanwhile"))
     assert found == {"a": 1.0} and order == ["answer", "meanwhile"]
+
+
+def test_workers_agree_on_what_a_checkpoint_belongs_to_before_they_read_it(tmp_path):
+    told = []
+
+    class Other(type(workers_of(tf.distribute.get_strategy()))):
+        def agree(self, what, value, remedy):
+            told.append((what, value, list(tmp_path.iterdir())))
+            raise UserError(f"{what} at worker 1")
+
+    model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+    identity = {"set of texts": ["a", 1]}
+    optimizer = keras.optimizers.Adam()
+    keeper = CheckpointKeeper(tmp_path / "of", model=model, optimizer=optimizer, scalars={}, keep=1, identity=identity)
+    with pytest.raises(UserError, match="^the set of texts at worker 1"):
+        restore_together(keeper, model, Other())
+    assert told == [("the set of texts", '["a", 1]', [])]
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 255, 2 * (_PIECE - 3), 2 * (_PIECE - 3) + 1, 100_000])

@@ -20,6 +20,7 @@ from tfppo.stages import cli
 def main(config: Config, workdir: str, flags: FlagValues) -> None:
     """Goes through all stages."""
     started = time.time()
+    from tfppo.stages.checks import check_batches
     from tfppo.stages.evaluate import evaluate_model, record_evaluations
     from tfppo.stages.language_model import train_language_model
     from tfppo.stages.ppo import check_ppo, train_ppo
@@ -32,6 +33,7 @@ def main(config: Config, workdir: str, flags: FlagValues) -> None:
 
     folder, strategy = open_run(config, workdir)
     check_ppo(config, folder)
+    check_batches(config, strategy)
     stage("1/5 language model: byte-level BPE and a Transformer, from the texts")
     train_language_model(config, folder, strategy)
     stage("2/5 PPO: towards the reward, near the language model")

@@ -29,10 +29,15 @@ def keep_programs(gpus: str | Path = GPUS, *, deterministic: bool = False) -> No
     # XLA finds a program by what it computes, not by how it was compiled: options need a folder of their own.
     options = [os.environ.get("XLA_FLAGS", ""), f"deterministic={deterministic}"]
     machine = hashlib.sha256("\n".join([processor(), *models, *options]).encode())
-    folder = make_cache_folder(place / "programs" / f"{version('tensorflow')}-{machine.hexdigest()[:16]}")
+    folder = place / "programs" / f"{version('tensorflow')}-{machine.hexdigest()[:16]}"
+    try:
+        make_cache_folder(folder / "kernels")
+    except OSError as error:
+        logging.warning("compiled programs are not kept: %s", error)
+        return
     _add_flag("TF_XLA_FLAGS", "--tf_xla_persistent_cache_directory", folder)
     if models:
-        _add_flag("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", make_cache_folder(folder / "kernels"))
+        _add_flag("XLA_FLAGS", "--xla_gpu_per_fusion_autotune_cache_dir", folder / "kernels")
 
 
 def _models(gpus):

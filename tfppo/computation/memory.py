@@ -4,9 +4,19 @@ That allocator takes nearly all of a card at the start and hands it out, so that
 card. Its own count has what a run needed: tensors, workspaces of compiled programs, and what is lost by rounding up.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import tensorflow as tf
 
+from tfppo.errors import UserError
+
 GIGA = 1e9
+_REMEDY = (
+    "raise ppo.accumulation_steps, set ppo.gradient_checkpointing, or lower a batch size (ppo.rollout_batch_size, "
+    "lm.batch_size, reward_model.batch_size, evaluation.batch_size) or a length; `tfppo estimate` says what fits. "
+    "What was saved is intact"
+)
 
 
 def device_peak_gb() -> float | None:
@@ -28,6 +38,18 @@ def device_figures() -> dict[str, float]:
     """The peak as a metric {tag: GB}; nothing where there is no GPU."""
     peak = device_peak_gb()
     return {} if peak is None else {"memory/device_peak_gb": peak}
+
+
+@contextmanager
+def no_memory_told() -> Iterator[None]:
+    """Raises UserError in place of TensorFlow's errors where memory ran out."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        text = str(error)
+        if not isinstance(error, tf.errors.ResourceExhaustedError) and "RESOURCE_EXHAUSTED" not in text:
+            raise
+        raise UserError(f"memory ran out ({text.strip().splitlines()[0][:200]}); {_REMEDY}") from error
 
 
 def _gpus():

@@ -14,6 +14,15 @@ from tfppo.config.validation import require, require_one_of, require_positive, v
 if TYPE_CHECKING:  # settings.py imports this module
     from tfppo.config.settings import PpoConfig
 
+# What None stands for.
+_ABOVE_0_OR_NONE = {
+    "value_clip_range": "off",
+    "clip_range_high": "ppo.clip_range",
+    "adaptive_kl_target": "off",
+    "target_kl": "off",
+    "ratio_tolerance": "what rounding explains",
+}
+
 
 def validate_ppo(ppo: "PpoConfig") -> None:
     """Raises UserError for values of a PpoConfig that do not fit."""
@@ -118,9 +127,9 @@ def _validate_ranges(ppo: "PpoConfig") -> None:
     ):
         value = getattr(ppo, name)
         require(value >= 0, f"ppo.{name}", value, "it must not be negative")
-    for name in ("value_clip_range", "clip_range_high", "adaptive_kl_target", "target_kl", "ratio_tolerance"):
+    for name, without in _ABOVE_0_OR_NONE.items():
         value = getattr(ppo, name)
-        require(value is None or value > 0, f"ppo.{name}", value, "it must be above 0, or None for off")
+        require(value is None or value > 0, f"ppo.{name}", value, f"it must be above 0, or None for {without}")
     require(
         ppo.trainable_blocks is None or ppo.trainable_blocks >= 1,
         "ppo.trainable_blocks",

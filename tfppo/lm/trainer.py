@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfppo.computation.devices import has_gpu
 from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import LmConfig
 from tfppo.data.packing import PackedSequences
@@ -22,7 +21,7 @@ from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, open_metrics, shown_perplexity
 from tfppo.training.optimization import gradients_of, make_optimizer
 from tfppo.training.profiling import Profiler
-from tfppo.training.programs import optimizer_step
+from tfppo.training.programs import compilation, optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -57,8 +56,7 @@ class LmTrainer:
         check_divides(strategy, "lm.batch_size", config.batch_size)
         self.config, self.seed, self.model, self.tokenizer = config, seed, model, tokenizer
         self.train_data, self.strategy, self.folder = train, strategy, folder
-        compiled = has_gpu() if config.jit_compile is None else config.jit_compile
-        on_gpu = compiled and has_gpu()
+        compiled = compilation(config.jit_compile)
         with strategy.scope():
             self.optimizer = make_optimizer(
                 "adamw",
@@ -68,11 +66,10 @@ class LmTrainer:
                 beta_2=config.adam_beta2,
                 epsilon=1e-8,
                 weight_decay=config.weight_decay,
-                at_once=on_gpu,
+                at_once=compiled.step,
             )
-        # Blocks in a loop: a step then compiles as fast whatever the depth.
-        self._arithmetic = model.trunk.arithmetic.of_program(model.trainable_variables) if on_gpu else None
-        self._gradients = tf.function(self._gradients_of_share, jit_compile=compiled, autograph=False)
+        self._arithmetic = compiled.arithmetic_of(model.trunk, model.trainable_variables)
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=compiled.gradients, autograph=False)
         self._step = optimizer_step(
             strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm
         )

@@ -69,7 +69,7 @@ def collect_from_blocks(
 
     def one(number, x, buffers):
         x, results = step(blocks[0], x, _holding(blocks[0], arithmetic, _slices(stacks, number)))
-        return number + 1, x, _write(arithmetic, buffers, results, number)
+        return number + 1, x, _with_block(arithmetic, buffers, results, number)
 
     buffers = [tf.zeros([len(blocks), *shape], arithmetic.dtype) for shape in shapes]
     _, x, buffers = tf.while_loop(lambda number, *_: number < len(blocks), one, (tf.constant(0), x, buffers))
@@ -118,7 +118,7 @@ class _Loop:
             recorded = Recorded()
             result = self._of_block(number, x, _slices(stacks, number), recorded)
             inputs = arithmetic.write_slot(inputs, x, number, axis=0)
-            return number + 1, result, inputs, _write(arithmetic, products, recorded.results, number)
+            return number + 1, result, inputs, _with_block(arithmetic, products, recorded.results, number)
 
         num_rows = x.shape[0] * x.shape[1]
         products = [tf.zeros([count, num_rows, width], arithmetic.dtype) for width in self._widths]
@@ -137,7 +137,7 @@ class _Loop:
                 tape.watch([x, *own])
                 result = self._of_block(number, x, own, replayed)
             upstream, *mine = tape.gradient(result, [x, *own], upstream)
-            return done + 1, upstream, _write(arithmetic, gradients, mine, number)
+            return done + 1, upstream, _with_block(arithmetic, gradients, mine, number)
 
         start = tf.constant(0), upstream, [tf.zeros_like(stack) for stack in stacks]
         _, upstream, gradients = tf.while_loop(self._goes_on, one, start)
@@ -172,7 +172,7 @@ def _holding(block, arithmetic, weights):
     return replace(arithmetic, copies=dict(zip(map(id, block.weights_in_order()), weights, strict=True)))
 
 
-def _write(arithmetic, buffers, values, number):
+def _with_block(arithmetic, buffers, values, number):
     """The buffers [blocks, ...] with the values of one block; without buffers nothing is kept."""
     pairs = zip(buffers, values, strict=True) if buffers else ()
     return [arithmetic.write_slot(buffer, value, number, axis=0) for buffer, value in pairs]

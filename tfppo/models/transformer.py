@@ -177,14 +177,17 @@ class Transformer(keras.layers.Layer):
 
         def with_cache(block, x, arithmetic, start=0):
             x, pair = block.with_cache(x, attention, arithmetic, start=start)
-            by_head = (tf.transpose(part, [0, 2, 1, 3]) for part in pair)
-            return x, tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head)
+            return x, tuple(tf.transpose(part, [0, 2, 1, 3]) for part in pair)
 
         *lower, last = self.blocks
-        shape = [size_of(token_ids, 0), self.num_heads, cache_length, self.head_dim]
-        x, caches = collect_from_blocks(lower, x, with_cache, arithmetic, [shape, shape])
-        x, cache = with_cache(last, x, arithmetic, size_of(token_ids, 1) - 1)
-        return self.final_norm.normalize(x, arithmetic)[:, 0], [*caches, cache]
+        shape = [size_of(token_ids, 0), self.num_heads, size_of(token_ids, 1), self.head_dim]
+        x, pairs = collect_from_blocks(lower, x, with_cache, arithmetic, [shape, shape])
+        x, pair = with_cache(last, x, arithmetic, size_of(token_ids, 1) - 1)
+        # Room is made last: what a loop collects is there twice for a moment.
+        caches = [
+            tuple(tf.pad(part, [[0, 0], [0, 0], [0, room], [0, 0]]) for part in by_head) for by_head in (*pairs, pair)
+        ]
+        return self.final_norm.normalize(x, arithmetic)[:, 0], caches
 
     def decode_step(
         self,

@@ -6,9 +6,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from tfppo.ops.masking import MASKED_SCORE, causal_mask
-from tfppo.ops.sizes import BLOCK, LENGTH_FOR_BLOCKS
-
-_TILE = 64  # what sizes of blocks are multiples of: odd sizes are slow to multiply
+from tfppo.ops.sizes import BLOCK, LENGTH_FOR_BLOCKS, size_of_parts
 
 
 class Attention(Protocol):
@@ -190,9 +188,7 @@ def _over(pairs: _Pairs, step: Callable[..., Any], starts):
 
 
 def _size_of_block(length, most):
-    """Blocks of like size, so that the last one has little to fill up."""
-    size, tile = -(-length // -(-length // most)), min(_TILE, most)
-    return min(-(-size // tile) * tile, length)
+    return min(size_of_parts(length, -(-length // most), most), length)
 
 
 def _cut(tensor, size):

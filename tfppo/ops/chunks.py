@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tfppo.ops.sizes import LOGITS_AT_ONCE
-
-_TILE = 64  # what numbers of rows are multiples of: odd sizes are slow to multiply
+from tfppo.ops.sizes import LOGITS_AT_ONCE, size_of_parts
 
 
 def is_large(rows: tf.Tensor, num_columns: int) -> bool:
@@ -21,7 +19,8 @@ class _Cutting:
 
     def __init__(self, leading, num_columns):
         self._leading, self._number = leading, math.prod(leading)
-        self._size = _rows_of_chunk(self._number, num_columns)
+        chunks = -(-self._number * num_columns // LOGITS_AT_ONCE)
+        self._size = size_of_parts(self._number, chunks, most=self._number)
         self.count = -(-self._number // self._size)
 
     def cut(self, tensor):
@@ -110,10 +109,3 @@ def _computed(cutting, function, tensors, num_results):
 
     arrays = cutting.loop(step, *(cutting.array(tf.float32) for _ in range(num_results)))
     return tuple(cutting.join(array) for array in arrays)
-
-
-def _rows_of_chunk(number, num_columns):
-    """Chunks of like size, so that the last one has little to fill up."""
-    chunks = -(-number * num_columns // LOGITS_AT_ONCE)
-    size, tile = -(-number // chunks), min(_TILE, number)
-    return -(-size // tile) * tile

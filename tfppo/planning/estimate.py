@@ -170,11 +170,13 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
     phases: dict[str, dict[str, float]] = {
         "sampling": {
             "cast weights": cast * trained,
+            "stacked blocks": _stack_bytes(model, workload.dtype, device),
             "KV cache": compute * trunks * _cache_numbers(model, workload),
             "logits or prompt pass": max((compute + FLOAT32_BYTES * SAMPLING_LOGITS) * logits, prompt_pass),
         },
         "reference": {
             "cast weights": cast * weights,
+            "stacked blocks": _stack_bytes(model, workload.dtype, device),
             # The reference reads the whole rollout at once.
             "logits or one layer": max(
                 (compute + FLOAT32_BYTES * REFERENCE_LOGITS) * min(workload.response_length * logits, LOGITS_AT_ONCE),
@@ -185,7 +187,7 @@ def memory_of(model: ModelConfig, workload: Workload, device: Device) -> Memory:
             "cast weights": update_cast * trained,
             # With accumulation, the sum so far is in memory beside the gradients of a micro-batch.
             "gradients": gradients + (FLOAT32_BYTES * trained if workload.accumulation_steps > 1 else 0),
-            "stacked blocks": _stack_bytes(model, workload, device),
+            "stacked blocks": _update_stack_bytes(model, workload, device),
             "activations": trunks * _kept_bytes(model, workload, device),
             # When the backward pass reaches the layers, the logits are freed, and the scores have a gradient.
             "logits or scores": max(
@@ -311,15 +313,22 @@ def _gradient_bytes(model: ModelConfig, workload: Workload) -> int:
     return COMPUTE_BYTES[workload.dtype_of_update] * matrices + FLOAT32_BYTES * others
 
 
-def _stack_bytes(model: ModelConfig, workload: Workload, device: Device) -> float:
-    """Bytes of the stacks that a GPU's program of an update holds: weights and both moments of all blocks but the last.
+def _stack_bytes(model: ModelConfig, dtype: str, device: Device) -> float:
+    """Bytes of the float32 weights of all blocks but the last, which a GPU's program reads from stacks.
 
-    Several devices have a program for each step's gradients, and a CPU has no stacks.
+    In a narrower dtype the stacks are the cast weights. A CPU's programs have none.
     """
-    if device.allocator != "pool" or workload.num_replicas > 1:
+    if device.allocator != "pool" or dtype != "float32":
         return 0
-    above = (model.num_layers - 1) / model.num_layers
-    return 3 * FLOAT32_BYTES * len(_trunks(model, workload)) * costs.block_parameters(model) * above
+    return FLOAT32_BYTES * costs.block_parameters(model) * (model.num_layers - 1) / model.num_layers
+
+
+def _update_stack_bytes(model: ModelConfig, workload: Workload, device: Device) -> float:
+    """Bytes of the stacks of an update: on one GPU of both moments, too, and of the weights in any dtype."""
+    trunks = len(_trunks(model, workload))
+    if workload.num_replicas == 1:
+        return 3 * trunks * _stack_bytes(model, "float32", device)
+    return trunks * _stack_bytes(model, workload.dtype_of_update, device)
 
 
 def _optimizer_parts(model: ModelConfig, workload: Workload) -> dict[str, float]:

@@ -10,13 +10,13 @@ from tfppo.computation.engine import Engine
 from tfppo.config import PpoConfig, RewardConfig
 from tfppo.models.policy import Policy
 from tfppo.ppo.loss import APPROX_KL, STEP_STATISTICS, make_loss
-from tfppo.ppo.minibatches import Cutter, Part, at_places_of, shuffled_minibatches
+from tfppo.ppo.minibatches import Cutter, Part, at_places_of, check_minibatches, shuffled_minibatches
 from tfppo.ppo.parameters import learning_variables, make_policy_optimizer
 from tfppo.ppo.targets import prepare_targets
 from tfppo.training.adam import Rest
 from tfppo.training.optimization import sum_over_parts
 from tfppo.training.programs import CompiledProgram, StackedSteps, Steps, sum_in_a_loop
-from tfppo.training.replicas import check_divides, slot_of_replica
+from tfppo.training.replicas import slot_of_replica
 from tfppo.training.workers import workers_of
 
 
@@ -43,8 +43,7 @@ class Learner:
         engine: Engine,
         lengths_vary: bool,
     ):
-        part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
-        check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
+        check_minibatches(config, strategy)
         self.policy, self.config, self.reward = policy, config, reward
         self.strategy, self.temperature, self.engine = strategy, temperature, engine
         self.workers = workers_of(strategy)

@@ -13,7 +13,7 @@ from tfppo.config import PpoConfig
 from tfppo.ops.lengths import LENGTH_PARTS, at_places, bucket_of
 from tfppo.ops.losses import token_weights
 from tfppo.ppo.types import Targets, TokenWeights
-from tfppo.training.replicas import share_of_replica
+from tfppo.training.replicas import check_divides, share_of_replica
 
 _LENGTH_BUCKETS = 8  # lengths that parts are cut to: each one is compiled when it first comes up
 
@@ -26,6 +26,12 @@ def shuffled_minibatches(seed: tf.Tensor, config: PpoConfig) -> tf.Tensor:
         for epoch in range(config.ppo_epochs)
     ]
     return tf.reshape(tf.stack(orders), [config.ppo_epochs * config.num_minibatches, -1])
+
+
+def check_minibatches(config: PpoConfig, strategy: tf.distribute.Strategy) -> None:
+    """Raises UserError unless the number of replicas divides the part of a minibatch that is computed at once."""
+    part = config.rollout_batch_size // config.num_minibatches // config.accumulation_steps
+    check_divides(strategy, "ppo.rollout_batch_size / ppo.num_minibatches / ppo.accumulation_steps", part)
 
 
 class Division(NamedTuple):

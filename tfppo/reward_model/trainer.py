@@ -7,7 +7,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfppo.computation.devices import has_gpu
 from tfppo.computation.memory import device_figures, restart_device_peak
 from tfppo.config import RewardModelConfig
 from tfppo.data.preferences import Comparisons
@@ -22,7 +21,7 @@ from tfppo.training.interrupt import Interrupted, StopRequest
 from tfppo.training.metrics import MetricsWriter, open_metrics
 from tfppo.training.optimization import gradients_of, make_optimizer
 from tfppo.training.profiling import Profiler
-from tfppo.training.programs import optimizer_step
+from tfppo.training.programs import compilation, optimizer_step
 from tfppo.training.progress import Progress
 from tfppo.training.replicas import check_divides, share_of_replica
 from tfppo.training.schedules import scheduled_rate
@@ -56,7 +55,7 @@ class RewardTrainer:
         self.config, self.seed, self.model = config, seed, model
         self.train_data, self.validation, self.strategy, self.folder = train, validation, strategy, folder
         self.num_steps = math.ceil(config.num_epochs * len(train.prompt_ids) / config.batch_size)
-        on_gpu = has_gpu()  # then a step is one program, as launches would take longer than it does
+        compiled = compilation()
         with strategy.scope():
             self.optimizer = make_optimizer(
                 "adam",
@@ -66,13 +65,13 @@ class RewardTrainer:
                 beta_2=0.999,
                 epsilon=config.adam_epsilon,
                 weight_decay=0.0,
-                at_once=on_gpu,
+                at_once=compiled.step,
             )
-        self._arithmetic = model.trunk.arithmetic.of_program(model.trainable_variables) if on_gpu else None
+        self._arithmetic = compiled.arithmetic_of(model.trunk, model.trainable_variables)
         self._step = optimizer_step(
             strategy, self.optimizer, self._replica_gradients, max_grad_norm=config.max_grad_norm
         )
-        self._gradients = tf.function(self._gradients_of_share, jit_compile=on_gpu, autograph=False)
+        self._gradients = tf.function(self._gradients_of_share, jit_compile=compiled.gradients, autograph=False)
         self._update = tf.function(self._optimizer_step, autograph=False)
         self._held_out_scores = ComparisonScorer(model, config.batch_size)
         self.workers = workers_of(strategy)

@@ -188,9 +188,10 @@ def keep_quiet_beside_the_chief() -> None:
 
 def run_together(main: Callable[[], None]) -> None:
     """Calls main, and waits at its end for the other workers, if there are any."""
+    from tfppo.computation.memory import no_memory_told
     from tfppo.training.workers import together
 
-    with together():
+    with no_memory_told(), together():
         main()
 
 

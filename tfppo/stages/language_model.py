@@ -15,7 +15,7 @@ from tfppo.models.folder import load_chat_template, load_language_model
 from tfppo.models.language_model import LanguageModel
 from tfppo.stages.history import SettingsHistory
 from tfppo.stages.texts import check_responses, load_packed, load_texts, template_of
-from tfppo.training.workers import workers_of
+from tfppo.training.workers import SHARED, workers_of
 
 
 def train_language_model(config: Config, folder: Path, strategy: tf.distribute.Strategy) -> None:
@@ -23,10 +23,11 @@ def train_language_model(config: Config, folder: Path, strategy: tf.distribute.S
 
     Where the configuration names a language model, that one is trained on, with its tokenizer and its sizes.
     """
-    workers_of(strategy).barrier()  # what the chief has written is there
+    workers = workers_of(strategy)
+    workers.barrier()  # what the chief has written is there
     history = SettingsHistory(config, folder, LANGUAGE_MODEL)
     with strategy.scope():
-        model, tokenizer = _start(config)
+        model, tokenizer = _start(config, workers)
     length = model.max_sequence_length
     train, _ = load_packed(config.data, "train", tokenizer, length)
     validation, num_words = load_packed(config.data, "validation", tokenizer, length)
@@ -35,7 +36,7 @@ def train_language_model(config: Config, folder: Path, strategy: tf.distribute.S
     trainer.train(config.profile_steps)
 
 
-def _start(config):
+def _start(config, workers):
     """The model to train, and its tokenizer with the chat template of its texts, if they are chats."""
     kept = load_chat_template(config.language_model) if config.language_model else None
     examples = load_texts(config.data, "train", kept)
@@ -49,6 +50,7 @@ def _start(config):
         return model, tokenizer
     texts = [f"{example.prompt or ''}{example.text}" for example in examples]
     tokenizer = Tokenizer.train(texts, config.model.vocabulary_size)
+    workers.agree("the tokenizer of the texts", tokenizer.digest(), SHARED)  # before weights are, of its size
     tokenizer.chat_template = template_of(config.data, examples, None)
     sizes = {**dataclasses.asdict(config.model), "vocabulary_size": tokenizer.vocabulary_size}
     keras.utils.set_random_seed(config.seed)  # preparing a dataset draws numbers too, the first time

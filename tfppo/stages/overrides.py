@@ -80,7 +80,11 @@ def wrong_type(message: str) -> str:
 def _kinds():
     """What a value must be, in words, by setting; those of which absl's own words will do are left out."""
     words: dict[object, str] = {int: "a whole number", float: "a number", bool: "True or False"}
-    words |= {int | None: "a whole number, or none", float | None: "a number, or none"}
+    words |= {
+        int | None: "a whole number, or none",
+        float | None: "a number, or none",
+        bool | None: "True, False, or none",
+    }
     return {name: words[kind] for name, kind in _fields().items() if kind in words}
 
 

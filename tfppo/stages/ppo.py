@@ -8,6 +8,8 @@ import tensorflow as tf
 from tfppo.cluster import chief_writes
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.computation import Computation
+from tfppo.computation.devices import has_gpu
+from tfppo.computation.modes import describe_devices
 from tfppo.config import Config, PpoConfig
 from tfppo.config.resuming import PPO
 from tfppo.config.validation import validate_for_ppo, validate_prompt_positions, validate_trainable_blocks
@@ -103,6 +105,8 @@ def train_ppo(config: Config, folder: Path, strategy: tf.distribute.Strategy) ->
         held_out_prompts=held_out_prompts,
     )
     history.resume(trainer.keeper, trainer.done, left=not trainer.has_ended())
+    if has_gpu():
+        print(f"replicas: {strategy.num_replicas_in_sync}, on {describe_devices()}")
     print(computation.describe(collector.sampler.engine), flush=True)
     trainer.train(config.profile_steps)
     save_model(policy, tokenizer, folder / "policy")

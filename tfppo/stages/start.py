@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from tfppo.computation.kept_programs import keep_programs
 
@@ -33,10 +34,19 @@ def start_tensorflow(*, keeps_programs: bool = False, deterministic: bool = Fals
         import keras  # noqa: F401
         import tensorflow as tf
 
-        tf.config.list_physical_devices()
+        found = tf.config.list_physical_devices("GPU")
         from tfppo.computation.devices import round_products
 
         round_products(tensorfloat32=False)
+    if not found:
+        tell_of_unused_card()
+
+
+def tell_of_unused_card(device: str = "/dev/nvidia0") -> None:
+    """Warns where a GPU is there that TensorFlow has not found, unless CUDA_VISIBLE_DEVICES hides it."""
+    if Path(device).exists() and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        text = "there is a GPU, but TensorFlow finds none: pip install 'tfppo[gpu]' brings CUDA's libraries"
+        print(f"warning: {text}; {LEVEL}=0 makes TensorFlow say what is missing", file=sys.stderr)
 
 
 @contextmanager

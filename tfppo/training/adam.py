@@ -123,9 +123,9 @@ class _FusedAdam(keras.optimizers.Adam):
         for stack, gradient, scale in zip([*stacks, *singles], gradients, scales, strict=True):
             after.append(self._stepped(stack, scaled(gradient, scale), numbers, taken))
         for stack in after[len(stacks) :]:
-            self.write(stack, lambda tensor, number: tensor)
+            self.assign_stack(stack, lambda tensor, number: tensor)
         count = tf.convert_to_tensor(self.iterations.value)
-        _write(self.iterations, tf.where(taken, count + 1, count))
+        _assign(self.iterations, tf.where(taken, count + 1, count))
         return after[: len(stacks)]
 
     def _stepped(self, stack, gradient, numbers, taken):
@@ -149,11 +149,11 @@ class _FusedAdam(keras.optimizers.Adam):
             variables, tuple(together([tf.convert_to_tensor(v.value) for v in each]) for each in self._kept(variables))
         )
 
-    def write(self, stack: Stack, take: Callable = operator.getitem) -> None:
-        """Writes a stack into its variables and moments. Args: take: (tensor, number) -> tensor of a variable."""
+    def assign_stack(self, stack: Stack, take: Callable = operator.getitem) -> None:
+        """Assigns a stack to its variables and moments. Args: take: (tensor, number) -> tensor of a variable."""
         for tensor, variables in zip(stack.tensors, self._kept(stack.variables), strict=True):
             for number, variable in enumerate(variables):
-                _write(variable, take(tensor, number))
+                _assign(variable, take(tensor, number))
 
     def _kept(self, variables):
         """Variables, their momentums and their velocities."""
@@ -292,7 +292,7 @@ class AdamW(_FusedAdam, keras.optimizers.AdamW):
         return self.epsilon * tf.sqrt(correction)
 
 
-def _write(variable, value):
+def _assign(variable, value):
     """Assigns to the variable of this replica."""
     tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=value)
 

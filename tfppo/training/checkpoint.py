@@ -72,7 +72,7 @@ class CheckpointKeeper:
         save_every: int = 1,
     ):
         self._folder, self._keep, self._log, self._save_every = Path(folder), keep, log, save_every
-        self._model, self._identity = model, identity or {}
+        self._model, self.identity = model, identity or {}
         self._models = {"model": model, **(extras or {})}
         self.on_save: Callable[[int], None] = lambda step: None
         self._scalars = {name: tf.Variable(value, dtype=tf.float64) for name, value in scalars.items()}
@@ -221,7 +221,7 @@ class CheckpointKeeper:
             path = variable.path.removeprefix(f"{self._model.name}/")
             seen[path] += 1
             shapes[path if seen[path] == 1 else f"{path}#{seen[path]}"] = list(variable.shape)
-        return {"variables": shapes, "identity": self._identity}
+        return {"variables": shapes, "identity": self.identity}
 
     def _compare_names(self, path):
         """Raises UserError where a checkpoint can be read but has other parts than this run's: it is not damaged."""
@@ -250,10 +250,10 @@ class CheckpointKeeper:
                     f"another --workdir"
                 )
         for name, digest in saved["identity"].items():
-            if digest != self._identity.get(name):
+            if digest != self.identity.get(name):
                 raise UserError(
                     f"the checkpoint in {str(self._folder)!r} goes with another {name}, {digest}, not "
-                    f"{self._identity.get(name)}; go on with the same data, models and settings as before, or use "
+                    f"{self.identity.get(name)}; go on with the same data, models and settings as before, or use "
                     f"another --workdir"
                 )
 

@@ -170,18 +170,27 @@ def optimize(
     stopped = tf.convert_to_tensor(stop_when(statistics))
     taken = tf.math.is_finite(norm) & ~stopped
 
+    step = _step_without_a_branch if optimizer.at_once else _step_in_a_branch
+    step(strategy, optimizer, gradients, scales, taken, rest)
+    return statistics, norm, taken, stopped
+
+
+def _step_without_a_branch(strategy, optimizer, gradients, scales, taken, rest):
+    """Whether it is taken is a part of the step."""
+    rests = rest and (rest.now, rest.steps)
+    # Not the program itself, which a strategy would compile around all replicas at once.
+    strategy.run(lambda *args: step_of_replica(optimizer, *args), (gradients, scales, taken, rests))
+
+
+def _step_in_a_branch(strategy, optimizer, gradients, scales, taken, rest):
+    """Args: scales: None: the gradients are clipped already."""
+
     def apply():
         with optimizer.resting(rest):
-            if scaled_when_applied:
-                strategy.run(optimizer.apply_scaled, (gradients, scales))
-            else:
+            if scales is None:
                 strategy.run(optimizer.apply, (gradients,))
+            else:
+                strategy.run(optimizer.apply_scaled, (gradients, scales))
         return tf.constant(0)
 
-    if optimizer.at_once:  # without a branch: whether it is taken is a part of the step
-        rests = rest and (rest.now, rest.steps)
-        # Not the program itself, which a strategy would compile around all replicas at once.
-        strategy.run(lambda *args: step_of_replica(optimizer, *args), (gradients, scales, taken, rests))
-    else:
-        tf.cond(taken, apply, lambda: tf.constant(0))
-    return statistics, norm, taken, stopped
+    tf.cond(taken, apply, lambda: tf.constant(0))

@@ -6,12 +6,15 @@ of a whole update follow each other on the device.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
+from tfppo.computation.devices import has_gpu
 from tfppo.computation.differentiation import Statistics
+from tfppo.models.transformer import Transformer
+from tfppo.ops.arithmetic import Arithmetic
 from tfppo.training.adam import Rest, Stack
 from tfppo.training.optimization import Groups, clipping_scales, optimize
 
@@ -139,7 +142,27 @@ class StackedSteps:
     def finish(self, state: list) -> None:
         """Writes the stacks into the variables and their moments."""
         for alike, tensors in zip(self._alike, state, strict=True):
-            self._optimizer.write(Stack(alike, tensors))
+            self._optimizer.assign_stack(Stack(alike, tensors))
+
+
+class Compilation(NamedTuple):
+    """What XLA compiles of a step: its gradients, and whether all of it is one program, which is for GPUs."""
+
+    gradients: bool
+    step: bool
+
+    def arithmetic_of(self, trunk: Transformer, variables: Sequence[keras.Variable]) -> Arithmetic | None:
+        """The trunk's, with blocks in a loop where a step is one program: it compiles as fast whatever the depth.
+
+        Args: variables: those that learn. Returns: None where the trunk's own will do.
+        """
+        return trunk.arithmetic.of_program(variables) if self.step else None
+
+
+def compilation(jit_compile: bool | None = None) -> Compilation:
+    """On a GPU all of a step, as launches would take longer than it does. Args: jit_compile: None: on GPUs."""
+    gradients = has_gpu() if jit_compile is None else jit_compile
+    return Compilation(gradients, gradients and has_gpu())
 
 
 def optimizer_step(

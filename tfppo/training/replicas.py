@@ -54,12 +54,21 @@ def _strategy_of_workers(num_replicas, cross_device_ops):
     options = tf.distribute.experimental.CommunicationOptions(
         implementation=tf.distribute.experimental.CommunicationImplementation[_COMMUNICATION[cross_device_ops]]
     )
-    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    cluster = this_cluster()
+    try:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    except tf.errors.UnknownError as error:
+        if "Could not start gRPC server" not in error.message:
+            raise
+        raise UserError(
+            f"worker {cluster.index} cannot listen at {cluster.addresses[cluster.index]}, its address in TF_CONFIG: "
+            f"another process has this port; end it, or name another port at all workers"
+        ) from error
     listen_again()  # TensorFlow's own handler of SIGTERM tells nobody here
     total = strategy.num_replicas_in_sync
     if num_replicas not in (0, total):
         raise UserError(
-            f"num_replicas is {num_replicas}, but {this_cluster().count} workers have {total} in all; use 0, which "
+            f"num_replicas is {num_replicas}, but {cluster.count} workers have {total} in all; use 0, which "
             f"takes them all"
         )
     return strategy

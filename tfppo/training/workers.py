@@ -9,6 +9,7 @@ must make the same ones in the same order.
 """
 
 import io
+import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,7 @@ _DIGITS = 4  # such numbers of a digest
 _SECONDS_TO_NOTICE = 1.0  # for others to end by the same error, before they find that this worker is gone
 _PLACE = re.compile(r"/job:worker/(?:replica:\d+/)?task:(\d+)")
 _REASON = {True: "it has not been heard of for some seconds", False: "it has closed its connection"}
-_SHARED = (
+SHARED = (
     "--workdir, and the models and data that settings name, must be on a file system that all machines share, or be "
     "the same everywhere"
 )
@@ -194,10 +195,15 @@ def workers_of(strategy: tf.distribute.Strategy) -> Alone:
 
 
 def restore_together(keeper: CheckpointKeeper, model: keras.Layer, workers: Alone) -> int:
-    """Restores the newest checkpoint; returns the steps done. Raises: UserError where workers have read another one."""
+    """Restores the newest checkpoint; returns the steps done.
+
+    Raises: UserError where workers have read another one, or train with other data or models.
+    """
+    for name, value in keeper.identity.items():
+        workers.agree(f"the {name}", json.dumps(value), SHARED)
     done = keeper.restore()
     if workers.cluster.count > 1:
-        workers.agree(f"the checkpoint of {done} steps", f"{done} {weights_digest(model)}", _SHARED)
+        workers.agree(f"the checkpoint of {done} steps", f"{done} {weights_digest(model)}", SHARED)
     return done
 
 

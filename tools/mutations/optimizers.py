@@ -31,7 +31,7 @@ MUTATIONS = [
     Mutation(
         "clipping_left_out_on_one_replica",
         "training/optimization.py",
-        "optimize.apply",
+        "_step_in_a_branch.apply",
         [
             replace("optimizer.apply_scaled", "optimizer.apply"),
             replace("(gradients, scales)", "(gradients,)"),
@@ -83,7 +83,7 @@ MUTATIONS = [
     Mutation(
         "a_program_forgets_the_moments",
         "training/adam.py",
-        "_FusedAdam.write",
+        "_FusedAdam.assign_stack",
         [replace("self._kept(stack.variables)", "[stack.variables] * 3")],
         PROGRAM,
     ),
