@@ -351,7 +351,7 @@ def test_a_resumed_run_samples_as_it_did_whatever_is_measured_since(tmp_path, mo
 def test_another_reference_is_refused(finished):
     folder = finished[3]
     trainer = finished[0]
-    identity = trainer.keeper._identity
+    identity = trainer.keeper.identity
     its_own = {"tokenizer", "reference", "models of reward.functions", "set of prompts", "ppo.trainable_blocks"}
     assert set(identity) == its_own
     manifest = json.loads((folder / "checkpoints" / f"ckpt-{ITERATIONS}.json").read_text())
