@@ -40,16 +40,20 @@ def device_figures() -> dict[str, float]:
     return {} if peak is None else {"memory/device_peak_gb": peak}
 
 
+def memory_ran_out(error: tf.errors.OpError) -> bool:
+    """Whether an error of TensorFlow is about memory: XLA's have another class than those of operations."""
+    return isinstance(error, tf.errors.ResourceExhaustedError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
 @contextmanager
 def no_memory_told() -> Iterator[None]:
     """Raises UserError in place of TensorFlow's errors where memory ran out."""
     try:
         yield
     except tf.errors.OpError as error:
-        text = str(error)
-        if not isinstance(error, tf.errors.ResourceExhaustedError) and "RESOURCE_EXHAUSTED" not in text:
+        if not memory_ran_out(error):
             raise
-        raise UserError(f"memory ran out ({text.strip().splitlines()[0][:200]}); {_REMEDY}") from error
+        raise UserError(f"memory ran out ({str(error).strip().splitlines()[0][:200]}); {_REMEDY}") from error
 
 
 def _gpus():

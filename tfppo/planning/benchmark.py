@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfppo.computation.choice import choose_computation
 from tfppo.computation.devices import round_products
-from tfppo.computation.memory import device_peak_gb, restart_device_peak
+from tfppo.computation.memory import device_peak_gb, memory_ran_out, restart_device_peak
 from tfppo.computation.modes import seconds_of
 from tfppo.config import Config
 from tfppo.data.prompts import Prompts
@@ -238,7 +238,9 @@ def measure(
 def _left_out_without_memory(findings, what):
     try:
         yield
-    except tf.errors.ResourceExhaustedError:
+    except tf.errors.OpError as error:
+        if not memory_ran_out(error):
+            raise
         findings.left_out[what] = "memory ran out"
 
 
