@@ -3,6 +3,7 @@
 import pytest
 import tensorflow as tf
 
+from tfppo.cluster import Cluster
 from tfppo.computation import choice, devices
 from tfppo.computation.native import availability, building
 from tfppo.computation.native.engine import NativeEngine
@@ -47,6 +48,16 @@ def test_a_narrow_model_is_updated_in_float32_by_xla():
     computation = chosen(width=128)
     assert names(computation) == [["C++"], ["XLA"], ["XLA"]]
     assert "bfloat16 is chosen from width 256 on, and this model has 128" in computation.update.reason
+
+
+def test_several_workers_measure_nothing_and_say_what_samples(monkeypatch):
+    """Their clocks would not agree on an engine."""
+    settings = dict(sampling={"native": False}, ppo={"native": False})
+    assert names(chosen(**settings))[0] == ["XLA", "graph"]
+    monkeypatch.setattr(choice, "this_cluster", lambda: Cluster(("a:1", "b:1")))
+    computation = chosen(**settings)
+    assert names(computation)[0] == ["XLA"]
+    assert "the first batch" not in computation.describe()
 
 
 def test_another_architecture_goes_without_cpp_and_insisting_is_refused():

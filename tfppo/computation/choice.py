@@ -5,6 +5,7 @@ are fast outside of XLA only. On GPUs XLA computes everything, in programs of `f
 what cannot be had is an error.
 """
 
+from tfppo.cluster import this_cluster
 from tfppo.computation.computation import Chosen, Computation
 from tfppo.computation.devices import (
     WIDTH_FOR_BFLOAT16,
@@ -45,7 +46,10 @@ def choose_computation(ppo: PpoConfig, sampling: SamplingConfig, *, width: int, 
     else:
         scoring = _choose_graph(sampling.jit_compile, rollout_dtype, "sampling.jit_compile")
     return Computation(
-        sampling=choose_sampling(sampling, rollout_dtype, architecture=architecture, measures=True),
+        # Workers must sample by the same engine, and their clocks would not agree.
+        sampling=choose_sampling(
+            sampling, rollout_dtype, architecture=architecture, measures=this_cluster().count == 1
+        ),
         scoring=scoring,
         update=update,
     )
@@ -87,16 +91,13 @@ def _choose_update(ppo, dtype, why_dtype, architecture):
     )
     if ops is not None:
         return Chosen(engines=(NativeEngine(ops, dtype),), reason=f"{reason}; {why_dtype}")
-    compiled = resolve_jit_compile(ppo.jit_compile, dtype)
-    fixed_shapes = compiled and has_gpu()
-    engine = GraphEngine(dtype, compiled, recomputes=ppo.gradient_checkpointing, fixed_shapes=fixed_shapes)
-    why = "ppo.jit_compile says so" if ppo.jit_compile is not None else _rule_of(engine)
-    return Chosen(engines=(engine,), reason=f"{why}; {why_dtype}; {reason}")
+    graph = _choose_graph(ppo.jit_compile, dtype, "ppo.jit_compile", recomputes=ppo.gradient_checkpointing)
+    return Chosen(engines=graph.engines, reason=f"{graph.reason}; {why_dtype}; {reason}")
 
 
-def _choose_graph(jit_compile, dtype, setting):
+def _choose_graph(jit_compile, dtype, setting, recomputes=False):
     compiled = resolve_jit_compile(jit_compile, dtype)
-    engine = GraphEngine(dtype, compiled, fixed_shapes=compiled and has_gpu())
+    engine = GraphEngine(dtype, compiled, recomputes, fixed_shapes=compiled and has_gpu())
     reason = f"{setting} says so" if jit_compile is not None else _rule_of(engine)
     return Chosen(engines=(engine,), reason=reason)
 

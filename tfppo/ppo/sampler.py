@@ -15,7 +15,6 @@ from tfppo.ppo.drawing import draw_uniforms
 from tfppo.ppo.sampling import sample
 from tfppo.ppo.types import Samples
 from tfppo.training.replicas import map_rows
-from tfppo.training.workers import workers_of
 
 
 class Sampler:
@@ -38,8 +37,6 @@ class Sampler:
         strategy: tf.distribute.Strategy,
         value_after_stop: bool = False,
     ):
-        # Workers must sample by the same engine, and their clocks would not agree.
-        engines = engines if workers_of(strategy).cluster.count == 1 else engines[:1]
         self.policy, self.config, self.engines = policy, config, tuple(engines)
         self._num_replicas = strategy.num_replicas_in_sync
         # None: before a first call that measures
