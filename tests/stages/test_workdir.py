@@ -24,6 +24,14 @@ def test_operations_are_deterministic_where_that_is_asked_for(tmp_path, monkeypa
         assert len(asked) == number
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_float32_products_are_rounded_where_that_is_asked_for_alone(tmp_path, monkeypatch, wanted):
+    allowed = []
+    monkeypatch.setattr("tensorflow.config.experimental.enable_tensor_float_32_execution", allowed.append)
+    open_run(Config(tensorfloat32=wanted), tmp_path / "run")
+    assert allowed == [wanted]
+
+
 def test_a_model_goes_by_its_name_or_its_folder(workdir, monkeypatch):
     assert model_folder(workdir, None) == model_folder(workdir, "policy") == workdir / "policy"
     monkeypatch.chdir(workdir.parent)

@@ -22,7 +22,6 @@ import keras
 import tensorflow as tf
 
 from tfppo import __version__
-from tfppo.computation.devices import round_products
 from tfppo.config import Config
 from tfppo.errors import UserError
 from tfppo.files import user_path
@@ -46,8 +45,8 @@ def open_run(config: Config, workdir: Path | str) -> tuple[Path, tf.distribute.S
     Raises: UserError where the configuration cannot work, the folder cannot be written, or devices are missing.
     """
     config.validate()
-    folder, strategy = open_folder(workdir), make_strategy(config.num_replicas, config.cross_device_ops)
-    round_products(tensorfloat32=config.tensorfloat32)
+    folder = open_folder(workdir)
+    strategy = make_strategy(config.num_replicas, config.cross_device_ops, config.tensorfloat32)
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -31,18 +31,20 @@ _CROSS_DEVICE_OPS: dict[str, Callable[[], tf.distribute.CrossDeviceOps | None]] 
 _COMMUNICATION = {"auto": "AUTO", "nccl": "NCCL", "hierarchical_copy": "RING", "reduction_to_one_device": "RING"}
 
 
-def make_strategy(num_replicas: int = 0, cross_device_ops: str = "auto") -> tf.distribute.Strategy:
+def make_strategy(
+    num_replicas: int = 0, cross_device_ops: str = "auto", tensorfloat32: bool = False
+) -> tf.distribute.Strategy:
     """The strategy over the devices of this machine, or of all machines that TF_CONFIG names.
 
-    It must be made before TensorFlow computes anything. Products in float32 are exact to float32 from then on;
-    `round_products` changes that.
+    It must be made before TensorFlow computes anything.
 
     Args:
         num_replicas: 0 takes every GPU, or one CPU of each machine.
         cross_device_ops: how sums over replicas are made; one of CROSS_DEVICE_OPS.
+        tensorfloat32: whether float32 products on GPUs may round their factors from then on; see `round_products`.
     Raises: UserError where there are not as many devices as asked for, or not what the sums are to be made by.
     """
-    round_products(tensorfloat32=False)
+    round_products(tensorfloat32=tensorfloat32)
     if cross_device_ops == "nccl" and not has_gpu():
         raise UserError("cross_device_ops is 'nccl', but TensorFlow finds no GPU here; leave it at 'auto'")
     if this_cluster().count > 1:
