@@ -202,7 +202,8 @@ def test_call_and_response_outputs_of_the_policy(policy):
     prompt_ids, prompt_mask = left_padded(prompts, 4)
     response_mask = np.array([[1, 1, 1], [1, 1, 0]], np.float32)
     logits, values = policy.response_outputs(prompt_ids, prompt_mask, response, response_mask)
-    lm_logits = policy.language_model.response_logits(prompt_ids, prompt_mask, response, response_mask)
+    model = policy.language_model
+    lm_logits = model.logits(model.trunk.response_states(prompt_ids, prompt_mask, response, response_mask))
     assert logits.shape == lm_logits.shape == (2, 3, 70) and values.shape == (2, 3)
     for row, prompt in enumerate(prompts):
         text = np.concatenate([prompt, response[row]])

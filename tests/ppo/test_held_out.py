@@ -118,7 +118,9 @@ def test_the_figures_are_those_of_plain_loops_over_the_samples(tmp_path):
             type(batch)(*map(keras.ops.convert_to_tensor, whole)), seed_for(5, "held-out", number)
         )
         arguments = *whole, drawn.response_ids, drawn.response_mask
-        logits, ref_logits = (model.response_logits(*arguments).numpy() for model in (policy.language_model, ref_model))
+        models = policy.language_model, ref_model
+        states = (model.trunk.response_states(*arguments) for model in models)
+        logits, ref_logits = (model.logits(own).numpy() for model, own in zip(models, states, strict=True))
         for row in range(real):
             ids = drawn.response_ids[row].numpy().tolist()
             length = ids.index(EOS) + 1 if EOS in ids else RESPONSE

@@ -1,7 +1,6 @@
 """Negative log-likelihood of texts under a language model, and perplexity."""
 
 import math
-from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -20,9 +19,7 @@ def _summed_loss(logits, targets, weights):
     return masked_sum(-token_logprobs(logits, targets), weights)
 
 
-@tf.function(jit_compile=True, autograph=False)
-def _logprobs(logits, targets):
-    return token_logprobs(logits, targets)
+_logprobs = tf.function(token_logprobs, jit_compile=True, autograph=False)
 
 
 def negative_log_likelihood(
@@ -35,8 +32,7 @@ def negative_log_likelihood(
 
     Args: arithmetic: what computes it; None: the model's own.
     """
-    hidden_states = model.trunk if arithmetic is None else partial(model.trunk.hidden_states, arithmetic=arithmetic)
-    hidden = hidden_states(
+    hidden = model.trunk.computed_by(arithmetic)(
         batch.inputs, segment_ids=batch.segment_ids, positions=batch.positions, dropout_seed=dropout_seed
     )
     if model.has_many_logits(hidden):

@@ -65,12 +65,6 @@ class LanguageModel(keras.Model):
         hidden = self.trunk(token_ids, padding_mask, segment_ids, positions, dropout_seed)
         return tf.cast(self.logits(hidden), tf.float32)
 
-    def response_logits(
-        self, prompt_ids: tf.Tensor, prompt_mask: tf.Tensor, response_ids: tf.Tensor, response_mask: tf.Tensor
-    ) -> tf.Tensor:
-        """Logits [B, R, V] of the states in which each response token was chosen; the arguments are the trunk's."""
-        return self.logits(self.trunk.response_states(prompt_ids, prompt_mask, response_ids, response_mask))
-
     def logits(self, hidden: tf.Tensor, arithmetic: Arithmetic | None = None) -> tf.Tensor:
         """Next-token logits [..., V] of hidden states [..., D], in the dtype of the product."""
         arithmetic = arithmetic or self.trunk.arithmetic

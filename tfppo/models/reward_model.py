@@ -1,6 +1,5 @@
 """The reward model: a Transformer trunk with a scalar head."""
 
-from functools import partial
 from typing import Any
 
 import keras
@@ -59,8 +58,7 @@ class RewardModel(keras.Model):
         token_ids = tf.concat([prompt_ids, response_ids], axis=1)
         mask = tf.concat([tf.cast(prompt_mask, tf.int32), tf.cast(response_mask, tf.int32)], axis=1)
         # From the prompt's end on: there, number n is the state after n tokens of the response.
-        trunk = self.trunk if arithmetic is None else partial(self.trunk.hidden_states, arithmetic=arithmetic)
-        states = trunk(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
+        states = self.trunk.computed_by(arithmetic)(token_ids, mask, start=size_of(prompt_ids, 1) - 1)
         lengths = tf.cast(tf.reduce_sum(response_mask, axis=1), tf.int32)
         return self._head(tf.gather(states, lengths, batch_dims=1))
 

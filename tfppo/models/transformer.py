@@ -11,7 +11,8 @@ The cache of a block is a pair of [B, H, C, D/H] tensors: attention then is one 
 slot in place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -148,6 +149,10 @@ class Transformer(keras.layers.Layer):
         x = through_blocks(lower, x, states, arithmetic)
         x = states(last, len(lower), x, arithmetic, start)
         return self.final_norm.normalize(x, arithmetic)
+
+    def computed_by(self, arithmetic: Arithmetic | None) -> Callable[..., tf.Tensor]:
+        """`hidden_states` by an arithmetic; None: the layer as Keras calls it, by its own."""
+        return self if arithmetic is None else partial(self.hidden_states, arithmetic=arithmetic)
 
     def response_states(
         self,

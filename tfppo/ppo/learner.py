@@ -1,6 +1,5 @@
 """The PPO update: epochs of shuffled minibatches over one rollout, in one compiled call."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -53,21 +52,25 @@ class Learner:
         # Where a shape costs a long compilation there is only one: all responses with their padding.
         lengths_vary = lengths_vary and not engine.fixed_shapes
         self._cutter = Cutter(config, lengths_vary=lengths_vary, skips_padding=engine.skips_padding)
-        self._epochs: Callable[..., Any]
         self._part_gradients = engine.function(self._gradients_of_part)
-        settings: dict[str, Any] = dict(
-            max_grad_norm=config.max_grad_norm, groups=self._clipped_together, stop_when=self._is_too_far
-        )
-        in_a_loop = partial(self._gradients_in_a_loop, (), self.variables)
-        whole = engine.function(in_a_loop) if engine.fixed_shapes else self._replica_gradients
-        self._steps: Steps | StackedSteps = Steps(strategy, self.optimizer, whole, **settings)
-        self._epochs = self._run_epochs
-        if engine.fixed_shapes and strategy.num_replicas_in_sync == 1:
-            alike = policy.alike_weights(self.variables)
-            self._steps = StackedSteps(self.optimizer, self._gradients_in_a_loop, alike, **settings)
-            self._epochs = CompiledProgram(strategy, self._run_epochs)
+        is_program = engine.fixed_shapes and strategy.num_replicas_in_sync == 1
+        self._epochs = CompiledProgram(strategy, self._run_epochs) if is_program else self._run_epochs
+        self._steps = self._make_steps(is_program)
         # No AutoGraph, here and elsewhere: loops are explicit, and its rewriting takes seconds of every process.
         self.update = tf.function(self._update, autograph=False)
+
+    def _make_steps(self, is_program) -> Steps | StackedSteps:
+        """The optimizer steps of an update. Args: is_program: whether all of them are one program."""
+        settings: dict[str, Any] = dict(
+            max_grad_norm=self.config.max_grad_norm, groups=self._clipped_together, stop_when=self._is_too_far
+        )
+        if is_program:
+            alike = self.policy.alike_weights(self.variables)
+            return StackedSteps(self.optimizer, self._gradients_in_a_loop, alike, **settings)
+        gradients = self._replica_gradients
+        if self.engine.fixed_shapes:
+            gradients = self.engine.function(partial(self._gradients_in_a_loop, (), self.variables))
+        return Steps(self.strategy, self.optimizer, gradients, **settings)
 
     def _update(self, rollout, shuffle_seed, kl_coef, policy_coef=1.0, idle_steps=0):
         """Improves the policy by `ppo_epochs` passes over a rollout, or fewer where approx_kl exceeds `target_kl`.

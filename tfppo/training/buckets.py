@@ -1,5 +1,6 @@
 """Many tensors as a few vectors: a sum over replicas then is a few large messages instead of hundreds of small ones."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -28,7 +29,7 @@ def layout_of(tensors: Sequence[tf.Tensor], limit: int = BUCKET_ELEMENTS) -> Lay
     buckets: list[list[int]] = []
     filled = 0
     for number, shape in enumerate(shapes):
-        size = _size(shape)
+        size = math.prod(shape)
         if not buckets or filled + size > limit:
             buckets.append([])
             filled = 0
@@ -48,7 +49,7 @@ def unflatten(buckets: Sequence[tf.Tensor], layout: Layout) -> list[tf.Tensor]:
     found = []
     for vector, numbers in zip(buckets, layout.buckets, strict=True):
         shapes = [layout.shapes[number] for number in numbers]
-        parts = tf.split(vector, [_size(shape) for shape in shapes])
+        parts = tf.split(vector, [math.prod(shape) for shape in shapes])
         found += [tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)]
     return found
 
@@ -63,10 +64,3 @@ def sum_in_buckets(
 
 def _joined(vectors):
     return vectors[0] if len(vectors) == 1 else tf.concat(vectors, axis=0)
-
-
-def _size(shape):
-    size = 1
-    for length in shape:
-        size *= length
-    return size

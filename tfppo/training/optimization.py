@@ -119,7 +119,7 @@ def sum_over_parts(
 
 def _summed(gradients, statistics, optimizer):
     """Gradients and statistics, summed over all replicas in a few large vectors. The statistics go along at the end."""
-    for gradient, variable in zip(gradients, optimizer._trainable_variables, strict=True):
+    for gradient, variable in zip(gradients, optimizer.variables_in_order(), strict=True):
         gradient.set_shape(variable.shape)  # which an engine's operation may not tell
     figures = tf.nest.flatten(statistics)
     totals = sum_in_buckets(sum_over_replicas, [*gradients, *figures])
